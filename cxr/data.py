@@ -1,0 +1,271 @@
+"""Sources, decoding and transforms as streaming Ray Datasets, kept as shards in a cache.
+
+Shards are Parquet files below `CACHE/<kind>/<key>/`, apart by fold, so that any choice of training
+and validation folds reads only its own files. An `index.json`, written last, names them: a folder
+without one is not used. The key covers the listing (uri, size, time, label, patient, fold) and all
+settings that the stored numbers depend on.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pds
+import ray.data
+from numpy.typing import NDArray
+from ray.actor import ActorHandle
+from ray.data.datasource.partitioning import Partitioning
+
+from cxr import decoding, storage, transforms
+from cxr.errors import DataError, StorageError
+from cxr.progress import Counter, Progress
+
+FORMAT: Final = 1
+"""Raise it when decoding or the shards' layout changes, so that older caches are not read."""
+
+IMAGES_PER_BLOCK: Final = 64
+"""Rows of one decoding task and one shard: on two cores 30 to 125 ran fastest, smaller blocks
+spend their time on scheduling and larger ones starve the last core."""
+
+READ_CPUS: Final = 0.05
+"""CPUs that a task which only copies shards into memory claims, so that it runs beside workers
+which claim the rest."""
+
+FAILED_FOLD: Final = -1
+"""The fold of images that gave no pixels; their rows hold the reason instead."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A data set as arrays of one shape, in Parquet files by fold."""
+
+    folder: str
+    """Where they are."""
+    shape: tuple[int, ...]
+    """Shape of one row's array."""
+    dtype: str
+    """numpy dtype of one row's array."""
+    parts: Mapping[int, tuple[str, ...]]
+    """Parquet files by fold: columns row (int64), label (int64), x (binary)."""
+    table: pa.Table
+    """A row an image, in order of `row`: row, uri, label, patient, subtype, fold, sha256."""
+    failed: pa.Table
+    """Images that gave no pixels: uri, reason."""
+
+    def rows(self, folds: Sequence[int]) -> pa.Table:
+        """The rows of `table` in the given folds."""
+        return self.table.filter(pc.is_in(self.table["fold"], pa.array(folds, pa.int64())))
+
+    def dataset(
+        self, folds: Sequence[int] | None = None, columns: Sequence[str] | None = None
+    ) -> "ray.data.Dataset":
+        """Stream the given folds, or all; the given columns, or all."""
+        chosen = self.parts if folds is None else folds
+        paths = [path for fold in chosen for path in self.parts.get(fold, ())]
+        return ray.data.read_parquet(
+            paths,
+            columns=None if columns is None else list(columns),
+            partitioning=Partitioning("hive", field_types={"fold": int}),
+            num_cpus=READ_CPUS,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content of all images with their labels, whatever their order."""
+        lines = sorted(
+            f"{sha256} {label}"
+            for sha256, label in zip(
+                self.table["sha256"].to_pylist(), self.table["label"].to_pylist(), strict=True
+            )
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def to_arrays(batch: pa.Table, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """The column `x` of a batch as an array (N, *shape), without a copy and not writable."""
+    column = batch["x"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    length = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    offsets, values = column.buffers()[1:3]
+    first = np.frombuffer(offsets, np.int32, count=1, offset=4 * column.offset)[0]
+    flat = np.frombuffer(values, np.uint8, count=len(column) * length, offset=first)
+    return flat.view(dtype).reshape(len(column), *shape)
+
+
+def default_cache() -> str:
+    """The user's cache folder for this project: `$XDG_CACHE_HOME/cxr` or `~/.cache/cxr`."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return str(Path(base) / "cxr")
+
+
+def decode_shards(
+    listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str
+) -> Shards:
+    """Decode every radiograph of a listing once, or take what an earlier run decoded.
+
+    Args:
+        listing: of schema `sources.LISTING`.
+        folds: the fold of each radiograph, (N,), 0 or above.
+        image_px: side of the stored squares.
+        cache: folder or bucket prefix; on a cluster one that all nodes reach.
+
+    Returns:
+        Shards of grey pixels, uint8 (image_px, image_px), and the images that gave none.
+
+    Raises:
+        DataError: not one image could be decoded.
+    """
+    listing = listing.append_column("fold", pa.array(folds, pa.int64()))
+    key = _key("pixels", image_px, listing.to_pylist())
+    folder = storage.join(storage.absolute(cache), "pixels", key)
+    shards = load_shards(folder)
+    if shards is None:
+        rows = listing.select(["uri", "label", "patient", "subtype", "fold"]).append_column(
+            "row", pa.array(np.arange(len(listing)))
+        )
+        blocks = [
+            part.slice(start, IMAGES_PER_BLOCK)
+            for fold in np.unique(folds)
+            for part in [rows.filter(pc.equal(rows["fold"], int(fold)))]
+            for start in range(0, len(part), IMAGES_PER_BLOCK)
+        ]
+        with Progress(f"decoding to {image_px} px", len(listing)) as progress:
+            dataset = ray.data.from_arrow(blocks).map_batches(
+                _decode,
+                batch_format="pyarrow",
+                batch_size=None,
+                fn_args=(image_px, progress.counter),
+            )
+            shards = write_shards(dataset, folder, (image_px, image_px), "uint8")
+    if not len(shards.table):
+        reasons = "; ".join(sorted(set(shards.failed["reason"].to_pylist()))[:3])
+        raise DataError(f"none of the {len(listing)} radiographs can be read: {reasons}")
+    return shards
+
+
+def write_shards(
+    dataset: "ray.data.Dataset",
+    folder: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    write_cpus: float | None = None,
+) -> Shards:
+    """Run a dataset and keep its rows; the folder counts only once all are written.
+
+    Args:
+        dataset: rows {row, uri, label, patient, subtype, fold, sha256, error, x}, `x` the bytes of
+            an array.
+        folder: where; several writers of the same shards do not disturb each other.
+        shape: of one row's array.
+        dtype: of one row's array.
+        write_cpus: CPUs of a writing task where it cannot run inside the task before it: behind
+            actors that hold all CPUs a task that wants a whole one would wait for ever.
+    """
+    parts_folder = storage.join(folder, uuid.uuid4().hex[:12])
+    system, path = storage.resolve(parts_folder)
+    try:
+        dataset.write_parquet(
+            parts_folder,
+            partition_cols=["fold"],
+            ray_remote_args=None if write_cpus is None else {"num_cpus": write_cpus},
+        )
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error}.") from None
+    files = [f.uri for f in storage.list_files(parts_folder) if f.uri.endswith(".parquet")]
+    parts: dict[int, list[str]] = {}
+    for file in files:
+        fold = int(file.rsplit("/fold=", 1)[1].split("/", 1)[0])
+        parts.setdefault(fold, []).append(file)
+    columns = ["row", "uri", "label", "patient", "subtype", "fold", "sha256", "error"]
+    table = pds.dataset(path, filesystem=system, partitioning="hive").to_table(columns=columns)
+    table = table.set_column(5, "fold", table["fold"].cast(pa.int64())).sort_by("row")
+    storage.write_table(storage.join(folder, "rows.parquet"), table)
+    relative = {
+        str(fold): [file[len(folder) + 1 :] for file in files]
+        for fold, files in sorted(parts.items())
+        if fold != FAILED_FOLD
+    }
+    storage.write_json(
+        storage.join(folder, "index.json"),
+        {"shape": shape, "dtype": dtype, "parts": relative},
+    )
+    shards = load_shards(folder)
+    assert shards is not None
+    return shards
+
+
+def load_shards(folder: str) -> Shards | None:
+    """The shards of a folder; None where they were never finished."""
+    index_uri = storage.join(folder, "index.json")
+    if storage.kind(index_uri) != "file":
+        return None
+    index = storage.read_json(index_uri)
+    table = storage.read_table(storage.join(folder, "rows.parquet"))
+    failed = pc.equal(table["fold"], FAILED_FOLD)
+    return Shards(
+        folder=folder,
+        shape=tuple(index["shape"]),
+        dtype=index["dtype"],
+        parts={
+            int(fold): tuple(storage.join(folder, file) for file in files)
+            for fold, files in index["parts"].items()
+        },
+        table=table.filter(pc.invert(failed)).drop_columns(["error"]),
+        failed=table.filter(failed).select(["uri", "error"]).rename_columns(["uri", "reason"]),
+    )
+
+
+def shards_key(shards: Shards, *settings: object) -> str:
+    """The cache key of what is computed from shards with settings."""
+    return _key(shards.folder.rsplit("/", 1)[1], *settings)
+
+
+def read_radiograph(uri: str, image_px: int) -> tuple[NDArray[np.uint8] | None, str, str]:
+    """Read, decode and resize one radiograph: what training, evaluation and scoring all call.
+
+    Returns:
+        Grey pixels uint8 (image_px, image_px), or None with the reason; and the SHA-256 of the
+        file's bytes, `""` where it could not be read.
+    """
+    try:
+        data = storage.read_bytes(uri)
+    except StorageError as error:
+        return None, f"unreadable: {str(error).removeprefix(uri + ': ')}", ""
+    sha256 = hashlib.sha256(data).hexdigest()
+    decoded = decoding.decode(data, min_px=image_px)
+    if decoded.pixels is None:
+        return None, f"{decoded.status}: {decoded.reason}", sha256
+    return transforms.resize(decoded.pixels, image_px), "", sha256
+
+
+def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> pa.Table:
+    # rows in: {uri, label, patient, subtype, fold, row}; rows out: those, sha256, error, x
+    read = [read_radiograph(uri, image_px) for uri in batch["uri"].to_pylist()]
+    folds = [
+        FAILED_FOLD if error else fold
+        for fold, (_, error, _) in zip(batch["fold"].to_pylist(), read, strict=True)
+    ]
+    batch = batch.set_column(
+        batch.column_names.index("fold"), "fold", pa.array(folds, pa.int64())
+    )
+    batch = batch.append_column("sha256", pa.array([sha256 for _, _, sha256 in read]))
+    batch = batch.append_column("error", pa.array([error for _, error, _ in read]))
+    pixels = [None if x is None else x.tobytes() for x, _, _ in read]
+    counter.add.remote(len(batch))
+    return batch.append_column("x", pa.array(pixels, pa.binary()))
+
+
+def _key(*settings: object) -> str:
+    text = json.dumps([FORMAT, *settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+

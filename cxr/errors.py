@@ -1,0 +1,32 @@
+"""What can go wrong, said in one sentence: where, what was found, what to do.
+
+Every error takes one string, so that it survives the way from a worker to the driver.
+"""
+
+
+class CxrError(Exception):
+    """Any error that the user can act on; jobs print it without a traceback."""
+
+
+class SettingsError(CxrError):
+    """A setting is impossible or unknown."""
+
+
+class DataError(CxrError):
+    """The radiographs, labels or splits are not what a job needs."""
+
+
+class ImageError(CxrError):
+    """One radiograph cannot be used."""
+
+
+class WeightsError(CxrError):
+    """Pretrained weights are missing, unreachable or do not fit the network."""
+
+
+class CheckpointError(CxrError):
+    """A checkpoint or run folder is missing, incomplete or not what it claims to be."""
+
+
+class StorageError(CxrError):
+    """A path or bucket cannot be read or written."""

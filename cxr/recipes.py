@@ -1,0 +1,211 @@
+"""Everything that defines a model and its training, and the four published versions as values.
+
+The versions are those of the 2019 experiment that this project carries on. A recipe states the
+*intent* of each, done correctly; `docs/versions.md` says where the experiment's notebooks differed.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+from cxr.errors import SettingsError
+
+Convolutions = int | Literal["all"]
+Normalization = Literal["none", "unit", "imagenet", "per_image"]
+ClassWeighting = Literal["none", "fixed", "balanced"]
+Pooling = Literal["flatten", "average"]
+Augmentation = Literal["none", "affine"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Loading = Literal["memory", "stream"]
+
+FIXED_CLASS_WEIGHTS: Final = (1.0, 0.4)
+"""Loss weights of normal and pneumonia under `fixed`, as the 2019 experiment set them."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to build and train a classifier of chest radiographs."""
+
+    name: str = "v2"
+    """What the run and its reports call the recipe."""
+    backbone: str = "vgg16"
+    """Any torchvision network with a `.features` part: alexnet, vgg16, squeezenet1_1, ..."""
+    pretrained: Convolutions = "all"
+    """How many leading convolutions take pretrained weights; `all` for the whole backbone."""
+    frozen: Convolutions = "all"
+    """How many leading convolutions stay as they are in training; at most `pretrained`."""
+    image_px: int = 224
+    """Side of the square that each radiograph is resized to, in pixels."""
+    normalization: Normalization = "none"
+    """none: grey levels 0-255. unit: 0-1. imagenet: channel statistics of ImageNet. per_image:
+    each radiograph to mean 0 and standard deviation 1."""
+    class_weighting: ClassWeighting = "none"
+    """Loss weights: none; fixed: 1.0 normal, 0.4 pneumonia; balanced: inverse class frequency."""
+    pooling: Pooling = "flatten"
+    """How the backbone's maps reach the head: every number, or the average of each map."""
+    hidden: tuple[int, ...] = (1024, 512)
+    """Widths of the head's dense layers before the last one, which has one unit a class."""
+    dropout: tuple[float, ...] = (0.0, 0.7, 0.5)
+    """Dropout rate before each dense layer of the head, the last one included."""
+    augmentation: Augmentation = "none"
+    """affine: small random rotations, shifts, zooms and exposure changes, drawn on the device."""
+    optimizer: Optimizer = "adam"
+    """The optimizer, with PyTorch's defaults but for the rates below."""
+    learning_rate: float = 1e-3
+    """Learning rate of the first step."""
+    learning_rate_decay: float = 0.0
+    """Inverse-time decay a step: rate = learning_rate / (1 + learning_rate_decay * step)."""
+    weight_decay: float = 0.0
+    """Weight decay, as the optimizer defines it."""
+    batch_size: int = 15
+    """Radiographs a step over all workers together."""
+    epochs: int = 3
+    """Passes over the training data, at most."""
+    patience: int = 5
+    """Epochs without a better validation AUC before training stops early."""
+    loading: Loading = "stream"
+    """memory: training data are held in the workers' memory. stream: they are read each epoch."""
+    seed: int = 0
+    """Seed of the head's start, of dropout and of the order of radiographs."""
+
+    def __post_init__(self) -> None:
+        for field, kind in get_type_hints(Recipe).items():
+            if not _is_a(getattr(self, field), kind):
+                raise SettingsError(
+                    f"{field}: {getattr(self, field)!r} is not possible. {_expected(kind)}"
+                )
+        for field in ("image_px", "batch_size", "epochs", "patience"):
+            if getattr(self, field) < 1:
+                raise SettingsError(f"{field}: {getattr(self, field)} is below 1.")
+        if self.learning_rate <= 0:
+            raise SettingsError(f"learning_rate: {self.learning_rate} is not above 0.")
+        for field in ("learning_rate_decay", "weight_decay", "pretrained", "frozen"):
+            value = getattr(self, field)
+            if value != "all" and value < 0:
+                raise SettingsError(f"{field}: {value} is below 0.")
+        if any(width < 1 for width in self.hidden):
+            raise SettingsError(f"hidden: {self.hidden} has a layer narrower than 1.")
+        if any(not 0 <= rate < 1 for rate in self.dropout):
+            raise SettingsError(f"dropout: {self.dropout} has a rate outside 0 to 1.")
+        if len(self.dropout) != len(self.hidden) + 1:
+            raise SettingsError(
+                f"dropout: {len(self.dropout)} rates for {len(self.hidden) + 1} dense layers"
+                f" (hidden {self.hidden} and the last one). Give one rate a layer, 0 for none."
+            )
+        if not _at_most(self.frozen, self.pretrained):
+            raise SettingsError(
+                f"frozen: {self.frozen} convolutions would stay as they are, but only"
+                f" {self.pretrained} are pretrained. Lower --frozen or raise --pretrained."
+            )
+
+    def to_json(self) -> str:
+        """The recipe as an indented JSON object, one key a field."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """Read what `to_json` wrote; fields left out take their defaults.
+
+        Raises:
+            SettingsError: not a JSON object, an unknown field, or an impossible value.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise SettingsError(f"not a recipe: {error}.") from None
+        if not isinstance(values, dict):
+            raise SettingsError(f"not a recipe: a JSON {type(values).__name__}, not an object.")
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise SettingsError(
+                f"unknown recipe field {', '.join(unknown)}. Choices: {', '.join(known)}."
+            )
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**lists)
+
+
+def _at_most(inner: Convolutions, outer: Convolutions) -> bool:
+    if outer == "all":
+        return True
+    return inner != "all" and inner <= outer
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    if args := get_args(kind):
+        return any(_is_a(value, arg) for arg in args)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"Choices: {', '.join(get_args(kind))}."
+    if kind == Convolutions:
+        return "Give a number of convolutions, or all."
+    return f"Expected {getattr(kind, '__name__', kind)}."
+
+
+_V1 = Recipe(
+    name="v1",
+    class_weighting="fixed",
+    learning_rate=1e-4,
+    learning_rate_decay=1e-5,
+    batch_size=1,
+    epochs=1,
+    loading="memory",
+)
+_V2 = dataclasses.replace(
+    _V1, name="v2", learning_rate=1e-3, batch_size=15, epochs=3, loading="stream"
+)
+
+RECIPES: Final[dict[str, Recipe]] = {
+    "v0": Recipe(
+        name="v0",
+        backbone="alexnet",
+        pretrained=2,
+        frozen=2,
+        image_px=128,
+        hidden=(16,),
+        dropout=(0.4, 0.4),
+        batch_size=10,
+        epochs=2,
+        loading="memory",
+    ),
+    "v1": _V1,
+    "v2": _V2,
+    "v3": dataclasses.replace(_V2, name="v3", normalization="unit", epochs=1),
+    "best": Recipe(
+        name="best",
+        backbone="squeezenet1_1",
+        normalization="imagenet",
+        class_weighting="balanced",
+        pooling="average",
+        hidden=(),
+        dropout=(0.2,),
+        optimizer="adamw",
+        batch_size=64,
+        epochs=30,
+        loading="memory",
+    ),
+}
+"""v0-v3 by name, and `best`, the strongest that was measured here on folds of train."""
+
+PUBLISHED: Final = ("v0", "v1", "v2", "v3")
+"""The names that `--version all` trains."""
+
+
+def named(version: str) -> Recipe:
+    """The recipe of a version.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    if version not in RECIPES:
+        raise SettingsError(f"unknown version {version!r}. Choices: {', '.join(RECIPES)}, all.")
+    return RECIPES[version]

@@ -1,0 +1,27 @@
+"""What a person reads after a run: a page on one model, a page and a table on several.
+
+Pages are single HTML files that load nothing: figures are inline SVG, thumbnails base64 JPEG, and
+there is no script. They can be mailed, archived and opened without a network.
+"""
+
+from cxr.reports.comparison import (
+    PUBLISHED,
+    PublishedResult,
+    VersionResult,
+    comparison_page,
+    comparison_table,
+)
+from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
+from cxr.reports.page import thumbnail
+
+__all__ = [
+    "PUBLISHED",
+    "EvaluationReport",
+    "PublishedResult",
+    "VersionResult",
+    "WrongImage",
+    "comparison_page",
+    "comparison_table",
+    "evaluation_page",
+    "thumbnail",
+]

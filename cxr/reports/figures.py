@@ -1,0 +1,306 @@
+"""Figures as inline SVG that takes its type and colors from the page around it.
+
+Matplotlib draws with the light theme's colors; each is then replaced by the page's variable of that
+name, so that one figure reads well in light and dark.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    precision_recall_curve,
+    roc_curve,
+)
+
+from cxr import metrics
+from cxr.metrics import OperatingPoint
+from cxr.reports.page import Html, markup, tag
+
+History = Sequence[Mapping[str, Any]]
+"""One mapping for each epoch: epoch, train_loss, val_loss, val_auc, seconds; None if undefined."""
+
+PALETTE = {
+    "ink": "#17212b",
+    "muted": "#5b6875",
+    "line": "#dfe4ea",
+    "card": "#ffffff",
+    "accent": "#0b7a80",
+    "warm": "#d0602a",
+    "violet": "#6d5bd0",
+    "blue": "#2c72c7",
+    "rose": "#b93a76",
+}
+"""The variables of the page's style, with the values of its light theme."""
+
+SERIES = tuple(PALETTE[name] for name in ("accent", "warm", "violet", "blue", "rose"))
+_DASHES = ("-", "--", ":")
+
+SMALL, WIDE = (3.9, 3.3), (5.4, 3.1)
+"""Inches: a third and a half of the page's width, so that the type has one size on both."""
+
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cxr",
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+    "font.size": 9,
+    "text.color": PALETTE["ink"],
+    "axes.labelcolor": PALETTE["muted"],
+    "axes.labelsize": 9,
+    "axes.edgecolor": PALETTE["line"],
+    "axes.linewidth": 1.0,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": PALETTE["line"],
+    "grid.linewidth": 0.7,
+    "xtick.color": PALETTE["line"],
+    "ytick.color": PALETTE["line"],
+    "xtick.labelcolor": PALETTE["muted"],
+    "ytick.labelcolor": PALETTE["muted"],
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 4.5,
+}
+
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def figure(
+    name: str, text: str, draw: Callable[[Figure], None], size: tuple[float, float] = SMALL
+) -> Html:
+    """Draw on a figure of its own and return it as inline SVG.
+
+    Args:
+        name: unique on the page; the prefix of the SVG's ids.
+        text: what a screen reader says.
+        draw: puts axes on the figure.
+        size: inches, width and height.
+    """
+    file = io.StringIO()
+    # Settings hold for this block only: nothing of matplotlib's global state is changed.
+    with mpl.rc_context(_RC):
+        drawn = Figure(figsize=size, layout="constrained")
+        draw(drawn)
+        drawn.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
+    return _inline(file.getvalue(), name, text)
+
+
+def _inline(svg: str, name: str, text: str) -> Html:
+    """An SVG document as an element of a page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1 HEAD>", svg, count=1)
+    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"<]*;? ?", "", svg)
+    svg = re.sub(r"\bid=\"([^\"]+)\"", rf'id="{name}-\1"', svg)
+    svg = svg.replace("xlink:href", "href").replace('href="#', f'href="#{name}-')
+    svg = svg.replace("url(#", f"url(#{name}-")
+    for variable, color in PALETTE.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    return Html(svg.replace("HEAD", f'role="img" aria-label="{markup(text)}"', 1))
+
+
+def undefined(reason: str) -> Html:
+    """What stands where a figure cannot be drawn."""
+    return tag("p", tag("span", "undefined", class_="undefined"), f": {reason}")
+
+
+# ---------------------------------------------------------------- one model
+
+
+def roc(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> Html:
+    def draw(on: Figure) -> None:
+        false_alarms, found, _ = roc_curve(y_true, probs, drop_intermediate=True)
+        axes = _unit_square(on, "1 - specificity", "sensitivity")
+        axes.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle=":")
+        axes.plot(false_alarms, found, color=PALETTE["accent"], drawstyle="steps-post")
+        positive, called = np.asarray(y_true) == 1, point.predict(probs)
+        _mark(axes, float(called[~positive].mean()), float(called[positive].mean()))
+        axes.legend(loc="lower right")
+
+    return figure("roc", "ROC curve with the operating point", draw)
+
+
+def precision_recall(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> Html:
+    def draw(on: Figure) -> None:
+        precision, recall, _ = precision_recall_curve(y_true, probs, drop_intermediate=True)
+        axes = _unit_square(on, "sensitivity (recall)", "PPV (precision)")
+        positive, called = np.asarray(y_true) == 1, point.predict(probs)
+        share = float(positive.mean())
+        axes.axhline(share, color=PALETTE["muted"], linewidth=1, linestyle=":")
+        axes.plot(recall, precision, color=PALETTE["accent"], drawstyle="steps-pre")
+        if called.any():
+            _mark(axes, float(called[positive].mean()), float(positive[called].mean()))
+        axes.legend(loc="lower left")
+
+    return figure("pr", "Precision against recall with the operating point", draw)
+
+
+def reliability_diagram(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> Html:
+    mean_prob, share, counts = metrics.reliability(y_true, probs)
+
+    def draw(on: Figure) -> None:
+        above, below = on.subplots(2, sharex=True, height_ratios=(3, 1))
+        above.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle=":")
+        filled = counts > 0
+        above.plot(mean_prob[filled], share[filled], color=PALETTE["accent"], marker="o")
+        above.set(ylim=(-0.03, 1.03), ylabel="share with pneumonia")
+        edges = np.linspace(0, 1, metrics.NUM_BINS + 1)
+        below.bar(edges[:-1], counts, np.diff(edges) * 0.86, align="edge", color=PALETTE["accent"])
+        below.set(xlim=(-0.02, 1.02), xlabel="probability of pneumonia", ylabel="images")
+        below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+
+    return figure("reliability", "Reliability diagram with the images in each bin", draw)
+
+
+def _unit_square(on: Figure, xlabel: str, ylabel: str) -> Axes:
+    axes = on.subplots()
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.03), xlabel=xlabel, ylabel=ylabel)
+    return axes
+
+
+def _mark(axes: Axes, x: float, y: float) -> None:
+    axes.plot(
+        [x],
+        [y],
+        linestyle="none",
+        marker="o",
+        markersize=8,
+        markeredgewidth=1.5,
+        color=PALETTE["warm"],
+        markeredgecolor=PALETTE["card"],
+        label="operating point",
+    )
+
+
+# ---------------------------------------------------------------- training
+
+
+def training_curves(history: History) -> list[tuple[str, Html]]:
+    """Loss, AUC and time of each epoch: heading and figure each."""
+    columns = {
+        "Loss": (("train_loss", "training"), ("val_loss", "validation")),
+        "Validation AUC": (("val_auc", "validation"),),
+        "Seconds an epoch": (("seconds", "training and validation"),),
+    }
+    color = {"training": PALETTE["warm"]}
+
+    def of(heading: str) -> Html:
+        def draw(on: Figure) -> None:
+            axes = _epochs(on, heading)
+            for key, label in columns[heading]:
+                epochs, values = _series(history, key)
+                shade = color.get(label, PALETTE["accent"])
+                axes.plot(epochs, values, color=shade, marker="o", label=label)
+            if len(columns[heading]) > 1:
+                axes.legend(loc="best")
+            if heading.startswith("Seconds"):
+                axes.set_ylim(bottom=0)
+
+        return figure(f"curve-{heading.split()[0].lower()}", f"{heading} by epoch", draw)
+
+    return [
+        (heading, of(heading))
+        for heading, series in columns.items()
+        if any(_has(history, key) for key, _ in series)
+    ]
+
+
+def learning_curves(histories: Mapping[str, History], key: str, label: str) -> Html:
+    """One quantity of several versions by epoch, a line each."""
+
+    def draw(on: Figure) -> None:
+        axes = _epochs(on, label)
+        for index, (name, history) in enumerate(histories.items()):
+            if not _has(history, key):
+                continue
+            epochs, values = _series(history, key)
+            axes.plot(
+                epochs,
+                values,
+                color=SERIES[index % len(SERIES)],
+                linestyle=_DASHES[index // len(SERIES) % len(_DASHES)],
+                marker="o",
+                label=name,
+            )
+        on.legend(loc="outside upper left", ncols=5, handlelength=1.6, columnspacing=1.2)
+
+    return figure(
+        f"learning-{key.replace('_', '-')}", f"{label} of each version by epoch", draw, WIDE
+    )
+
+
+def _epochs(on: Figure, ylabel: str) -> Axes:
+    axes = on.subplots()
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return axes
+
+
+def _has(history: History, key: str) -> bool:
+    return any(epoch.get(key) is not None for epoch in history)
+
+
+def _series(history: History, key: str) -> tuple[list[int], list[float]]:
+    """Epochs and values; NaN, a gap in the line, where a value is undefined."""
+    epochs = [int(epoch["epoch"]) for epoch in history]
+    return epochs, [_or_nan(epoch.get(key)) for epoch in history]
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+# ---------------------------------------------------------------- several models
+
+
+def bars(
+    name: str,
+    text: str,
+    values: Mapping[str, tuple[float | None, str]],
+    unit: str,
+) -> Html:
+    """Horizontal bars with their figures.
+
+    Args:
+        name: of the figure, unique on the page.
+        text: what a screen reader says.
+        values: by row, the value and the group that colors it; None is "not measured".
+        unit: under the axis.
+    """
+    groups = list(dict.fromkeys(group for _, group in values.values()))
+    longest = max((value for value, _ in values.values() if value is not None), default=1.0)
+
+    def draw(on: Figure) -> None:
+        axes = on.subplots()
+        for row, (value, group) in enumerate(values.values()):
+            width = value or 0.0
+            axes.barh(row, width, height=0.62, color=SERIES[groups.index(group)])
+            label = "not measured" if value is None else f"{value:,.{0 if value >= 10 else 1}f}"
+            axes.annotate(
+                label, (width, row), (5, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
+        axes.set_yticks(range(len(values)), list(values))
+        axes.tick_params("y", length=0, labelcolor=PALETTE["ink"])
+        axes.grid(axis="y", visible=False)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, longest * 1.18 or 1.0), xlabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        patches = [Patch(color=SERIES[index], label=group) for index, group in enumerate(groups)]
+        on.legend(handles=patches, loc="outside upper left", ncols=3, handlelength=1.2)
+
+    return figure(name, text, draw, (WIDE[0], 1.2 + 0.36 * len(values)))

@@ -1,0 +1,184 @@
+"""Files and folders, on disk or in a bucket, by path or URI.
+
+Everything that the project reads or writes goes through pyarrow's file systems, so that a path may
+stand wherever an `s3://` or `gs://` URI may.
+"""
+
+import json
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from cxr.errors import StorageError
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a listing found."""
+
+    uri: str
+    size: int
+    """Bytes."""
+    modified_ns: int
+    """Last change, nanoseconds since 1970; 0 where the storage does not say."""
+
+
+def absolute(uri: str) -> str:
+    """The URI itself, or the absolute path; without a slash at the end."""
+    if "://" in uri:
+        return uri.rstrip("/")
+    return str(Path(uri).expanduser().absolute())
+
+
+def join(uri: str, *parts: str) -> str:
+    """A path below a folder."""
+    return posixpath.join(uri.rstrip("/") or "/", *parts)
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it.
+
+    Raises:
+        StorageError: a scheme that pyarrow does not know.
+    """
+    try:
+        if "://" in uri:
+            system, path = fs.FileSystem.from_uri(uri)
+            return system, path.rstrip("/")
+        return fs.LocalFileSystem(), absolute(uri)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{uri}: {error}. Give a path, or an s3:// or gs:// URI.") from None
+
+
+def kind(uri: str) -> str:
+    """`"file"`, `"folder"` or `"nothing"`."""
+    system, path = resolve(uri)
+    try:
+        found = system.get_file_info(path).type
+    except OSError as error:
+        raise StorageError(f"{uri}: cannot be reached: {error}.") from None
+    return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(found, "nothing")
+
+
+def is_empty(uri: str) -> bool:
+    """True where nothing is, or a folder without anything in it."""
+    what = kind(uri)
+    return what == "nothing" or (what == "folder" and not _entries(uri, recursive=False))
+
+
+def list_files(uri: str) -> list[File]:
+    """Every file below a folder, sorted by URI."""
+    scheme = uri.split("://", 1)[0] + "://" if "://" in uri else ""
+    return sorted(
+        (
+            File(scheme + entry.path, entry.size, entry.mtime_ns or 0)
+            for entry in _entries(uri, recursive=True)
+            if entry.type == fs.FileType.File
+        ),
+        key=lambda file: file.uri,
+    )
+
+
+def stat(uris: list[str]) -> list[File | None]:
+    """Size and time of each file; None for one that is not there."""
+    if not uris:
+        return []
+    found: list[File | None] = []
+    for uri in uris:
+        system, path = resolve(uri)
+        try:
+            info = system.get_file_info(path)
+        except OSError:
+            found.append(None)
+            continue
+        is_file = info.type == fs.FileType.File
+        found.append(File(uri, info.size, info.mtime_ns or 0) if is_file else None)
+    return found
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole of a file.
+
+    Raises:
+        StorageError: it is not there or cannot be read.
+    """
+    system, path = resolve(uri)
+    try:
+        with system.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+    except OSError as error:
+        raise StorageError(f"{uri}: cannot be read: {_cause(error)}.") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file whole: a reader finds all of it or none of it.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    system, path = resolve(uri)
+    local = isinstance(system, fs.LocalFileSystem)
+    target = f"{path}.part" if local else path  # Object stores show a file only once it is whole.
+    try:
+        system.create_dir(posixpath.dirname(path), recursive=True)
+        with system.open_output_stream(target, compression=None) as stream:
+            stream.write(data)
+        if local:
+            system.move(target, path)
+    except OSError as error:
+        raise StorageError(
+            f"{uri}: cannot be written: {_cause(error)}. Choose another place."
+        ) from None
+
+
+def delete(uri: str) -> None:
+    """Delete a folder and all that is in it; nothing happens where there is none."""
+    if kind(uri) == "folder":
+        system, path = resolve(uri)
+        system.delete_dir(path)
+
+
+def read_json(uri: str) -> Any:
+    """A JSON file's value."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise StorageError(f"{uri}: not JSON: {error}.") from None
+
+
+def write_json(uri: str, value: object) -> None:
+    """Write a value as indented JSON."""
+    write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_table(uri: str) -> pa.Table:
+    """A Parquet file's table."""
+    try:
+        return pq.read_table(pa.BufferReader(read_bytes(uri)))
+    except pa.ArrowException as error:
+        raise StorageError(f"{uri}: not a Parquet file: {error}.") from None
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write a table as one Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def _entries(uri: str, *, recursive: bool) -> list[fs.FileInfo]:
+    system, path = resolve(uri)
+    selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+    try:
+        return list(system.get_file_info(selector))
+    except OSError as error:
+        raise StorageError(f"{uri}: cannot be listed: {_cause(error)}.") from None
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error).split(". Detail", 1)[0].rstrip(".")

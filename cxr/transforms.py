@@ -1,0 +1,98 @@
+"""From grey pixels to what a backbone was trained on: resize on the host, the rest on the device."""
+
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from cxr.errors import ImageError
+from cxr.recipes import Normalization
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+"""Channel statistics of ImageNet as in torchvision's classification presets."""
+
+MAX_ROTATION_DEG: Final = 7.0
+MAX_SHIFT: Final = 0.05
+MAX_ZOOM: Final = 0.1
+MAX_EXPOSURE: Final = 0.15
+"""Bounds of the augmentation, within what positioning and exposure vary in practice: degrees, share
+of the image's side, and relative change. No mirroring: the heart's side carries meaning."""
+
+
+def resize(pixels: NDArray[np.uint8], image_px: int) -> NDArray[np.uint8]:
+    """Resize to a square, whatever the aspect ratio, with antialiasing.
+
+    Args:
+        pixels: grey levels, uint8, (H, W).
+        image_px: side of the result.
+
+    Returns:
+        uint8 (image_px, image_px).
+
+    The ratio is stretched because the published data are: cropping would cut lung fields off, and
+    padding would tell a network which camera took the picture. Pillow's bilinear filter widens with
+    the reduction, as torchvision's antialiased resize does.
+    """
+    if pixels.shape == (image_px, image_px):
+        return pixels
+    image = Image.fromarray(pixels).resize((image_px, image_px), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+    """Bring grey pixels onto the scale that a backbone was trained on.
+
+    Args:
+        pixels: grey levels 0-255, uint8 or float32, (N, 1, H, W), bone bright.
+        normalization: `"none"`, `"unit"`, `"imagenet"` or `"per_image"`.
+
+    Returns:
+        float32 (N, 3, H, W); the grey plane repeated, since the backbones expect RGB.
+
+    Raises:
+        ImageError: `pixels` does not have one channel.
+
+    Source: channel statistics of ImageNet as in torchvision's classification presets.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 1:
+        raise ImageError(f"expected grey pixels (N, 1, H, W), found {tuple(pixels.shape)}.")
+    grey = pixels.float()
+    if normalization == "none":
+        return grey.expand(-1, 3, -1, -1)
+    if normalization == "unit":
+        return (grey / 255).expand(-1, 3, -1, -1)
+    if normalization == "per_image":
+        mean = grey.mean(dim=(2, 3), keepdim=True)
+        std = grey.std(dim=(2, 3), keepdim=True, correction=0)
+        return ((grey - mean) / std.clamp(min=1.0)).expand(-1, 3, -1, -1)
+    mean = torch.tensor(IMAGENET_MEAN, device=grey.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=grey.device).view(1, 3, 1, 1)
+    return (grey / 255 - mean) / std
+
+
+def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Vary position and exposure of each radiograph by a little, at random.
+
+    Args:
+        pixels: grey levels 0-255, uint8, (N, 1, H, W).
+        generator: source of the random numbers, on the CPU, so that every device draws the same.
+
+    Returns:
+        float32 (N, 1, H, W), grey levels 0-255; what moves in from outside is black.
+    """
+    n = len(pixels)
+    draw = (torch.rand(6, n, generator=generator) * 2 - 1).to(pixels.device)
+    angle = draw[0] * (MAX_ROTATION_DEG * torch.pi / 180)
+    zoom = 1 + draw[1] * MAX_ZOOM
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    # A shift by a share of the side is twice that on grid_sample's axis from -1 to 1.
+    shift_x, shift_y = draw[2] * MAX_SHIFT * 2, draw[3] * MAX_SHIFT * 2
+    matrix = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(n, 2, 3)
+    grid = torch.nn.functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    moved = torch.nn.functional.grid_sample(pixels.float(), grid, align_corners=False)
+    contrast = (1 + draw[4] * MAX_EXPOSURE).view(n, 1, 1, 1)
+    brightness = (draw[5] * MAX_EXPOSURE * 128).view(n, 1, 1, 1)
+    return ((moved - 128) * contrast + 128 + brightness).clamp(0, 255)

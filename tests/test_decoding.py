@@ -1,0 +1,799 @@
+"""Files of all kinds in, gray pixels or a reason out; Pillow and pydicom are the references."""
+
+import functools
+import importlib.util
+import logging
+import os
+import random
+import struct
+import threading
+import warnings
+import zlib
+from dataclasses import fields
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image, ImageFile, ImageOps
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+from pydicom.sequence import Sequence
+
+from cxr import decoding
+from cxr.decoding import Decoded, decode
+from cxr.errors import SettingsError
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+IMPLICIT = "1.2.840.10008.1.2"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+JPEG_2000 = "1.2.840.10008.1.2.4.90"
+RLE = "1.2.840.10008.1.2.5"
+PATIENT = {"PatientName": "Roentgen^Wilhelm", "PatientID": "P4711", "PatientBirthDate": "18450327"}
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real radiographs, read in place."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CXR_REAL_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real radiographs at {folder}; set CXR_REAL_DATA")
+    return folder
+
+
+@functools.cache
+def drawn(height: int = 150, width: int = 130) -> np.ndarray:
+    """Smooth shadows with grain, gray levels 0-255, uint8, (height, width); no symmetry."""
+    y, x = np.mgrid[:height, :width]
+    shadow = 110 + 60 * np.sin(9 * x / width) * np.cos(7 * y / height) + 40 * x / width
+    grain = np.random.default_rng(0).normal(0, 4, (height, width))
+    pixels: np.ndarray = (shadow + grain).clip(0, 255).astype(np.uint8)
+    pixels.setflags(write=False)
+    return pixels
+
+
+def saved(pixels: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def dicom(
+    pixels: np.ndarray, syntax: str = EXPLICIT, frame: bytes | None = None, **tags: object
+) -> bytes:
+    """A chest radiograph as a DICOM file; a tag given as `None` is left out."""
+    bits = 8 * pixels.dtype.itemsize
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = syntax
+    header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    rows, columns = pixels.shape[-2:]
+    values = {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1",
+        "SOPInstanceUID": "1.2.3",
+        "Modality": "CR",
+        "BodyPartExamined": "CHEST",
+        **PATIENT,
+        "Rows": rows,
+        "Columns": columns,
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        **tags,
+    }
+    for keyword, value in values.items():
+        if value is not None:
+            setattr(header, keyword, value)
+    if "PixelData" not in tags:
+        order = ">" if syntax == BIG_ENDIAN else "<"
+        native = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+        header.PixelData = encapsulate([frame]) if frame else native
+        header["PixelData"].VR = "OB" if frame or bits == 8 else "OW"
+        header["PixelData"].is_undefined_length = frame is not None
+    buffer = BytesIO()
+    header.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def in_16_bits(bits: int = 12, dtype: type = np.uint16) -> np.ndarray:
+    """The drawn picture spread over `bits` bits."""
+    return (drawn().astype(np.int64) * (2**bits - 1) // 255).astype(dtype)
+
+
+def texts(decoded: Decoded) -> str:
+    """All but the pixels, as one string."""
+    return repr([getattr(decoded, f.name) for f in fields(decoded) if f.name != "pixels"])
+
+
+def assert_shows(decoded: Decoded, expected: np.ndarray, levels: float = 1) -> None:
+    assert (decoded.status, decoded.reason) == ("ok", "")
+    assert decoded.pixels is not None
+    assert decoded.pixels.dtype == np.uint8
+    assert decoded.pixels.flags["C_CONTIGUOUS"]
+    assert decoded.pixels.flags["WRITEABLE"]
+    assert decoded.pixels.shape == expected.shape
+    assert np.abs(decoded.pixels - expected.astype(np.float64)).max() <= levels
+
+
+# --- JPEG, PNG, TIFF, BMP ------------------------------------------------------------------------
+
+
+def gray_rgb() -> np.ndarray:
+    return np.repeat(drawn()[..., None], 3, axis=2)
+
+
+FORMATS = {
+    "jpeg gray": ("jpeg", saved(drawn(), "JPEG", quality=90)),
+    "jpeg rgb": ("jpeg", saved(gray_rgb(), "JPEG", quality=90)),
+    "jpeg progressive": ("jpeg", saved(drawn(), "JPEG", progressive=True)),
+    "png gray": ("png", saved(drawn(), "PNG")),
+    "png rgb": ("png", saved(gray_rgb(), "PNG")),
+    "png palette": ("png", saved(Image.fromarray(drawn()).convert("P"), "PNG")),
+    "png opaque alpha": ("png", saved(Image.fromarray(drawn()).convert("RGBA"), "PNG")),
+    "tiff gray": ("tiff", saved(drawn(), "TIFF")),
+    "tiff lzw": ("tiff", saved(drawn(), "TIFF", compression="tiff_lzw")),
+    "tiff deflate": ("tiff", saved(drawn(), "TIFF", compression="tiff_adobe_deflate")),
+    "bmp gray": ("bmp", saved(drawn(), "BMP")),
+    "bmp rgb": ("bmp", saved(gray_rgb(), "BMP")),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_equals_pillows_own_decoding(name: str) -> None:
+    kind, data = FORMATS[name]
+    decoded = decode(data)
+    assert_shows(decoded, np.asarray(Image.open(BytesIO(data)).convert("L")), levels=0)
+    assert (decoded.format, decoded.width, decoded.height) == (kind, 130, 150)
+    assert decoded.warnings == ()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_full_range_goes_to_8(kind: str) -> None:
+    levels = in_16_bits(16)
+    assert levels.max() > 2**15
+    decoded = decode(saved(levels, kind))
+    assert_shows(decoded, np.rint(levels / 257), levels=0)
+    assert decoded.warnings == ()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_12_bits_in_16_do_not_go_black_and_warn(kind: str) -> None:
+    decoded = decode(saved(in_16_bits(12), kind))
+    assert_shows(decoded, drawn())
+    assert decoded.warnings == ("12 of 16 bits in use; scaled by 4095",)
+
+
+@pytest.mark.parametrize("levels", [drawn(), in_16_bits(16)])
+def test_tiff_with_white_as_zero_is_inverted(levels: np.ndarray) -> None:
+    written = np.iinfo(levels.dtype).max - levels
+    image = Image.fromarray(written)
+    buffer = BytesIO(saved(image, "TIFF"))
+    data = bytearray(buffer.getvalue())
+    entry = data.find(struct.pack("<HHI", 262, 3, 1))
+    struct.pack_into("<H", data, entry + 8, 0)  # WhiteIsZero
+    assert_shows(decode(bytes(data)), drawn())
+
+
+def test_float_and_bilevel_pictures_are_refused() -> None:
+    for image in (Image.fromarray(drawn().astype(np.float32)), Image.fromarray(drawn() > 120)):
+        decoded = decode(saved(image, "TIFF"))
+        assert decoded.status == "refused"
+        assert decoded.reason == "neither 8-bit, 16-bit gray nor RGB pixels"
+
+
+def test_transparent_pixels_are_black_and_warned_of() -> None:
+    alpha = np.full_like(drawn(), 255)
+    alpha[:40] = 0
+    image = Image.merge("LA", (Image.fromarray(drawn()), Image.fromarray(alpha)))
+    decoded = decode(saved(image, "PNG"))
+    assert_shows(decoded, np.where(alpha == 0, 0, drawn()))
+    assert decoded.warnings == ("transparent pixels taken as black",)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_as_pillow_does(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(drawn(), kind, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))))
+    decoded = decode(data)
+    assert_shows(decoded, expected, levels=0)
+    assert (decoded.height, decoded.width) == expected.shape
+
+
+def test_second_page_is_ignored_and_warned_of() -> None:
+    other = Image.fromarray(255 - drawn())
+    decoded = decode(saved(drawn(), "TIFF", save_all=True, append_images=[other]))
+    assert_shows(decoded, drawn(), levels=0)
+    assert decoded.warnings == ("first of several pages",)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ((1400, 1000), (250, 350)),  # 1/4: 1/8 would leave 125 rows
+        ((1792, 1793), (225, 224)),  # 1/8, both sides still at least 224
+        ((1791, 1800), (450, 448)),  # 1/4: 1791 // 8 = 223
+        ((449, 448), (224, 225)),
+        ((447, 3000), (3000, 447)),  # the short side forbids any reduction
+        ((224, 224), (224, 224)),
+        ((100, 1000), (1000, 100)),  # smaller than asked for already
+    ],
+)
+def test_jpeg_is_reduced_but_never_below_min_px(
+    size: tuple[int, int], shape: tuple[int, int], mode: str, progressive: bool
+) -> None:
+    image = Image.fromarray(drawn(size[1], size[0])).convert(mode)
+    data = saved(image, "JPEG", quality=92, progressive=progressive)
+    decoded = decode(data, min_px=224)
+    assert (decoded.width, decoded.height) == size
+    assert decoded.pixels is not None
+    assert decoded.pixels.shape == shape
+    full = Image.open(BytesIO(data)).convert("L")
+    averaged = np.asarray(full.reduce(round(size[1] / shape[0])), dtype=np.float64)
+    # Reduced in the inverse DCT instead of by averaging pixels: the same but for the grain.
+    assert np.abs(decoded.pixels - averaged).mean() < 2.5
+
+
+def test_min_px_below_one_is_a_setting_error() -> None:
+    with pytest.raises(SettingsError, match="min_px 0"):
+        decode(saved(drawn(), "JPEG"), min_px=0)
+
+
+def test_color_photographs_are_refused() -> None:
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None
+    assert spec.origin is not None
+    for photograph in Path(spec.origin).parent.glob("datasets/images/*.jpg"):
+        data = photograph.read_bytes()
+        for variant in (data, saved(Image.open(BytesIO(data)), "PNG")):
+            assert decode(variant).status == "refused"
+            assert decode(variant).reason == "a color picture, not a radiograph"
+    cmyk = saved(Image.fromarray(gray_rgb()).convert("CMYK"), "JPEG")
+    assert decode(cmyk).status == "refused"
+
+
+def test_small_colored_marks_and_tinted_film_are_accepted() -> None:
+    marked = gray_rgb()
+    marked[:15, :15] = (255, 0, 0)
+    for kind in ("PNG", "JPEG"):
+        decoded = decode(saved(marked, kind))
+        assert decoded.status == "ok"
+        assert decoded.warnings == ("colored marks taken as gray",)
+    blue = (gray_rgb() * np.array([0.9, 0.95, 1.0])).astype(np.uint8)
+    assert decode(saved(blue, "JPEG")).status == "ok"
+
+
+def test_flat_and_small_pictures_are_refused() -> None:
+    flat = np.full((300, 300), 90, np.uint8)
+    flat[:10, :10] = 255  # a marker on an empty plate
+    assert decode(saved(flat, "PNG")).reason == "a nearly constant picture"
+    assert decode(saved(drawn(63, 500), "PNG")).reason == "500 x 63 pixels; a side is below 64"
+    assert decode(saved(drawn(64, 64), "PNG")).status == "ok"
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    )
+
+
+def test_pixel_bombs_are_refused_from_the_header() -> None:
+    jpeg = bytearray(saved(drawn(), "JPEG"))
+    struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 60000, 60000)
+    bmp = bytearray(saved(drawn(), "BMP"))
+    struct.pack_into("<ii", bmp, 18, 60000, 60000)
+    tiff = bytearray(saved(drawn(), "TIFF"))
+    for tag in (256, 257):
+        entry = tiff.index(
+            struct.pack("<HH", tag, 3 if struct.pack("<HHI", tag, 3, 1) in tiff else 4)
+        )
+        struct.pack_into("<HI", tiff, entry + 2, 4, 1)
+        struct.pack_into("<I", tiff, entry + 8, 60000)
+    huge = (png_claiming(60000, 60000), bytes(jpeg), bytes(bmp), bytes(tiff))
+    for data in huge:
+        assert decode(data).status == "refused"
+        assert decode(data).reason == "more than 80 million pixels"
+    # Between our limit and the one from which Pillow raises, it warns: that must not leak.
+    for side in (9000, 13000):
+        decoded = decode(png_claiming(side, side))
+        assert decoded.reason == f"{side} x {side} pixels; the limit is 80 million"
+    assert decode(png_claiming(8000, 8000)).status == "unreadable"
+
+
+def test_jpeg_with_thousands_of_scans_is_refused() -> None:
+    data = FORMATS["jpeg progressive"][1]
+    last = data.rindex(b"\xff\xda")
+    bomb = data[:last] + data[last:-2] * 200 + data[-2:]
+    assert decode(bomb).reason == "a JPEG with more than 100 scans"
+
+
+def test_the_name_that_a_file_pretends_by_its_content_is_not_believed() -> None:
+    # `decode` is given no name: a PNG called .jpg is a PNG, text called .jpg is no picture.
+    for text in (
+        b"not a picture",
+        b"<html>404</html>" * 50,
+        b"\0" * 1000,
+        b"%PDF-1.7" + b" " * 999,
+    ):
+        decoded = decode(text)
+        assert (decoded.status, decoded.format) == ("unreadable", "")
+        assert decoded.reason == "not a JPEG, PNG, TIFF, BMP or DICOM file"
+    assert decode(b"").reason == "the file is empty"
+
+
+def test_random_bytes_behind_any_magic_number_are_unreadable() -> None:
+    rng = np.random.default_rng(1)
+    for magic in (
+        b"",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"II*\0",
+        b"BM",
+        b"\0" * 128 + b"DICM",
+    ):
+        for size in (1, 30, 3000):
+            decoded = decode(magic + rng.bytes(size))
+            assert decoded.status == "unreadable"
+            assert decoded.pixels is None
+            assert decoded.reason
+
+
+# --- truncation ----------------------------------------------------------------------------------
+
+
+def small_dicoms() -> dict[str, bytes]:
+    jpeg, j2k = saved(drawn(), "JPEG"), saved(drawn(), "JPEG2000", no_jp2=True)
+    rle = pydicom.dcmread(BytesIO(dicom(drawn())))
+    rle.compress(RLE, generate_instance_uid=False)
+    buffer = BytesIO()
+    rle.save_as(buffer)
+    return {
+        "dicom explicit": dicom(in_16_bits()),
+        "dicom implicit": dicom(in_16_bits(), IMPLICIT),
+        "dicom big endian": dicom(in_16_bits(), BIG_ENDIAN),
+        "dicom deflated": dicom(drawn(), DEFLATED),
+        "dicom jpeg": dicom(drawn(), JPEG_BASELINE, jpeg),
+        "dicom jpeg 2000": dicom(drawn(), JPEG_2000, j2k),
+        "dicom rle": buffer.getvalue(),
+    }
+
+
+FILES = {name: data for name, (_, data) in FORMATS.items()} | small_dicoms()
+
+
+# Bytes that follow the last pixel: a delimiter, the offset of a next page, the padding of a row.
+# Without them the picture is whole.
+ENDS = {
+    "dicom jpeg": 4,
+    "dicom jpeg 2000": 4,
+    "dicom rle": 4,
+    "tiff lzw": 4,
+    "tiff deflate": 4,
+    "bmp gray": 2,
+    "bmp rgb": 2,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_short_is_unreadable_wherever_it_is_cut(name: str) -> None:
+    data = FILES[name]
+    whole = decode(data).pixels
+    cuts = {*range(0, len(data), max(1, len(data) // 50)), *range(len(data) - 30, len(data))}
+    for cut in sorted(cuts):
+        decoded = decode(data[:cut])
+        if decoded.status == "ok" and cut >= len(data) - ENDS.get(name, 0):
+            np.testing.assert_array_equal(decoded.pixels, whole)
+        else:
+            assert (decoded.status, decoded.pixels) == ("unreadable", None), (cut, len(data))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bytes_after_the_end_do_no_harm(name: str) -> None:
+    whole, padded = decode(FILES[name]), decode(FILES[name] + b"\0" * 64)
+    assert whole.pixels is not None
+    if padded.pixels is not None:
+        np.testing.assert_array_equal(padded.pixels, whole.pixels)
+    else:  # A deflated stream or a DICOM data set may be damaged by them.
+        assert name.startswith("dicom")
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_jpeg_cut_short_and_closed_again_is_unreadable(kept: float) -> None:
+    for mode, px in (("L", 150), ("RGB", 150), ("L", 1800)):
+        data = saved(Image.fromarray(drawn(px, px)).convert(mode), "JPEG")
+        decoded = decode(data[: int(kept * len(data))] + b"\xff\xd9")
+        assert decoded.status == "unreadable"
+        assert decoded.reason == "the jpeg data end before the picture does"
+
+
+def test_png_with_a_wrong_checksum_is_unreadable() -> None:
+    data = bytearray(FORMATS["png gray"][1])
+    data[len(data) // 2] ^= 1
+    assert decode(bytes(data)).reason == "damaged png file: a checksum is wrong"
+
+
+# --- DICOM ---------------------------------------------------------------------------------------
+
+
+def rendering(data: bytes, low: float, high: float) -> np.ndarray:
+    """pydicom's own rendering, its output range `low`-`high` brought to 0-255, bone bright."""
+    header = pydicom.dcmread(BytesIO(data))
+    shown = apply_voi_lut(apply_modality_lut(header.pixel_array, header), header)
+    gray = np.clip((shown.astype(np.float64) - low) / (high - low), 0, 1) * 255
+    return 255 - gray if header.PhotometricInterpretation == "MONOCHROME1" else gray
+
+
+@pytest.mark.parametrize("name", small_dicoms())
+def test_every_encoding_of_a_dicom_file_gives_the_picture(name: str) -> None:
+    decoded = decode(FILES[name])
+    assert (decoded.format, decoded.width, decoded.height) == ("dicom", 130, 150)
+    assert decoded.warnings == ("no window in the file",)
+    assert decoded.pixels is not None
+    # Without a window, 12 bits are stretched to the range in use; lossy coding adds its noise.
+    assert np.corrcoef(decoded.pixels.ravel(), drawn().ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_window_equals_pydicoms_rendering(function: str, syntax: str, photometric: str) -> None:
+    data = dicom(
+        in_16_bits(12),
+        syntax,
+        BitsStored=12,
+        HighBit=11,
+        WindowCenter=[1700, 40],
+        WindowWidth=[1900, 400],
+        VOILUTFunction=function,
+        PhotometricInterpretation=photometric,
+    )
+    decoded = decode(data)
+    assert_shows(decoded, rendering(data, 0, 4095))
+    assert decoded.warnings == ()
+
+
+def test_signed_rescaled_values_equal_pydicoms_rendering() -> None:
+    levels = (in_16_bits(12).astype(np.int32) - 2048).astype(np.int16)
+    scaling = {"RescaleSlope": 2, "RescaleIntercept": -100}
+    data = dicom(levels, WindowCenter=-400, WindowWidth=5000, **scaling)
+    assert_shows(decode(data), rendering(data, -(2**15) * 2 - 100, (2**15 - 1) * 2 - 100))
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_lookup_tables_equal_pydicoms_rendering(syntax: str) -> None:
+    def table(keyword: str, first: int, levels: np.ndarray) -> dict[str, Sequence]:
+        item = Dataset()
+        item.add_new(0x00283002, "US", [len(levels), first, 16])
+        item.add_new(0x00283006, "US", [int(level) for level in levels])
+        if keyword == "ModalityLUTSequence":
+            item.ModalityLUTType = "US"
+        return {keyword: Sequence([item])}
+
+    curved = np.rint(65535 * np.linspace(0, 1, 3000) ** 1.7)
+    voi = table("VOILUTSequence", 700, curved)
+    data = dicom(in_16_bits(12), syntax, BitsStored=12, HighBit=11, **voi)
+    assert_shows(decode(data), rendering(data, 0, 65535))
+    # The table goes before a window that stands beside it.
+    both = dicom(in_16_bits(12), syntax, WindowCenter=9, WindowWidth=9, **voi)
+    assert_shows(decode(both), rendering(data, 0, 65535))
+    modality = table("ModalityLUTSequence", 0, np.rint(curved / 2))
+    data = dicom(in_16_bits(12), syntax, WindowCenter=16000, WindowWidth=30000, **modality)
+    assert_shows(decode(data), rendering(data, 0, 65535))
+
+
+def test_damaged_lookup_table_falls_back_to_the_window() -> None:
+    item = Dataset()
+    item.add_new(0x00283002, "US", [3000, 0, 16])
+    item.add_new(0x00283006, "US", [1, 2, 3])
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    plain = decode(dicom(in_16_bits(12), **window))
+    decoded = decode(dicom(in_16_bits(12), VOILUTSequence=Sequence([item]), **window))
+    assert plain.pixels is not None
+    assert_shows(decoded, plain.pixels, levels=0)
+    assert decoded.warnings == ("damaged VOI table in the file, ignored",)
+
+
+def test_monochrome1_and_2_of_one_picture_look_the_same() -> None:
+    window = {"WindowCenter": 2047.5, "WindowWidth": 4096, "BitsStored": 12, "HighBit": 11}
+    two = decode(dicom(in_16_bits(12), **window))
+    one = decode(dicom(4095 - in_16_bits(12), PhotometricInterpretation="MONOCHROME1", **window))
+    assert_shows(two, drawn())
+    assert_shows(one, drawn())
+
+
+def test_without_a_window_the_range_in_use_is_shown_and_warned_of() -> None:
+    levels = in_16_bits(12) // 2 + 700
+    levels[:2, :2] = 65535  # dead pixels do not darken the rest
+    decoded = decode(dicom(levels))
+    assert decoded.pixels is not None
+    assert decoded.warnings == ("no window in the file",)
+    low, high = np.percentile(levels, (0.5, 99.5))
+    assert_shows(decoded, ((levels - low) / (high - low)).clip(0, 1) * 255, levels=1)
+    eight = decode(dicom(drawn()))
+    assert_shows(eight, drawn(), levels=0)
+    assert eight.warnings == ("no window in the file",)
+
+
+def test_padding_does_not_count_for_the_range() -> None:
+    levels = in_16_bits(12)
+    levels[:, :30] = 60000
+    low, high = np.percentile(levels[:, 30:], (0.5, 99.5))
+    expected = ((levels - low) / (high - low)).clip(0, 1) * 255
+    assert_shows(decode(dicom(levels, PixelPaddingValue=60000)), expected)
+
+
+@pytest.mark.parametrize(
+    ("written", "warning"),
+    [
+        (b"0       ", "impossible window in the file, ignored"),
+        (b"-4096   ", "impossible window in the file, ignored"),
+        (b"NaN     ", "impossible window in the file, ignored"),
+        (b"inf     ", "impossible window in the file, ignored"),
+        (b"Wilhelm ", "impossible window in the file, ignored"),
+        (b"        ", "no window in the file"),
+    ],
+)
+def test_impossible_windows_are_ignored_and_warned_of(written: bytes, warning: str) -> None:
+    data = dicom(in_16_bits(12), WindowCenter=2000, WindowWidth="12345678")
+    decoded = decode(data.replace(b"12345678", written))
+    without = decode(dicom(in_16_bits(12)))
+    assert without.pixels is not None
+    assert_shows(decoded, without.pixels, levels=0)
+    assert decoded.warnings == (warning,)
+
+
+def test_window_that_shows_nothing_is_ignored_and_warned_of() -> None:
+    decoded = decode(dicom(in_16_bits(12), WindowCenter=60000, WindowWidth=10))
+    assert decoded.status == "ok"
+    assert decoded.warnings == ("the window in the file shows nothing, ignored",)
+
+
+def test_first_of_several_frames_is_taken_and_said() -> None:
+    frames = np.stack([drawn(), 255 - drawn(), np.zeros_like(drawn())])
+    decoded = decode(dicom(frames, NumberOfFrames=3, WindowCenter=127.5, WindowWidth=256))
+    assert_shows(decoded, drawn())
+    assert decoded.warnings == ("first of 3 frames",)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"Modality": "CT"}, "modality CT, not CR, DX, DR or RG"),
+        ({"Modality": "WILHELM"}, "modality of another kind, not CR, DX, DR or RG"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "a color picture, not a radiograph"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "a color picture, not a"),
+        ({"BitsAllocated": 32, "BitsStored": 32}, "neither 8 nor 16 bits allocated for a pixel"),
+        ({"Rows": 65535, "Columns": 65535}, "65535 x 65535 pixels; the limit is 80 million"),
+        ({"Rows": 60}, "130 x 60 pixels; a side is below 64"),
+    ],
+)
+def test_other_dicom_pictures_are_refused(tags: dict[str, object], reason: str) -> None:
+    decoded = decode(dicom(drawn(), **tags), any_body_part=True)
+    assert decoded.status == "refused"
+    assert decoded.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX", "DR", "RG"])
+def test_radiography_is_accepted(modality: str) -> None:
+    assert decode(dicom(drawn(), Modality=modality)).status == "ok"
+
+
+@pytest.mark.parametrize("part", ["CHEST", "Chest ", "CHEST PA", "THORAX", "LUNG", "CHESTABDOMEN"])
+def test_chest_by_any_name_is_accepted(part: str) -> None:
+    data = dicom(drawn(), BodyPartExamined="A" * len(part)).replace(b"A" * len(part), part.encode())
+    assert decode(data).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [("HIP", "HIP"), ("TSPINE", "TSPINE"), ("RIBS", "RIBS"), ("WILHELM", "another")],
+)
+def test_other_body_parts_are_refused_unless_wanted(part: str, named: str) -> None:
+    data = dicom(drawn(), BodyPartExamined=part)
+    assert decode(data).status == "refused"
+    assert decode(data).reason == f"body part {named}, not the chest"
+    assert decode(data, any_body_part=True).status == "ok"
+
+
+def test_missing_modality_and_body_part_are_warned_of() -> None:
+    decoded = decode(dicom(drawn(), Modality=None, BodyPartExamined=None))
+    assert decoded.status == "ok"
+    assert decoded.warnings[:2] == ("no modality in the file", "no body part in the file")
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_dicom_without_preamble_is_recognized(syntax: str) -> None:
+    data = dicom(drawn(), syntax)
+    assert_shows(decode(data[132:]), drawn(), levels=0)
+    bare = data[data.index(b"\x08\0\x16\0") :]  # nor any meta information
+    assert_shows(decode(bare), drawn(), levels=0)
+
+
+def test_dicomdir_is_refused_and_not_followed() -> None:
+    data = dicom(drawn()).replace(
+        b"1.2.840.10008.5.1.4.1.1.1\0", b"1.2.840.10008.1.3.10\0\0\0\0\0\0"
+    )
+    decoded = decode(data)
+    assert decoded.status == "refused"
+    assert decoded.reason == "a DICOMDIR index; its references are not followed"
+
+
+def test_dicom_without_a_decodable_picture_is_unreadable() -> None:
+    assert decode(dicom(drawn(), PixelData=None)).reason == "the DICOM file holds no pixel data"
+    assert decode(dicom(drawn(), Rows=None)).reason == "the DICOM file holds no pixel data"
+    short = decode(dicom(drawn(), Rows=151))
+    assert short.reason == "less pixel data than the header claims"
+    assert decode(dicom(drawn(), NumberOfFrames=2)).reason == short.reason
+    unknown = dicom(drawn()).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0")
+    assert decode(unknown).reason == "a transfer syntax that cannot be decoded"
+    for data in (dicom(drawn(), PixelData=None), dicom(drawn(), Rows=151), unknown):
+        assert decode(data).status == "unreadable"
+
+
+def test_bomb_in_the_code_stream_is_not_decoded() -> None:
+    j2k = bytearray(saved(drawn(), "JPEG2000", no_jp2=True))
+    for at in (8, 12, 24, 28):  # the sizes of the picture and of its only tile
+        struct.pack_into(">I", j2k, at, 60000)
+    jpeg = bytearray(saved(drawn(), "JPEG"))
+    struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 60000, 60000)
+    for syntax, frame in ((JPEG_2000, bytes(j2k)), (JPEG_BASELINE, bytes(jpeg))):
+        decoded = decode(dicom(drawn(), syntax, frame))
+        assert decoded.status == "unreadable"
+        assert decoded.reason == "header and pixel data disagree on the size"
+
+
+def test_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dicom(np.zeros((3000, 3000), np.uint8), DEFLATED)
+    assert len(data) < 20_000
+    monkeypatch.setattr(decoding, "_MAX_INFLATED_BYTES", 1_000_000)
+    assert decode(data).status == "refused"
+    assert decode(data).reason == "inflates to more than 1 MB"
+
+
+def test_no_patient_data_leave(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    whole = dicom(in_16_bits(12), WindowCenter=2000, WindowWidth=4000)
+    planted = {"BodyPartExamined": "WILHELM", "StudyDescription": "Wilhelm P4711"}
+    variants = [
+        whole,
+        dicom(drawn(), Modality="CT"),
+        dicom(drawn(), Modality="WILHELM"),
+        dicom(drawn(), **planted),
+        dicom(drawn(), PixelData=None),
+        dicom(drawn(), Rows=151),
+        dicom(drawn(), JPEG_BASELINE, b"Wilhelm P4711"),
+        whole.replace(b"MONOCHROME2 ", b"Wilhelm P471"),
+        whole.replace(b"1.2.840.10008.1.2.1\0", b"Wilhelm 18450327 \0\0\0"),
+        whole.replace(b"2000", b"P471").replace(b"4000", b"P471"),
+        *(whole[:cut] for cut in range(200, 1000, 7)),
+    ]
+    seen = set()
+    for data in variants:
+        decoded = decode(data)
+        seen.add(decoded.status)
+        for secret in ("roentgen", "wilhelm", "p471", "18450327"):
+            assert secret not in texts(decoded).lower()
+    assert seen == {"ok", "refused", "unreadable"}
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
+# --- any bytes, any thread -----------------------------------------------------------------------
+
+
+def test_mutated_files_always_return() -> None:
+    chance = random.Random(0)
+    for number in range(600):
+        data = bytearray(FILES[chance.choice(list(FILES))])
+        for _ in range(chance.choice((1, 1, 3, 20))):
+            # Headers are a small part of the bytes and the larger part of what can go wrong.
+            at = chance.randrange(chance.choice((len(data), min(len(data), 1000))))
+            match chance.randrange(4):
+                case 0:
+                    data[at] = chance.randrange(256)
+                case 1:
+                    data[at : at + 4] = chance.choice((b"\xff\xff\xff\xff", b"\0\0\0\0"))
+                case 2:
+                    del data[at : at + chance.randrange(1, 9)]
+                case _:
+                    data[at:at] = chance.randbytes(chance.randrange(1, 9))
+        decoded = decode(bytes(data))
+        assert (decoded.pixels is not None) == (decoded.status == "ok"), number
+        assert (decoded.reason == "") == (decoded.status == "ok"), number
+        assert "wilhelm" not in texts(decoded).lower(), number
+
+
+def test_threads_leave_warnings_and_logs_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    filters, level = list(warnings.filters), logging.getLogger("pydicom").level
+    truncated = FORMATS["jpeg gray"][1][:-500]
+    files = [FILES["dicom explicit"], FILES["dicom jpeg"], truncated] * 5
+    found: list[Decoded] = []
+
+    def work() -> None:
+        found.extend(decode(data) for data in files)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [d.status for d in found].count("ok") == 40
+    assert [d.status for d in found].count("unreadable") == 20
+    assert warnings.filters == filters
+    assert logging.getLogger("pydicom").level == level
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+# --- real radiographs ----------------------------------------------------------------------------
+
+
+def test_real_radiographs_decode(real_data: Path) -> None:
+    full_size = sorted((real_data / "fullsize").glob("*/*.jpeg"))
+    sample = sorted((real_data / "chest_xray" / "train").glob("*/*.jpeg"))[::26]
+    assert len(full_size) == 240
+    assert len(sample) >= 200
+    for path in [*full_size, *sample]:
+        decoded = decode(path.read_bytes())
+        assert (decoded.status, decoded.reason, decoded.warnings) == ("ok", "", ()), path.name
+        assert decoded.pixels is not None
+        assert min(decoded.pixels.shape) >= 224
+        # The flattest has 85 levels: far from the 16 below which a picture is refused.
+        assert decoding._contrast(decoded.pixels) > 60, path.name
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason", "any_status"),
+    [
+        ("chest_mono1_15bit_jpeg2000", "ok", "", "ok"),
+        ("chest_mono2_8bit_jpeg", "ok", "", "ok"),
+        ("hip_mono2_10bit_rle", "refused", "body part HIP, not the chest", "ok"),
+        ("extremity_mono1_10bit_jpegll", "refused", "body part EXTREMITY, not the chest", "ok"),
+        ("ct_j2k", "refused", "modality CT, not CR, DX, DR or RG", "refused"),
+        ("rgb_jpegls", "refused", "a color picture, not a radiograph", "refused"),
+        (
+            "undecodable_jpeg_extended_12bit",
+            "refused",
+            "body part EXTREMITY, not the chest",
+            "unreadable",
+        ),
+    ],
+)
+def test_real_dicom_files(
+    real_data: Path, name: str, status: str, reason: str, any_status: str
+) -> None:
+    data = (real_data / "dicom" / f"{name}.dcm").read_bytes()
+    decoded = decode(data)
+    assert (decoded.status, decoded.reason) == (status, reason)
+    assert (decoded.pixels is not None) == (status == "ok")
+    assert decode(data, any_body_part=True).status == any_status
+
+
+@pytest.mark.parametrize(
+    ("name", "white"), [("chest_mono1_15bit_jpeg2000", 2**15 - 1), ("chest_mono2_8bit_jpeg", 255)]
+)
+def test_real_dicom_chests_equal_pydicoms_rendering(real_data: Path, name: str, white: int) -> None:
+    data = (real_data / "dicom" / f"{name}.dcm").read_bytes()
+    assert_shows(decode(data), rendering(data, 0, white))

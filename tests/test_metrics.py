@@ -1,0 +1,394 @@
+"""Figures against scikit-learn, brute force and cases written out by hand."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from cxr import metrics
+from cxr.errors import DataError, SettingsError
+from cxr.metrics import OperatingPoint
+
+Case = tuple[np.ndarray, np.ndarray]
+
+HALF = OperatingPoint("youden", 0.5, 0.0, 0.0, 1)
+
+
+def random_case(seed: int, n: int = 300, *, ties: bool = False) -> Case:
+    """Labels and overlapping probabilities, (n,) each; with `ties` on a grid of 0.1."""
+    generator = np.random.default_rng(seed)
+    y_true = (generator.random(n) < 0.7).astype(np.int64)
+    y_true[:2] = (0, 1)
+    probs = 1 / (1 + np.exp(-generator.normal(2 * y_true - 0.5, 1.5)))
+    return y_true, probs.round(1) if ties else probs
+
+
+def examine(y_true: Any, probs: Any, **changes: Any) -> metrics.Examination:
+    settings: dict[str, Any] = {
+        "patients": [f"p{index}" for index in range(len(y_true))],
+        "subtypes": [""] * len(y_true),
+        "operating_point": HALF,
+        "num_resamples": 50,
+    }
+    return metrics.examine(y_true, probs, **(settings | changes))
+
+
+# ---------------------------------------------------------------- AUC
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_auc_is_scikit_learns(ties: bool) -> None:
+    y_true, probs = random_case(0, ties=ties)
+    assert metrics.roc_auc(y_true, probs) == sk.roc_auc_score(y_true, probs)
+
+
+def test_auc_by_hand() -> None:
+    # Of the four pairs three are in order.
+    assert metrics.roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]) == 0.75
+    assert metrics.roc_auc([0, 1], [0.3, 0.3]) == 0.5
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_auc_of_one_class_is_none(label: int) -> None:
+    assert metrics.roc_auc([label] * 3, [0.1, 0.5, 0.9]) is None
+
+
+@pytest.mark.parametrize(
+    ("y_true", "score", "message"),
+    [
+        ([], [], "empty"),
+        ([0, 1], [0.5], r"labels \(2,\) and scores \(1,\)"),
+        ([0, 2], [0.5, 0.5], "other than 0"),
+        ([0, 1], [0.5, np.nan], "1 of 2 scores are not finite"),
+    ],
+)
+def test_unusable_scores_are_refused(y_true: list[int], score: list[float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        metrics.roc_auc(y_true, score)
+
+
+# ---------------------------------------------------------------- temperature
+
+
+@pytest.mark.parametrize("known", [0.4, 1.0, 3.0])
+def test_temperature_recovers_a_known_one(known: float) -> None:
+    generator = np.random.default_rng(1)
+    logits = generator.normal(0, 3, size=50_000)
+    y_true = (generator.random(50_000) < metrics.probabilities(logits, known)).astype(int)
+    assert metrics.fit_temperature(y_true, logits) == pytest.approx(known, rel=0.05)
+
+
+def test_temperature_lowers_the_log_loss_and_keeps_the_order() -> None:
+    generator = np.random.default_rng(2)
+    y_true = generator.integers(2, size=400)
+    logits = generator.normal(8 * y_true - 4, 6)
+    before = metrics.probabilities(logits, 1.0)
+    after = metrics.probabilities(logits, metrics.fit_temperature(y_true, logits))
+    assert sk.log_loss(y_true, after) < sk.log_loss(y_true, before)
+    assert metrics.roc_auc(y_true, after) == metrics.roc_auc(y_true, before)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_separable_logits_are_left_as_they_are(scale: float) -> None:
+    assert metrics.fit_temperature([0, 0, 1, 1], np.array([-2, -1, 1, 2]) * scale) == 1.0
+
+
+def test_temperature_stays_in_its_bounds() -> None:
+    low, high = metrics.TEMPERATURE_BOUNDS
+    # All logits on the wrong side: the flatter the better.
+    wrong = metrics.fit_temperature([1, 1, 0, 0], [-900, -800, 800, 900])
+    assert wrong == pytest.approx(high, rel=1e-3)
+    # Right but for a sliver.
+    almost = metrics.fit_temperature([0, 1, 1], [-1.0, 1.0, -1e-9])
+    assert almost == pytest.approx(low, rel=1e-3)
+
+
+def test_temperature_needs_both_classes() -> None:
+    with pytest.raises(DataError, match="all 2 images are pneumonia"):
+        metrics.fit_temperature([1, 1], [0.5, 1.5])
+
+
+def test_probabilities_by_hand() -> None:
+    found = metrics.probabilities(np.float32([0, 2, -1e30]), 2.0)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, [0.5, 0.7310585786300049, 0.0])
+    with pytest.raises(SettingsError, match="temperature 0"):
+        metrics.probabilities([1.0], 0.0)
+
+
+# ---------------------------------------------------------------- operating point
+
+
+def rates(y_true: np.ndarray, probs: np.ndarray, threshold: float) -> tuple[float, float]:
+    called = probs >= threshold
+    return float(called[y_true == 1].mean()), float((~called)[y_true == 0].mean())
+
+
+def brute_force(y_true: np.ndarray, probs: np.ndarray, rule: str) -> tuple[float, float]:
+    """Sensitivity and specificity of the best of all cuts, tried one by one."""
+    cuts = sorted({*probs.tolist(), 2.0})
+    reached = [rates(y_true, probs, cut) for cut in cuts]
+    name, _, target = rule.partition("=")
+    if name == "youden":
+        return max(reached, key=lambda both: (round(sum(both), 12), both[0]))
+    if name == "sensitivity":
+        return [both for both in reached if both[0] >= float(target)][-1]
+    return next(both for both in reached if both[1] >= float(target))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    "rule", ["youden", "sensitivity=0.95", "sensitivity=1", "specificity=0.99", "specificity=0.5"]
+)
+def test_operating_point_is_that_of_brute_force(rule: str, ties: bool) -> None:
+    for seed in range(20):
+        y_true, probs = random_case(seed, n=60, ties=ties)
+        point = metrics.choose_operating_point(y_true, probs, rule)
+        expected = brute_force(y_true, probs, rule)
+        assert (point.sensitivity, point.specificity) == pytest.approx(expected)
+        assert rates(y_true, probs, point.threshold) == pytest.approx(expected)
+        assert (point.n, point.rule) == (60, rule)
+
+
+def test_threshold_lies_midway_between_scores() -> None:
+    y_true, probs = [0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]
+    assert metrics.choose_operating_point(y_true, probs).threshold == pytest.approx(0.4)
+    highest = metrics.choose_operating_point(y_true, probs, "sensitivity=0.5")
+    assert highest.threshold == pytest.approx(0.75)
+    lowest = metrics.choose_operating_point(y_true, probs, "specificity=0.5")
+    assert lowest.threshold == pytest.approx(0.15)
+
+
+def test_threshold_between_neighboring_floats_still_cuts() -> None:
+    low = 0.5
+    high = float(np.nextafter(low, 1))
+    point = metrics.choose_operating_point([0, 1], [low, high])
+    assert (point.sensitivity, point.specificity) == (1.0, 1.0)
+    np.testing.assert_array_equal(point.predict([low, high]), [False, True])
+
+
+def test_threshold_is_finite_when_nothing_may_be_called() -> None:
+    # A normal image has the highest score there is.
+    point = metrics.choose_operating_point([0, 1], [1.0, 0.2], "specificity=1")
+    assert np.isfinite(point.threshold)
+    assert (point.sensitivity, point.specificity) == (0.0, 1.0)
+    assert not point.predict([1.0, 0.2]).any()
+
+
+def test_equal_youden_indices_take_the_more_sensitive() -> None:
+    # Cuts at .25 and at .65 both reach 1.5 in sum.
+    point = metrics.choose_operating_point([0, 1, 0, 1], [0.1, 0.4, 0.6, 0.7])
+    assert (point.sensitivity, point.specificity) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["", "Youden", "sensitivity", "sensitivity=", "sensitivity=0", "specificity=1.1", "f1=1"],
+)
+def test_unknown_rule_lists_the_choices(rule: str) -> None:
+    with pytest.raises(SettingsError, match=r"Choices: youden, sensitivity=.*, specificity="):
+        metrics.choose_operating_point([0, 1], [0.1, 0.9], rule)
+
+
+def test_operating_point_needs_both_classes_and_probabilities() -> None:
+    with pytest.raises(DataError, match="all 2 images are normal"):
+        metrics.choose_operating_point([0, 0], [0.1, 0.9])
+    with pytest.raises(DataError, match="expected 0-1"):
+        metrics.choose_operating_point([0, 1], [-3.0, 4.0])
+
+
+def test_operating_point_survives_json() -> None:
+    point = metrics.choose_operating_point(*random_case(3), "sensitivity=0.95")
+    assert OperatingPoint.from_dict(json.loads(json.dumps(point.to_dict()))) == point
+
+
+# ---------------------------------------------------------------- examination
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_figures_are_scikit_learns(ties: bool) -> None:
+    y_true, probs = random_case(4, ties=ties)
+    point = OperatingPoint("youden", 0.31, 0.0, 0.0, 1)
+    found = examine(y_true, probs, operating_point=point)
+
+    assert found.threshold_free["auc"].value == pytest.approx(sk.roc_auc_score(y_true, probs))
+    assert found.threshold_free["average_precision"].value == pytest.approx(
+        sk.average_precision_score(y_true, probs)
+    )
+    assert found.threshold_free["brier"].value == pytest.approx(sk.brier_score_loss(y_true, probs))
+    for at, threshold in ((found.at_half, 0.5), (found.at_operating_point, 0.31)):
+        called = probs >= threshold
+        expected = {
+            "accuracy": sk.accuracy_score(y_true, called),
+            "balanced_accuracy": sk.balanced_accuracy_score(y_true, called),
+            "sensitivity": sk.recall_score(y_true, called),
+            "specificity": sk.recall_score(y_true, called, pos_label=0),
+            "ppv": sk.precision_score(y_true, called),
+            "npv": sk.precision_score(y_true, called, pos_label=0),
+            "f1": sk.f1_score(y_true, called),
+        }
+        values = {name: at.estimates[name].value for name in expected}
+        assert values == pytest.approx(expected)
+        counts = at.confusion
+        assert [
+            [counts.true_negative, counts.false_positive],
+            [counts.false_negative, counts.true_positive],
+        ] == sk.confusion_matrix(y_true, called).tolist()
+        assert at.threshold == threshold
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_resampled_figures_are_scikit_learns_with_sample_weight(ties: bool) -> None:
+    y_true, probs = random_case(5, n=80, ties=ties)
+    weights = np.random.default_rng(5).integers(3, size=(10, 80)).astype(np.float64)
+    positive = y_true.astype(bool)
+    ranked = metrics._threshold_free(positive, probs, weights)
+    called = metrics._at_threshold(positive, probs >= 0.5, np.full(80, ""), weights)
+    for row, weight in enumerate(weights):
+        for name, function in (
+            ("auc", sk.roc_auc_score),
+            ("average_precision", sk.average_precision_score),
+            ("brier", sk.brier_score_loss),
+        ):
+            expected = function(y_true, probs, sample_weight=weight)
+            assert ranked[name][row] == pytest.approx(expected), name
+        for name, function in (
+            ("balanced_accuracy", sk.balanced_accuracy_score),
+            ("ppv", sk.precision_score),
+            ("f1", sk.f1_score),
+        ):
+            expected = function(y_true, probs >= 0.5, sample_weight=weight)
+            assert called[name][row] == pytest.approx(expected), name
+
+
+def test_calibration_error_by_hand() -> None:
+    # Bins are fifteenths: .01 and .05 share the first, 1.0 belongs to the last.
+    y_true, probs = [0, 1, 1, 1], [0.01, 0.05, 0.5, 1.0]
+    found = examine(y_true, probs).threshold_free["expected_calibration_error"]
+    assert found.value == pytest.approx((2 * abs(0.03 - 0.5) + abs(0.5 - 1) + 0) / 4)
+    mean_prob, share, counts = metrics.reliability(y_true, probs)
+    assert counts.tolist() == [2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert mean_prob[[0, 7, 14]].tolist() == pytest.approx([0.03, 0.5, 1.0])
+    assert share[[0, 7, 14]].tolist() == [0.5, 1.0, 1.0]
+    assert np.isnan(mean_prob[1])
+
+
+def test_subtypes_are_told_apart_and_counted() -> None:
+    found = examine(
+        [1, 1, 1, 1, 1, 0],
+        [0.9, 0.8, 0.1, 0.9, 0.1, 0.2],
+        subtypes=["bacteria", "bacteria", "bacteria", "virus", "virus", ""],
+        patients=["a", "a", "b", "c", "d", "e"],
+    )
+    bacteria = found.at_half.estimates["sensitivity_bacteria"]
+    virus = found.at_half.estimates["sensitivity_virus"]
+    assert (bacteria.value, bacteria.n, bacteria.num_patients) == (pytest.approx(2 / 3), 3, 2)
+    assert (virus.value, virus.n, virus.num_patients) == (0.5, 2, 2)
+    assert (found.num_images, found.num_patients) == (6, 5)
+    assert (found.num_normal, found.num_pneumonia) == (1, 5)
+
+
+def test_each_figure_says_what_it_is_a_figure_of() -> None:
+    found = examine([0, 0, 1, 1, 1], [0.1, 0.9, 0.2, 0.8, 0.7]).at_half.estimates
+    sizes = {name: found[name].n for name in ("accuracy", "sensitivity", "specificity")}
+    assert sizes == {"accuracy": 5, "sensitivity": 3, "specificity": 2}
+    assert {name: found[name].n for name in ("ppv", "npv", "f1")} == {"ppv": 3, "npv": 2, "f1": 4}
+
+
+def test_one_class_leaves_figures_undefined_not_invented() -> None:
+    found = examine([1, 1, 1], [0.9, 0.8, 0.2], num_resamples=20)
+    for estimate in (
+        found.threshold_free["auc"],
+        found.at_half.estimates["specificity"],
+        found.at_half.estimates["balanced_accuracy"],
+        found.at_half.estimates["sensitivity_virus"],
+    ):
+        assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
+        assert estimate.num_undefined == 20
+    assert found.at_half.estimates["sensitivity"].value == pytest.approx(2 / 3)
+
+
+def test_undefined_resamples_are_counted() -> None:
+    # The one normal image is left out of a share of (1 - 1/4)^4 = .32 of the resamples.
+    found = examine([0, 1, 1, 1], [0.1, 0.4, 0.6, 0.9], num_resamples=1000)
+    auc = found.threshold_free["auc"]
+    assert auc.value == 1.0
+    assert 250 < auc.num_undefined < 380
+    assert (auc.low, auc.high) == (1.0, 1.0)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(6)
+    covered = 0
+    for _ in range(200):
+        called = (generator.random(150) < 0.8).astype(float)
+        estimate = examine(np.ones(150), called, num_resamples=200).at_half.estimates["sensitivity"]
+        assert estimate.low is not None
+        assert estimate.high is not None
+        covered += estimate.low <= 0.8 <= estimate.high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_interval_by_patient_is_wider_than_by_image() -> None:
+    y_true, probs = (np.repeat(column, 4) for column in random_case(7, n=100))
+    by_image = examine(y_true, probs, num_resamples=500)
+    patients = [f"p{index // 4}" for index in range(400)]
+    by_patient = examine(y_true, probs, num_resamples=500, patients=patients)
+    for name in ("auc", "brier"):
+        image, patient = by_image.threshold_free[name], by_patient.threshold_free[name]
+        assert patient.value == image.value
+        assert None not in (image.low, image.high, patient.low, patient.high)
+        # Four copies of each image hold no more than one: the width is that of a quarter, twice.
+        ratio = (patient.high - patient.low) / (image.high - image.low)  # type: ignore[operator]
+        assert 1.6 < ratio < 2.5
+    assert (by_image.num_patients, by_patient.num_patients) == (400, 100)
+
+
+def test_same_seed_gives_the_same_intervals() -> None:
+    case = random_case(8)
+    assert examine(*case, seed=3) == examine(*case, seed=3)
+    assert examine(*case, seed=3) != examine(*case, seed=4)
+
+
+def test_metrics_json_is_plain_and_undefined_is_null() -> None:
+    text = json.dumps(examine([1, 1], [0.9, 0.2]).to_json(), allow_nan=False)
+    read = json.loads(text)
+    assert read["threshold_free"]["auc"]["value"] is None
+    assert read["at_half"]["confusion"] == {
+        "true_negative": 0,
+        "false_positive": 0,
+        "false_negative": 1,
+        "true_positive": 1,
+    }
+    assert read["at_operating_point"]["estimates"]["accuracy"]["value"] == 0.5
+    assert read["operating_point"]["rule"] == "youden"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patients": ["a"]}, "2 images, 1 patients and 2 subtypes"),
+        ({"subtypes": []}, "2 images, 2 patients and 0 subtypes"),
+    ],
+)
+def test_examination_refuses_uneven_columns(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        examine([0, 1], [0.1, 0.9], **changes)
+    with pytest.raises(SettingsError, match="num_resamples 0"):
+        examine([0, 1], [0.1, 0.9], num_resamples=0)
+
+
+def test_most_wrong_come_first_and_right_ones_not_at_all() -> None:
+    y_true, probs = [0, 1, 1, 0, 1], [0.6, 0.1, 0.9, 0.95, 0.45]
+    assert metrics.most_wrong(y_true, probs, HALF, limit=3) == [3, 1, 0]
+    assert metrics.most_wrong([0, 1], [0.1, 0.9], HALF, limit=3) == []
+
+
+def test_a_thousand_resamples_of_the_test_split_take_seconds() -> None:
+    y_true, probs = random_case(9, n=624)
+    start = time.perf_counter()
+    examine(y_true, probs, num_resamples=1000)
+    assert time.perf_counter() - start < 10

@@ -22,11 +22,11 @@ import pyarrow.dataset as pds
 import ray.data
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.data.datasource.partitioning import Partitioning
 
-from cxr import decoding, storage, transforms
+from cxr import decoding, storage
 from cxr.errors import DataError, StorageError
 from cxr.progress import Counter, Progress
+from cxr.resizing import resize
 
 FORMAT: Final = 1
 """Raise it when decoding or the shards' layout changes, so that older caches are not read."""
@@ -41,6 +41,9 @@ which claim the rest."""
 
 FAILED_FOLD: Final = -1
 """The fold of images that gave no pixels; their rows hold the reason instead."""
+
+
+_BY_FOLD = pds.partitioning(pa.schema([("fold", pa.int64())]), flavor="hive")
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,14 @@ class Shards:
     ) -> "ray.data.Dataset":
         """Stream the given folds, or all; the given columns, or all."""
         chosen = self.parts if folds is None else folds
-        paths = [path for fold in chosen for path in self.parts.get(fold, ())]
-        return ray.data.read_parquet(
-            paths,
-            columns=None if columns is None else list(columns),
-            partitioning=Partitioning("hive", field_types={"fold": int}),
+        paths = [pa.table({"path": [path]}) for fold in chosen for path in self.parts.get(fold, ())]
+        # Not read_parquet: it lists files in tasks that claim a whole CPU, for which it would wait
+        # for ever where training workers or actors hold them all.
+        return ray.data.from_arrow(paths).map_batches(
+            _read_part,
+            fn_args=(columns,),
+            batch_format="pyarrow",
+            batch_size=None,
             num_cpus=READ_CPUS,
         )
 
@@ -107,9 +113,7 @@ def default_cache() -> str:
     return str(Path(base) / "cxr")
 
 
-def decode_shards(
-    listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str
-) -> Shards:
+def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str) -> Shards:
     """Decode every radiograph of a listing once, or take what an earlier run decoded.
 
     Args:
@@ -186,8 +190,8 @@ def write_shards(
         fold = int(file.rsplit("/fold=", 1)[1].split("/", 1)[0])
         parts.setdefault(fold, []).append(file)
     columns = ["row", "uri", "label", "patient", "subtype", "fold", "sha256", "error"]
-    table = pds.dataset(path, filesystem=system, partitioning="hive").to_table(columns=columns)
-    table = table.set_column(5, "fold", table["fold"].cast(pa.int64())).sort_by("row")
+    written = pds.dataset(path, filesystem=system, partitioning=_BY_FOLD)
+    table = written.to_table(columns=columns).sort_by("row")
     storage.write_table(storage.join(folder, "rows.parquet"), table)
     relative = {
         str(fold): [file[len(folder) + 1 :] for file in files]
@@ -244,7 +248,17 @@ def read_radiograph(uri: str, image_px: int) -> tuple[NDArray[np.uint8] | None, 
     decoded = decoding.decode(data, min_px=image_px)
     if decoded.pixels is None:
         return None, f"{decoded.status}: {decoded.reason}", sha256
-    return transforms.resize(decoded.pixels, image_px), "", sha256
+    return resize(decoded.pixels, image_px), "", sha256
+
+
+def _read_part(batch: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    # rows in: {path}; rows out: {row, uri, label, patient, subtype, fold, sha256, error, x}
+    tables = []
+    for uri in batch["path"].to_pylist():
+        system, path = storage.resolve(uri)
+        dataset = pds.dataset(path, filesystem=system, partitioning=_BY_FOLD)
+        tables.append(dataset.to_table(columns=None if columns is None else list(columns)))
+    return pa.concat_tables(tables)
 
 
 def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> pa.Table:
@@ -254,9 +268,7 @@ def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> 
         FAILED_FOLD if error else fold
         for fold, (_, error, _) in zip(batch["fold"].to_pylist(), read, strict=True)
     ]
-    batch = batch.set_column(
-        batch.column_names.index("fold"), "fold", pa.array(folds, pa.int64())
-    )
+    batch = batch.set_column(batch.column_names.index("fold"), "fold", pa.array(folds, pa.int64()))
     batch = batch.append_column("sha256", pa.array([sha256 for _, _, sha256 in read]))
     batch = batch.append_column("error", pa.array([error for _, error, _ in read]))
     pixels = [None if x is None else x.tobytes() for x, _, _ in read]
@@ -267,5 +279,3 @@ def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> 
 def _key(*settings: object) -> str:
     text = json.dumps([FORMAT, *settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-

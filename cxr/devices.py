@@ -17,8 +17,3 @@ def autocast(where: torch.device) -> AbstractContextManager[object]:
     """
     enabled = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(where.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def set_threads(num_cpus: float) -> None:
-    """Compute with as many threads as Ray gave CPUs; Ray alone would leave PyTorch with one."""
-    torch.set_num_threads(max(1, round(num_cpus)))

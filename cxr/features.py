@@ -4,15 +4,13 @@ Ten epochs of a head then cost hardly more than one, and versions that share bac
 image size and normalization share the pass.
 """
 
-from typing import Any
-
 import pyarrow as pa
 import ray
 import ray.data
 import torch
 from ray.actor import ActorHandle
 
-from cxr import devices, models, storage, transforms
+from cxr import cluster, devices, models, storage, transforms
 from cxr.data import READ_CPUS, Shards, load_shards, shards_key, to_arrays, write_shards
 from cxr.models import Classifier, State
 from cxr.progress import Counter, Progress
@@ -21,8 +19,9 @@ from cxr.recipes import Normalization, Recipe
 BATCH_SIZE = 16
 """Images a forward pass; larger ones gained nothing on a CPU and cost memory at 224 px."""
 
-ACTOR_CPUS = 0.9
-"""CPUs that an actor claims: one thread's worth, less what the tasks that feed it need."""
+ACTOR_THREADS = 4
+"""Threads of an actor on a CPU, at most: enough to share one copy of the weights and of PyTorch,
+few enough to lose nothing."""
 
 
 class FeatureExtractor:
@@ -33,10 +32,11 @@ class FeatureExtractor:
         recipe: Recipe,
         state: "ray.ObjectRef[State]",
         shape: tuple[int, ...],
+        threads: int,
         gpu: bool,
         counter: "ActorHandle[Counter]",
     ) -> None:
-        devices.set_threads(1)
+        torch.set_num_threads(threads)
         self.device = devices.device(gpu)
         model = models.build(recipe)
         model.load_state_dict(dict(ray.get(state)), strict=False)
@@ -47,7 +47,9 @@ class FeatureExtractor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         # rows in: {..., x: pixels}; rows out: {..., x: features}
-        grey = torch.from_numpy(to_arrays(batch, self.shape, "uint8")[:, None].copy()).to(self.device)
+        grey = torch.from_numpy(to_arrays(batch, self.shape, "uint8")[:, None].copy()).to(
+            self.device
+        )
         with torch.inference_mode(), devices.autocast(self.device):
             images = transforms.normalize(grey, self.normalization)
             maps = self.prefix(images.contiguous(memory_format=torch.channels_last))
@@ -77,29 +79,36 @@ def extract(
     Returns:
         Shards of features, float32 of the prefix's output shape, the same rows and folds.
     """
-    names = {f"features.{name}" for name in model.prefix.state_dict()}
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    state = model.states(frozen=True)
     key = shards_key(
-        pixels, recipe.backbone, model.num_frozen, recipe.normalization, models.digest(state)
-    )
+        pixels, recipe.backbone, recipe.pooling, model.num_frozen, recipe.normalization,
+        models.digest(state),
+    )  # fmt: skip
     folder = storage.join(storage.absolute(cache), "features", key)
     shards = load_shards(folder)
     if shards is not None:
         return shards
-    actor: dict[str, Any] = (
-        {"num_gpus": 1, "num_cpus": 1} if gpu else {"num_cpus": ACTOR_CPUS}
-    )
-    available = ray.cluster_resources().get("GPU" if gpu else "CPU", 1.0)
-    size = max(1, int(min(available, -(-len(pixels.table) // BATCH_SIZE))))
+    num_images = len(pixels.table)
+    size = cluster.num_processes(num_images // BATCH_SIZE, ACTOR_THREADS, gpu=gpu)
+    share = cluster.share(size, gpu=gpu)
+    state_ref = ray.put(state)
     title = f"{recipe.backbone}: {recipe.frozen} frozen convolutions"
-    with Progress(title, len(pixels.table)) as progress:
+    with Progress(title, num_images) as progress:
         dataset = pixels.dataset().map_batches(
             FeatureExtractor,
-            fn_constructor_args=(recipe, ray.put(state), pixels.shape, gpu, progress.counter),
+            fn_constructor_args=(
+                recipe,
+                state_ref,
+                pixels.shape,
+                share.threads,
+                gpu,
+                progress.counter,
+            ),
             batch_size=BATCH_SIZE,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=size),
-            **actor,
+            num_cpus=share.num_cpus,
+            num_gpus=share.num_gpus,
         )
         shape = model.prefix_shape(recipe.image_px)
         return write_shards(dataset, folder, shape, "float32", write_cpus=READ_CPUS)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
-from scipy.special import expit  # type: ignore[import-untyped]
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from cxr.errors import DataError, SettingsError
 

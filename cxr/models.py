@@ -39,15 +39,24 @@ class Classifier(nn.Module):
         self.features = backbone
         self.head = head
         self.num_frozen = num_frozen
-        """Leading modules of `features` that hold no trainable weight."""
+        """Leading layers of backbone and head together that give the same maps in every epoch."""
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers of backbone and head in order, by the names of the state dict."""
+        return {
+            f"{part}.{name}": layer
+            for part in ("features", "head")
+            for name, layer in getattr(self, part).named_children()
+        }
 
     @property
     def prefix(self) -> nn.Sequential:
-        """The frozen part: images (N, 3, H, W) to maps."""
-        return self.features[: self.num_frozen]
+        """The frozen part: images (N, 3, H, W) to maps, or to pooled numbers."""
+        return nn.Sequential(*list(self.layers.values())[: self.num_frozen])
 
     def prefix_shape(self, image_px: int) -> tuple[int, ...]:
-        """Shape of one image's maps after the frozen part."""
+        """Shape of one image after the frozen part."""
         with torch.no_grad():
             probe = torch.empty(1, 3, image_px, image_px, device="meta")
             return tuple(copy.deepcopy(self.prefix).to("meta")(probe).shape[1:])
@@ -55,7 +64,16 @@ class Classifier(nn.Module):
     @property
     def tail(self) -> nn.Sequential:
         """The trained part: what `prefix` gives to logits (N, 2)."""
-        return nn.Sequential(*self.features[self.num_frozen :], *self.head)
+        return nn.Sequential(*list(self.layers.values())[self.num_frozen :])
+
+    def states(self, *, frozen: bool) -> dict[str, torch.Tensor]:
+        """The tensors of the frozen prefix, or of all that follows it, by state dict names."""
+        prefix = tuple(f"{name}." for name in list(self.layers)[: self.num_frozen])
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith(prefix) == frozen
+        }
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, 2) of normalized images (N, 3, H, W)."""
@@ -132,11 +150,12 @@ def load_pretrained(model: Classifier, recipe: Recipe, state: State, source: str
                 wanted[f"features.{name}.{key}"] = tensor
     if missing := [key for key in wanted if key not in state]:
         shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
+        count = recipe.pretrained
+        which = "every convolution" if count == "all" else f"convolutions 1 to {count}"
         raise WeightsError(
-            f"{source}: {recipe.name} wants the first {recipe.pretrained} convolutions of"
-            f" {recipe.backbone}, but {len(missing)} of their {len(wanted)} tensors are not there:"
-            f" {shown}. Found {len(state)} others. Give a complete file as --weights, or lower"
-            " --pretrained and --frozen."
+            f"{source}: {recipe.name} wants {which} of {recipe.backbone}, but {len(missing)} of"
+            f" {len(wanted)} tensors are not among the {len(state)} in the file: {shown}. Give a"
+            " complete file as --weights, or lower --pretrained and --frozen."
         )
     for key, tensor in wanted.items():
         if state[key].shape != tensor.shape:
@@ -177,16 +196,10 @@ def read_weights(source: str, backbone: str, cache: str) -> tuple[State, str]:
             " a plain state dict."
         ) from None
     if not isinstance(state, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
         raise WeightsError(f"{place}: not a state dict of tensors by name.")
     return {_DENSENET_KEY.sub(r"\1\2.", key): value for key, value in state.items()}, place
-
-
-def trained_state(model: Classifier) -> dict[str, torch.Tensor]:
-    """The tensors of all that follows the frozen prefix, by their names in the classifier."""
-    frozen = tuple(f"features.{name}." for name, _ in model.prefix.named_children())
-    return {k: v for k, v in model.state_dict().items() if not k.startswith(frozen or ("?",))}
 
 
 def digest(state: State) -> str:
@@ -194,7 +207,8 @@ def digest(state: State) -> str:
     sha = hashlib.sha256()
     for name in sorted(state):
         sha.update(name.encode())
-        sha.update(state[name].detach().contiguous().cpu().numpy().tobytes())
+        # As bytes, since NumPy has no bfloat16.
+        sha.update(state[name].detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -212,6 +226,14 @@ def _features(network: str) -> nn.Sequential:
             f"{network} has no .features part, so it cannot be a backbone. Choose alexnet, vgg16,"
             " squeezenet1_1, densenet121, ..."
         )
+    for module in features.modules():
+        held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if held and not hasattr(module, "reset_parameters"):
+            raise SettingsError(
+                f"{network} cannot be a backbone: its {type(module).__name__} holds weights that"
+                " are no convolution's, dense layer's or normalization's. Choose alexnet, vgg16,"
+                " squeezenet1_1, densenet121, ..."
+            )
     return features
 
 
@@ -222,12 +244,14 @@ def _skeleton(recipe: Recipe) -> Classifier:
         for _, module in leading_convolutions(backbone, recipe.frozen, recipe.backbone):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad = False
-        num_frozen = 0
-        for child in backbone if recipe.frozen != 0 else ():
-            if any(parameter.requires_grad for parameter in child.parameters()):
+        head = _head(recipe, _map_shape(backbone, recipe), isinstance(backbone[-1], nn.BatchNorm2d))
+        model = Classifier(backbone, head, 0)
+    if recipe.frozen != 0:
+        for layer in model.layers.values():
+            if isinstance(layer, nn.Dropout) or any(p.requires_grad for p in layer.parameters()):
                 break
-            num_frozen += 1
-        return Classifier(backbone, _head(recipe, _map_shape(backbone, recipe)), num_frozen)
+            model.num_frozen += 1
+    return model.train()
 
 
 def _map_shape(backbone: nn.Sequential, recipe: Recipe) -> tuple[int, int, int]:
@@ -242,9 +266,11 @@ def _map_shape(backbone: nn.Sequential, recipe: Recipe) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _head(recipe: Recipe, maps: tuple[int, int, int]) -> nn.Sequential:
+def _head(recipe: Recipe, maps: tuple[int, int, int], rectify: bool) -> nn.Sequential:
     channels, height, width = maps
     layers: list[nn.Module] = []
+    if rectify:  # DenseNet's features end in a batch norm; its forward applies the ReLU.
+        layers.append(nn.ReLU())
     if recipe.pooling == "average":
         layers.append(nn.AdaptiveAvgPool2d(1))
         height = width = 1

@@ -6,6 +6,7 @@ The versions are those of the 2019 experiment that this project carries on. A re
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -78,9 +79,12 @@ class Recipe:
         for field in ("image_px", "batch_size", "epochs", "patience"):
             if getattr(self, field) < 1:
                 raise SettingsError(f"{field}: {getattr(self, field)} is below 1.")
+        for field in ("learning_rate", "learning_rate_decay", "weight_decay"):
+            if not math.isfinite(getattr(self, field)):
+                raise SettingsError(f"{field}: {getattr(self, field)} is not a number.")
         if self.learning_rate <= 0:
             raise SettingsError(f"learning_rate: {self.learning_rate} is not above 0.")
-        for field in ("learning_rate_decay", "weight_decay", "pretrained", "frozen"):
+        for field in ("learning_rate_decay", "weight_decay", "pretrained", "frozen", "seed"):
             value = getattr(self, field)
             if value != "all" and value < 0:
                 raise SettingsError(f"{field}: {value} is below 0.")
@@ -111,7 +115,7 @@ class Recipe:
             SettingsError: not a JSON object, an unknown field, or an impossible value.
         """
         try:
-            values: dict[str, Any] = json.loads(text)
+            values: object = json.loads(text)
         except ValueError as error:
             raise SettingsError(f"not a recipe: {error}.") from None
         if not isinstance(values, dict):
@@ -121,8 +125,11 @@ class Recipe:
             raise SettingsError(
                 f"unknown recipe field {', '.join(unknown)}. Choices: {', '.join(known)}."
             )
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**lists)
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**fields)
 
 
 def _at_most(inner: Convolutions, outer: Convolutions) -> bool:
@@ -148,6 +155,8 @@ def _expected(kind: Any) -> str:
         return f"Choices: {', '.join(get_args(kind))}."
     if kind == Convolutions:
         return "Give a number of convolutions, or all."
+    if get_origin(kind) is tuple:
+        return f"Expected a list of {get_args(kind)[0].__name__}."
     return f"Expected {getattr(kind, '__name__', kind)}."
 
 

@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv
 
 from cxr import labels, storage
@@ -38,16 +37,17 @@ def list_radiographs(uri: str, split: str) -> pa.Table:
     """The labelled radiographs of one split.
 
     Args:
-        uri: a folder or bucket prefix with `train|val|test / NORMAL|PNEUMONIA` below it, or a CSV or
-            Parquet manifest with columns `uri,label[,patient,split]`; a row without a split belongs
-            to train, and one without a patient to the patient that its file name carries.
+        uri: a folder or bucket prefix with `train|val|test / NORMAL|PNEUMONIA` below it, or a CSV
+            or Parquet manifest with columns `uri,label[,patient,split]`; a row without a split
+            belongs to train, and one without a patient to the patient that its file name carries.
         split: `"train"`, `"val"` or `"test"`.
 
     Returns:
         A table of schema `LISTING`, sorted by uri.
 
     Raises:
-        DataError: nothing is there, the split is missing, or a class is.
+        DataError: nothing is there, the split is missing, or a class is; a manifest lacks a
+            column or a value, holds an unknown one, or names a radiograph twice.
     """
     uri = storage.absolute(uri)
     what = storage.kind(uri)
@@ -74,23 +74,20 @@ def list_images(uri: str) -> pa.Table:
         DataError: nothing is there, or nothing that may be a radiograph.
     """
     uri = storage.absolute(uri)
-    files = storage.list_files(uri)
-    if not files and storage.kind(uri) == "file":
-        files = [file for file in storage.stat([uri]) if file]
-    images = [file for file in files if _may_be_image(file.uri)]
-    if not images:
-        raise _no_radiographs(uri, len(files))
+    what = storage.kind(uri)
+    if what == "nothing":
+        raise DataError(f"{uri}: not found. Give a folder, a bucket prefix or a file.")
+    if what == "file":
+        images = [file for file in storage.stat([uri]) if file]
+    else:
+        images = _images_below(uri)
     return pa.table({"uri": [f.uri for f in images], "size": [f.size for f in images]})
 
 
 def _folder(root: str, split: str) -> pa.Table:
-    files = storage.list_files(root)
-    images = [file for file in files if _may_be_image(file.uri)]
-    if not images:
-        raise _no_radiographs(root, len(files))
     rows = []
     splits = set()
-    for file in images:
+    for file in _images_below(root):
         folders = file.uri[len(root) :].strip("/").split("/")[:-1]
         if len(folders) < 2 or folders[0] not in labels.SPLITS:
             continue
@@ -107,43 +104,63 @@ def _folder(root: str, split: str) -> pa.Table:
 
 
 def _manifest(uri: str, split: str) -> pa.Table:
-    data = storage.read_bytes(uri)
-    if uri.endswith(".parquet"):
-        table = storage.read_table(uri)
-    else:
-        try:
-            table = csv.read_csv(
-                pa.BufferReader(data),
-                convert_options=csv.ConvertOptions(
-                    column_types=dict.fromkeys(("uri", "label", "patient", "split"), pa.string())
-                ),
-            )
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{uri}: neither a folder nor a manifest: {error}.") from None
+    table = _read_manifest(uri)
     if missing := {"uri", "label"} - set(table.column_names):
         raise DataError(
             f"{uri}: the manifest lacks column {', '.join(sorted(missing))}."
             f" Expected uri,label[,patient,split]; found {', '.join(table.column_names)}."
         )
-    if "split" in table.column_names:
-        table = table.filter(pc.equal(pc.fill_null(table["split"], "train"), split))
-    elif split != "train":
+    if "split" not in table.column_names and split != "train":
         raise DataError(f"{uri}: the manifest has no column split, so no {split!r} radiographs.")
-    if duplicates := [u for u, n in Counter(table["uri"].to_pylist()).items() if n > 1]:
+    uris = [_beside(uri, _required(uri, "uri", i, u)) for i, u in enumerate(_texts(table, "uri"))]
+    if duplicates := [u for u, n in Counter(uris).items() if n > 1]:
         raise DataError(f"{uri}: {len(duplicates)} URIs stand twice, the first {duplicates[0]}.")
-    base = posixpath.dirname(uri)
-    uris = [u if "://" in u or u.startswith("/") else storage.join(base, u)
-            for u in table["uri"].to_pylist()]  # fmt: skip
-    patients = (
-        table["patient"].to_pylist() if "patient" in table.column_names else [None] * len(uris)
-    )
+    splits = [s or "train" for s in _texts(table, "split")]
+    if unknown := sorted(set(splits) - set(labels.SPLITS)):
+        raise DataError(
+            f"{uri}: unknown split {unknown[0]!r}. Choices: {', '.join(labels.SPLITS)}."
+        )
+    wanted = [i for i, s in enumerate(splits) if s == split]
+    names, patients = _texts(table, "label"), _texts(table, "patient")
     rows = []
-    for row_uri, label, patient, file in zip(
-        uris, table["label"].to_pylist(), patients, storage.stat(uris), strict=True
-    ):
-        row = _row(file or storage.File(row_uri, -1, 0), split, _label(uri, str(label)))
-        rows.append(row | ({"patient": str(patient)} if patient else {}))
+    for i, file in zip(wanted, storage.stat([uris[i] for i in wanted]), strict=True):
+        label = _label(uri, _required(uri, "label", i, names[i]))
+        row = _row(file or storage.File(uris[i], -1, 0), split, label)
+        rows.append(row | ({"patient": patients[i]} if patients[i] else {}))
     return pa.Table.from_pylist(rows, schema=LISTING)
+
+
+def _read_manifest(uri: str) -> pa.Table:
+    if uri.endswith(".parquet"):
+        return storage.read_table(uri)
+    texts = dict.fromkeys(("uri", "label", "patient", "split"), pa.string())
+    try:
+        return csv.read_csv(
+            pa.BufferReader(storage.read_bytes(uri)),
+            convert_options=csv.ConvertOptions(column_types=texts),
+        )
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{uri}: neither a folder nor a manifest: {error}.") from None
+
+
+def _texts(table: pa.Table, column: str) -> list[str]:
+    """The values of a column as text, empty where there is none."""
+    if column not in table.column_names:
+        return [""] * len(table)
+    return ["" if value is None else str(value).strip() for value in table[column].to_pylist()]
+
+
+def _required(uri: str, column: str, row: int, text: str) -> str:
+    if not text:
+        raise DataError(f"{uri}: row {row + 1} of the manifest has no {column}.")
+    return text
+
+
+def _beside(manifest: str, uri: str) -> str:
+    """The place that a manifest's entry means: relative ones lie beside the manifest."""
+    if "://" in uri or uri.startswith("/"):
+        return storage.absolute(uri)
+    return storage.join(posixpath.dirname(manifest), uri.removeprefix("./"))
 
 
 def _row(file: storage.File, split: str, label: int) -> dict[str, object]:
@@ -167,16 +184,24 @@ def _label(uri: str, text: str) -> int:
     return names[text.upper()]
 
 
-def _may_be_image(uri: str) -> bool:
-    name = posixpath.basename(uri)
-    return not name.startswith(".") and posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def _images_below(root: str) -> list[storage.File]:
+    files = storage.list_files(root)
+    images = [file for file in files if _may_be_image(file.uri[len(root) :])]
+    if not images:
+        known = " ".join(suffix for suffix in IMAGE_SUFFIXES if suffix)
+        raise DataError(
+            f"{root}: no radiographs found. Looked for {known} in {len(files):,} files."
+        )
+    return images
 
 
-def _no_radiographs(uri: str, num_files: int) -> DataError:
-    known = " ".join(suffix for suffix in IMAGE_SUFFIXES if suffix)
-    return DataError(
-        f"{uri}: no radiographs found. Looked for {known} in {num_files:,} files."
-    )
+def _may_be_image(path: str) -> bool:
+    """Whether a file may be a radiograph, by its path below the folder that was named."""
+    if any(part.startswith((".", "__MACOSX")) for part in path.split("/")):
+        return False
+    suffix = posixpath.splitext(path)[1].lower()
+    # The last number of a DICOM UID is no suffix.
+    return suffix in IMAGE_SUFFIXES or suffix[1:].isdigit()
 
 
 def numpy_column(table: pa.Table, name: str) -> "np.ndarray[tuple[int], np.dtype[np.generic]]":

@@ -46,6 +46,8 @@ def take(
 ) -> NDArray[np.int64]:
     """Choose whole patients at random, class by class in proportion, up to a number of images.
 
+    A patient who has more images than a class still lacks is passed over for a smaller one.
+
     Args:
         labels: class index of each radiograph, (N,).
         patients: patient key of each radiograph, (N,).
@@ -53,8 +55,8 @@ def take(
         seed: which patients.
 
     Returns:
-        int64, sorted positions of the radiographs taken; `limit` of them, or all where there
-        are fewer. The last patient of a class may be taken in part.
+        int64, sorted positions of the radiographs taken, `limit` or a few less; all where there
+        are no more.
     """
     if limit >= len(labels):
         return np.arange(len(labels))
@@ -64,6 +66,11 @@ def take(
     for label, count in ((0, limit - quota), (1, quota)):
         members = np.flatnonzero(labels == label)
         names, codes = np.unique(patients[members], return_inverse=True)
-        order = np.argsort(rng.permutation(len(names))[codes], kind="stable")
-        taken.append(members[order][:count])
+        sizes = np.bincount(codes, minlength=len(names))
+        chosen = []
+        for patient in rng.permutation(len(names)):
+            if sizes[patient] <= count:
+                chosen.append(patient)
+                count -= sizes[patient]
+        taken.append(members[np.isin(codes, chosen)])
     return np.sort(np.concatenate(taken))

@@ -6,9 +6,12 @@ stand wherever an `s3://` or `gs://` URI may.
 
 import json
 import posixpath
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +32,12 @@ class File:
 
 
 def absolute(uri: str) -> str:
-    """The URI itself, or the absolute path; without a slash at the end."""
+    """The URI itself, or the absolute path, also of a `file://` URI; without a slash at the end."""
+    if uri.startswith("file://"):
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost"):
+            raise StorageError(f"{uri}: lies on host {parts.netloc!r}. Write file:///path.")
+        uri = unquote(parts.path)
     if "://" in uri:
         return uri.rstrip("/")
     return str(Path(uri).expanduser().absolute())
@@ -46,11 +54,12 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     Raises:
         StorageError: a scheme that pyarrow does not know.
     """
+    uri = absolute(uri)
     try:
         if "://" in uri:
             system, path = fs.FileSystem.from_uri(uri)
             return system, path.rstrip("/")
-        return fs.LocalFileSystem(), absolute(uri)
+        return fs.LocalFileSystem(), uri
     except (OSError, ValueError) as error:
         raise StorageError(f"{uri}: {error}. Give a path, or an s3:// or gs:// URI.") from None
 
@@ -61,7 +70,7 @@ def kind(uri: str) -> str:
     try:
         found = system.get_file_info(path).type
     except OSError as error:
-        raise StorageError(f"{uri}: cannot be reached: {error}.") from None
+        raise StorageError(f"{uri}: cannot be reached: {_cause(error)}.") from None
     return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(found, "nothing")
 
 
@@ -73,6 +82,7 @@ def is_empty(uri: str) -> bool:
 
 def list_files(uri: str) -> list[File]:
     """Every file below a folder, sorted by URI."""
+    uri = absolute(uri)
     scheme = uri.split("://", 1)[0] + "://" if "://" in uri else ""
     return sorted(
         (
@@ -123,13 +133,20 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     system, path = resolve(uri)
     local = isinstance(system, fs.LocalFileSystem)
-    target = f"{path}.part" if local else path  # Object stores show a file only once it is whole.
+    # Object stores show a file only once it is whole.
+    target = f"{path}.{uuid.uuid4().hex[:8]}.part" if local else path
     try:
         system.create_dir(posixpath.dirname(path), recursive=True)
-        with system.open_output_stream(target, compression=None) as stream:
-            stream.write(data)
-        if local:
-            system.move(target, path)
+        try:
+            with system.open_output_stream(target, compression=None) as stream:
+                stream.write(data)
+            if local:
+                system.move(target, path)
+        except BaseException:
+            if local:
+                with suppress(OSError):
+                    system.delete_file(target)
+            raise
     except OSError as error:
         raise StorageError(
             f"{uri}: cannot be written: {_cause(error)}. Choose another place."
@@ -140,7 +157,10 @@ def delete(uri: str) -> None:
     """Delete a folder and all that is in it; nothing happens where there is none."""
     if kind(uri) == "folder":
         system, path = resolve(uri)
-        system.delete_dir(path)
+        try:
+            system.delete_dir(path)
+        except OSError as error:
+            raise StorageError(f"{uri}: cannot be deleted: {_cause(error)}.") from None
 
 
 def read_json(uri: str) -> Any:
@@ -160,8 +180,8 @@ def read_table(uri: str) -> pa.Table:
     """A Parquet file's table."""
     try:
         return pq.read_table(pa.BufferReader(read_bytes(uri)))
-    except pa.ArrowException as error:
-        raise StorageError(f"{uri}: not a Parquet file: {error}.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{uri}: not a Parquet file: {str(error).strip()}") from None
 
 
 def write_table(uri: str, table: pa.Table) -> None:
@@ -181,4 +201,7 @@ def _entries(uri: str, *, recursive: bool) -> list[fs.FileInfo]:
 
 
 def _cause(error: OSError) -> str:
-    return error.strerror or str(error).split(". Detail", 1)[0].rstrip(".")
+    # pyarrow: "Failed to open local file '/a'. Detail: [errno 2] No such file or directory"
+    said, _, detail = (error.strerror or str(error)).partition(". Detail: ")
+    reason = detail.partition("] ")[2] or detail
+    return said.rstrip(".") + (f" ({reason})" if reason else "")

@@ -1,13 +1,10 @@
-"""From grey pixels to what a backbone was trained on: resize on the host, the rest on the device."""
+"""From grey pixels to what a backbone was trained on, in batches on the device."""
 
-from typing import Final
+from typing import Final, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
-from cxr.errors import ImageError
+from cxr.errors import ImageError, SettingsError
 from cxr.recipes import Normalization
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -22,26 +19,6 @@ MAX_EXPOSURE: Final = 0.15
 of the image's side, and relative change. No mirroring: the heart's side carries meaning."""
 
 
-def resize(pixels: NDArray[np.uint8], image_px: int) -> NDArray[np.uint8]:
-    """Resize to a square, whatever the aspect ratio, with antialiasing.
-
-    Args:
-        pixels: grey levels, uint8, (H, W).
-        image_px: side of the result.
-
-    Returns:
-        uint8 (image_px, image_px).
-
-    The ratio is stretched because the published data are: cropping would cut lung fields off, and
-    padding would tell a network which camera took the picture. Pillow's bilinear filter widens with
-    the reduction, as torchvision's antialiased resize does.
-    """
-    if pixels.shape == (image_px, image_px):
-        return pixels
-    image = Image.fromarray(pixels).resize((image_px, image_px), Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
 def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tensor:
     """Bring grey pixels onto the scale that a backbone was trained on.
 
@@ -53,12 +30,20 @@ def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tenso
         float32 (N, 3, H, W); the grey plane repeated, since the backbones expect RGB.
 
     Raises:
-        ImageError: `pixels` does not have one channel.
+        ImageError: `pixels` is neither uint8 nor float32, or does not have one channel.
+        SettingsError: an unknown normalization.
 
     Source: channel statistics of ImageNet as in torchvision's classification presets.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 1:
         raise ImageError(f"expected grey pixels (N, 1, H, W), found {tuple(pixels.shape)}.")
+    if pixels.dtype not in (torch.uint8, torch.float32):
+        raise ImageError(f"expected grey levels as uint8 or float32, found {pixels.dtype}.")
+    if normalization not in get_args(Normalization):
+        raise SettingsError(
+            f"unknown normalization {normalization!r}."
+            f" Choices: {', '.join(get_args(Normalization))}."
+        )
     grey = pixels.float()
     if normalization == "none":
         return grey.expand(-1, 3, -1, -1)
@@ -77,11 +62,11 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Vary position and exposure of each radiograph by a little, at random.
 
     Args:
-        pixels: grey levels 0-255, uint8, (N, 1, H, W).
+        pixels: grey levels 0-255, uint8, (N, 1, S, S).
         generator: source of the random numbers, on the CPU, so that every device draws the same.
 
     Returns:
-        float32 (N, 1, H, W), grey levels 0-255; what moves in from outside is black.
+        float32 (N, 1, S, S), grey levels 0-255; what moves in from outside is black.
     """
     n = len(pixels)
     draw = (torch.rand(6, n, generator=generator) * 2 - 1).to(pixels.device)

@@ -180,7 +180,7 @@ def comparison_page(
     sample = f"Validation fold of {data}, {sizes} images"
     banners = [page.banner(PHANTOMS)] if any(_synthetic(row) for row in rows) else []
     sections = [
-        page.section("Figures", _SPLITS_DIFFER, _table(rows)),
+        page.section("Figures", _SPLITS_DIFFER, _table(rows), *_footnotes(rows)),
         page.section(
             "Learning",
             f"{sample}: after each epoch.",
@@ -204,7 +204,10 @@ def _synthetic(row: VersionResult) -> bool:
 
 def _table(rows: Sequence[VersionResult]) -> Html:
     metrics = ("AUC", "accuracy", "balanced accuracy", "sensitivity", "specificity")
-    cost, published = ("train, s", "peak, MB", "loading"), ("accuracy", "sensitivity")
+    cost, published = (
+        ("train, s", "peak, MB", "loading"),
+        ("published accuracy", "published sensitivity"),
+    )
     return page.table(
         ("version", "data", "images", *metrics, *cost, *published),
         [
@@ -223,6 +226,20 @@ def _table(rows: Sequence[VersionResult]) -> Html:
         groups=_GROUPS,
         kind="stacked compared",
     )
+
+
+def _footnotes(rows: Sequence[VersionResult]) -> list[Html]:
+    """Why a figure is undefined, and what is to be known of the published ones."""
+    lines = [
+        f"{row.name}, published: {PUBLISHED[row.name].remark}."
+        for row in rows
+        if row.published_accuracy is not None
+        and row.name in PUBLISHED
+        and PUBLISHED[row.name].remark
+    ]
+    if any(None in _ours(row) for row in rows):
+        lines.append("undefined: the validation fold holds no image of a class.")
+    return [page.bullets(lines)] if lines else []
 
 
 def _curves(histories: Mapping[str, History]) -> Html:

@@ -16,8 +16,8 @@ from cxr.reports.page import UNDEFINED, Html, tag
 RESEARCH_ONLY = "Research software. Not a medical device, not for clinical use."
 
 PHANTOMS = (
-    "These images are phantoms: drawn by a program, with known truth. Figures on them show that "
-    "the software works; they say nothing about radiographs of patients."
+    "Phantoms are drawn by a program, with known truth. Figures on them show that the software "
+    "works; they say nothing about radiographs of patients."
 )
 
 
@@ -96,7 +96,9 @@ def evaluation_page(report: EvaluationReport) -> str:
             "What it is worth",
             f"{sample}. In brackets the {LEVEL:.0%} interval: percentiles of "
             f"{examination.num_resamples:,} resamples of patients, all images of a patient "
-            "together. Predictive values hold only where pneumonia is as common as here.",
+            "together. Predictive values hold only where pneumonia is as common as here. The "
+            f"operating point was chosen on {page.count(examination.operating_point.n, 'image')} "
+            f"by the rule {examination.operating_point.rule}.",
             *_metric_tables(examination),
         ),
         page.section("Curves", f"{sample}.", page.grid(_curves(report))),
@@ -130,7 +132,7 @@ def _sample(report: EvaluationReport) -> str:
     """The split, its images and its patients: the caption of everything on the page."""
     examination = report.examination
     return (
-        f"{report.split.capitalize()} of {report.data}: "
+        f"{report.split[:1].upper()}{report.split[1:]} of {report.data}: "
         f"{page.count(examination.num_images, 'image')} of "
         f"{page.count(examination.num_patients, 'patient')}"
     )
@@ -141,7 +143,7 @@ def _headline(report: EvaluationReport) -> Html:
     chosen = examination.at_operating_point
     at = f"at threshold {chosen.threshold:.3f}"
     estimates = [
-        ("AUC", examination.threshold_free["auc"], "no threshold"),
+        ("AUC", examination.threshold_free["auc"], "area under the ROC curve"),
         ("Sensitivity", chosen.estimates["sensitivity"], at),
         ("Specificity", chosen.estimates["specificity"], at),
     ]
@@ -200,10 +202,9 @@ def _metric_tables(examination: Examination) -> list[Html]:
 
 def _thresholds(examination: Examination) -> list[tuple[str, AtThreshold]]:
     chosen = examination.at_operating_point
-    rule = examination.operating_point.rule
     return [
-        ("At probability 0.5", examination.at_half),
-        (f"At the operating point: {chosen.threshold:.3f} ({rule})", chosen),
+        ("Threshold 0.5", examination.at_half),
+        (f"Operating point {chosen.threshold:.3f}", chosen),
     ]
 
 
@@ -217,7 +218,9 @@ def _estimate(estimate: Estimate, reason: str, examination: Examination) -> Html
     if estimate.value is None:
         return page.join([tag("span", UNDEFINED, class_="undefined"), tag("small", reason)])
     if estimate.num_undefined:
-        size += f"; undefined in {estimate.num_undefined:,} of {examination.num_resamples:,}"
+        size += (
+            f"; undefined in {estimate.num_undefined:,} of {examination.num_resamples:,} resamples"
+        )
     parts = [tag("b", page.number(estimate.value)), tag("span", _brackets(estimate))]
     if estimate.low is not None and estimate.high is not None:
         low, width, value = (
@@ -243,12 +246,14 @@ def _curves(report: EvaluationReport) -> list[Html]:
         page.titled(
             "ROC",
             figures.roc(*arrays, point) if both else missing,
-            f"AUC {page.number(auc.value)}. Dotted: chance.",
+            f"AUC {page.number(auc.value)}. Dotted: chance." if both else "",
         ),
         page.titled(
             "Precision and recall",
             figures.precision_recall(*arrays, point) if both else missing,
-            f"Average precision {page.number(precision.value)}. Dotted: the share of pneumonia.",
+            f"Average precision {page.number(precision.value)}. Dotted: the share of pneumonia."
+            if both
+            else "",
         ),
         page.titled(
             "Reliability",
@@ -291,8 +296,7 @@ def _training(history: History) -> Html:
         return page.section("Training", "No training history was recorded with this model.")
     return page.section(
         "Training",
-        f"{page.count(len(history), 'epoch')}, on the training and validation folds: not the "
-        "images examined above unless they say so.",
+        f"{page.count(len(history), 'epoch')}, measured on the training and validation folds.",
         page.grid([page.titled(heading, drawn) for heading, drawn in curves]),
     )
 
@@ -303,7 +307,7 @@ def _most_wrong(report: EvaluationReport) -> Html:
     num_wrong = int(miscalled.sum())
     caption = (
         f"{page.count(num_wrong, 'image')} of {report.examination.num_images:,} miscalled at the "
-        f"operating point ({point.threshold:.3f}); the {len(report.wrong)} furthest off are shown."
+        f"operating point ({point.threshold:.3f}). Shown: the {len(report.wrong)} furthest off."
     )
 
     def photo(image: WrongImage) -> Html:

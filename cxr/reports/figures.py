@@ -15,8 +15,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import (  # type: ignore[import-untyped]
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from sklearn.metrics import (
     precision_recall_curve,
     roc_curve,
 )
@@ -42,9 +42,10 @@ PALETTE = {
 """The variables of the page's style, with the values of its light theme."""
 
 SERIES = tuple(PALETTE[name] for name in ("accent", "warm", "violet", "blue", "rose"))
+_NAME_CHARS = 20
 _DASHES = ("-", "--", ":")
 
-SMALL, WIDE = (3.9, 3.3), (5.4, 3.1)
+SMALL, WIDE = (3.9, 3.3), (4.8, 2.9)
 """Inches: a third and a half of the page's width, so that the type has one size on both."""
 
 _RC: dict[Any, Any] = {
@@ -201,7 +202,7 @@ def training_curves(history: History) -> list[tuple[str, Html]]:
 
     def of(heading: str) -> Html:
         def draw(on: Figure) -> None:
-            axes = _epochs(on, heading)
+            axes = _epochs(on)
             for key, label in columns[heading]:
                 epochs, values = _series(history, key)
                 shade = color.get(label, PALETTE["accent"])
@@ -209,7 +210,7 @@ def training_curves(history: History) -> list[tuple[str, Html]]:
             if len(columns[heading]) > 1:
                 axes.legend(loc="best")
             if heading.startswith("Seconds"):
-                axes.set_ylim(bottom=0)
+                axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
 
         return figure(f"curve-{heading.split()[0].lower()}", f"{heading} by epoch", draw)
 
@@ -224,7 +225,7 @@ def learning_curves(histories: Mapping[str, History], key: str, label: str) -> H
     """One quantity of several versions by epoch, a line each."""
 
     def draw(on: Figure) -> None:
-        axes = _epochs(on, label)
+        axes = _epochs(on)
         for index, (name, history) in enumerate(histories.items()):
             if not _has(history, key):
                 continue
@@ -235,18 +236,24 @@ def learning_curves(histories: Mapping[str, History], key: str, label: str) -> H
                 color=SERIES[index % len(SERIES)],
                 linestyle=_DASHES[index // len(SERIES) % len(_DASHES)],
                 marker="o",
-                label=name,
+                label=_fitted(name),
             )
-        on.legend(loc="outside upper left", ncols=5, handlelength=1.6, columnspacing=1.2)
+        columns = max(1, 50 // (max(len(_fitted(name)) for name in histories) + 6))
+        on.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
     return figure(
         f"learning-{key.replace('_', '-')}", f"{label} of each version by epoch", draw, WIDE
     )
 
 
-def _epochs(on: Figure, ylabel: str) -> Axes:
+def _fitted(name: str) -> str:
+    """A name cut to what leaves room for the axes; the table has it in full."""
+    return name if len(name) <= _NAME_CHARS else name[: _NAME_CHARS - 3] + "..."
+
+
+def _epochs(on: Figure) -> Axes:
     axes = on.subplots()
-    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return axes
 
@@ -294,13 +301,16 @@ def bars(
             axes.annotate(
                 label, (width, row), (5, 0), textcoords="offset points", va="center", fontsize=8.5
             )
-        axes.set_yticks(range(len(values)), list(values))
+        axes.set_yticks(range(len(values)), [_fitted(name) for name in values])
         axes.tick_params("y", length=0, labelcolor=PALETTE["ink"])
         axes.grid(axis="y", visible=False)
         axes.invert_yaxis()
         axes.set(xlim=(0, longest * 1.18 or 1.0), xlabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        patches = [Patch(color=SERIES[index], label=group) for index, group in enumerate(groups)]
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        patches = [
+            Patch(color=SERIES[index], label=_fitted(group)) for index, group in enumerate(groups)
+        ]
         on.legend(handles=patches, loc="outside upper left", ncols=3, handlelength=1.2)
 
     return figure(name, text, draw, (WIDE[0], 1.2 + 0.36 * len(values)))

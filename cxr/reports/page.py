@@ -93,7 +93,7 @@ def tiles(values: Iterable[tuple[str, str, Sequence[str]]]) -> Html:
             tag(
                 "div",
                 tag("dt", name),
-                tag("dd", figure, class_="figure"),
+                tag("dd", figure, class_="figure missing" if figure == UNDEFINED else "figure"),
                 *(tag("dd", line) for line in lines),
             )
             for name, figure, lines in values
@@ -249,6 +249,7 @@ section {
   margin: 2px 0 4px; color: var(--accent); font-size: 40px; font-weight: 680; line-height: 1.15;
   letter-spacing: -.025em; overflow-wrap: anywhere;
 }
+.tiles dd.missing { color: var(--warm); font-size: 24px; line-height: 1.9; }
 .grid { display: grid; gap: 30px; grid-template-columns: repeat(3, minmax(0, 1fr)); }
 .grid.two { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .grid.photos { gap: 22px 18px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
@@ -299,13 +300,24 @@ table + h3 { margin-top: 28px; }
 .compared thead tr:first-child th { color: var(--ink); font-size: 13px; }
 .compared thead tr:first-child th:not(:first-child):not(:empty) {
   border-bottom: 2px solid var(--accent); }
-.compared thead tr:first-child th:last-child { border-bottom-color: var(--warm); }
+.compared thead tr:first-child th:not(:first-child):last-child:not(:empty) {
+  border-bottom-color: var(--warm); }
 .compared { font-size: 13.5px; }
 .compared th, .compared td { padding: 8px 7px; }
 .compared td { white-space: nowrap; }
 h2 + ul, h2 + table { margin-top: 12px; }
+table + ul { margin-top: 18px; color: var(--muted); font-size: 13.5px; }
 ul { margin: 0; padding-left: 1.2em; }
 li + li { margin-top: 4px; }
+@media (max-width: 1160px) {
+  .stacked thead { display: none; }
+  .stacked tr { display: block; padding: 12px 0; border-bottom: 1px solid var(--line); }
+  .stacked tr:last-child { border: 0; }
+  .stacked th { display: block; padding: 0 0 4px; border: 0; font-size: 16px; }
+  .stacked td { display: flex; justify-content: space-between; gap: 16px; padding: 3px 0;
+    border: 0; text-align: right; }
+  .stacked td::before { content: attr(data-label); color: var(--muted); text-align: left; }
+}
 @media (max-width: 960px) {
   .grid, .grid.two { grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); }
 }
@@ -317,10 +329,11 @@ li + li { margin-top: 4px; }
   .tiles > div { padding: 14px; }
   .tiles > div:last-child:nth-child(odd) { grid-column: 1 / -1; }
   .tiles dd.figure { font-size: 30px; }
+  .tiles dd.missing { font-size: 20px; }
   .grid.photos { gap: 16px 12px; grid-template-columns: repeat(2, minmax(0, 1fr)); }
   th, td { padding: 8px; }
   .range { flex-basis: 100%; margin: 4px 0; }
-  .figures thead, .stacked thead { display: none; }
+  .figures thead { display: none; }
   .figures tr { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 6px 18px;
     padding: 12px 0; border-bottom: 1px solid var(--line); }
   .figures tr:last-child { border: 0; }
@@ -329,12 +342,6 @@ li + li { margin-top: 4px; }
   .figures td:last-child:nth-child(2) { grid-column: 1 / -1; }
   .figures td:not(:nth-child(2):last-child)::before { content: attr(data-label);
     display: block; color: var(--muted); font-size: 12px; }
-  .stacked tr { display: block; padding: 12px 0; border-bottom: 1px solid var(--line); }
-  .stacked tr:last-child { border: 0; }
-  .stacked th { display: block; padding: 0 0 4px; border: 0; font-size: 16px; }
-  .stacked td { display: flex; justify-content: space-between; gap: 16px; padding: 3px 0;
-    border: 0; text-align: right; }
-  .stacked td::before { content: attr(data-label); color: var(--muted); text-align: left; }
 }
 @media print {
   body { background: none; }

@@ -1,0 +1,85 @@
+"""The Ray cluster that a job runs on: the one it was submitted to, or one of its own."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Final
+
+SPARE_CPUS: Final = 0.2
+"""CPUs that a process which computes leaves unclaimed, for the tasks that feed it: if training
+workers claimed every CPU, the tasks that read their data would wait for ever."""
+
+MAX_THREADS: Final = 16
+"""Threads of one process at most; PyTorch's convolutions gain little beyond."""
+
+
+ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # A hospital expects that nothing calls home.
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Else Ray Train prints every line twice.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Else Ray reports its own shutdown as errors.
+}
+"""Environment of the job and of a cluster that it starts; what is set already stays."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each of several equal processes gets of the cluster."""
+
+    threads: int
+    """Threads that it computes with."""
+    num_cpus: float
+    """CPUs that it claims from Ray."""
+    num_gpus: int
+    """GPUs that it claims from Ray, 0 or 1."""
+
+
+def connect() -> None:
+    """Join the cluster that this job was submitted to, or start one on this machine.
+
+    Without `RAY_ADDRESS`, which Ray sets for submitted jobs, a local cluster is started: never the
+    one that a stale file in the temporary folder names, which would be waited for in vain.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.data
+
+    address = os.environ.get("RAY_ADDRESS", "local")
+    # Workers and actors log errors alone; what a job has to say, it prints.
+    ray.init(
+        address=address,
+        include_dashboard=False if address == "local" else None,
+        logging_level=logging.ERROR,
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def num_gpus() -> int:
+    """GPUs of the cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def num_processes(wanted: int, threads: int, *, gpu: bool) -> int:
+    """How many processes of so many threads, or of one GPU, the cluster holds; at least 1."""
+    import ray
+
+    resources = ray.cluster_resources()
+    room = resources.get("GPU", 0) if gpu else resources.get("CPU", 1) / threads
+    return max(1, min(int(room), wanted))
+
+
+def share(num_processes: int, *, gpu: bool) -> Share:
+    """Divide the cluster's CPUs among processes of one kind."""
+    import ray
+
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    total = sum(node["CPU"] for node in nodes)
+    smallest = min((node["CPU"] for node in nodes), default=1.0)
+    threads = int(max(1, min(total // num_processes, smallest, MAX_THREADS)))
+    if gpu:
+        threads = 1
+    return Share(threads, threads - SPARE_CPUS, int(gpu))

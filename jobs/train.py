@@ -1,0 +1,63 @@
+"""Train the published versions and keep the best checkpoint of each.
+
+    python jobs/train.py                                        # synthetic radiographs, this machine
+    python jobs/train.py --version v2 --data chest_xray         # radiographs of a folder
+    ray job submit --working-dir . -- python jobs/train.py --version v2 --data s3://bucket/chest_xray
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from cxr import cli, cluster, recipes, runs, storage
+from cxr.recipes import PUBLISHED, RECIPES, Recipe
+from cxr.reports import comparison_table
+from cxr.runs import RunSettings
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What to train, and how."""
+
+    version: Literal["all", "v0", "v1", "v2", "v3", "best"] = "all"
+    """all four published versions, one of them, or our best."""
+    recipe: str | None = None
+    """JSON file with a recipe, instead of a version."""
+    resume: str | None = None
+    """Folder of an interrupted run to go on with; it keeps its own settings."""
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
+    """What the run reads, writes and uses."""
+    settings: Recipe = RECIPES["v2"]
+    """Fields of the recipe, over those of the version; defaults shown are those of v2."""
+
+
+def chosen_recipes() -> tuple[TrainJob, list[Recipe]]:
+    """The command line read once for each recipe, over that recipe's own values."""
+    job = cli.parse(TrainJob, __doc__)
+    if job.recipe:
+        bases = [Recipe.from_json(storage.read_bytes(job.recipe).decode())]
+    else:
+        names = PUBLISHED if job.version == "all" else (job.version,)
+        bases = [recipes.named(name) for name in names]
+    jobs = [cli.parse(TrainJob, __doc__, TrainJob(settings=base)) for base in bases]
+    return job, [each.settings for each in jobs]
+
+
+def main() -> None:
+    job, wanted = chosen_recipes()
+    if job.resume:
+        wanted, settings, output = runs.reopen(job.resume)
+    else:
+        settings, output = runs.start(wanted, job.run)
+    print(f"run: {output}", flush=True)
+    cluster.connect()
+    run = runs.train(wanted, settings, output)
+    print(comparison_table(run.results))
+    print(f"report: {run.report}")
+    for folder in run.checkpoints:
+        print(f"checkpoint: {folder}")
+    print(f"next: python jobs/evaluate.py --checkpoint {run.checkpoints[-1]} --data <folder>")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,81 @@
+"""Folds and subsets keep each patient together and the classes in proportion."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cxr.errors import DataError
+from cxr.splits import assign_folds, take
+
+
+def drawn_set(num_patients: int = 300) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
+    """Labels and patients, about a quarter normal, one to several images a patient, shuffled."""
+    rng = np.random.default_rng(3)
+    sizes = rng.geometric(0.6, num_patients)
+    labels = np.repeat((np.arange(num_patients) % 4 > 0).astype(np.int64), sizes)
+    patients = np.repeat([f"p{i}" for i in range(num_patients)], sizes)
+    order = rng.permutation(len(labels))
+    return labels[order], patients[order]
+
+
+def test_no_patient_spans_two_folds() -> None:
+    labels, patients = drawn_set()
+    folds = assign_folds(labels, patients, 5)
+    for patient in np.unique(patients):
+        assert len(np.unique(folds[patients == patient])) == 1
+
+
+def test_every_image_has_a_fold_and_folds_are_stratified() -> None:
+    labels, patients = drawn_set()
+    folds = assign_folds(labels, patients, 5)
+    assert folds.dtype == np.int64
+    assert sorted(np.unique(folds)) == [0, 1, 2, 3, 4]
+    for fold in range(5):
+        assert np.mean(folds == fold) == pytest.approx(0.2, abs=0.02)
+        assert np.mean(labels[folds == fold]) == pytest.approx(np.mean(labels), abs=0.03)
+
+
+def test_folds_follow_the_seed() -> None:
+    labels, patients = drawn_set()
+    first, again, other = (assign_folds(labels, patients, 5, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_too_few_patients_are_refused() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    patients = np.array(["a", "a", "b", "b", "c", "d", "e", "f", "g"])
+    with pytest.raises(DataError, match=r"NORMAL: 2 patients cannot fill 3 .*fewer --folds"):
+        assign_folds(labels, patients, 3)
+
+
+@pytest.mark.parametrize("limit", [10, 50, 123, 400])
+def test_whole_patients_are_taken_and_classes_in_proportion(limit: int) -> None:
+    labels, patients = drawn_set()
+    taken = take(labels, patients, limit)
+    assert len(np.unique(taken)) == len(taken)
+    assert limit - 2 <= len(taken) <= limit
+    assert np.array_equal(taken, np.sort(taken))
+    chosen = np.isin(patients, patients[taken])
+    assert np.array_equal(np.flatnonzero(chosen), taken)
+    assert abs(labels[taken].sum() - limit * labels.mean()) <= 1.5
+
+
+def test_a_patient_too_large_for_the_limit_is_passed_over() -> None:
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    patients = np.array(["a", "a", "a", "b", "c", "d", "d", "d", "e", "f"])
+    for seed in range(5):
+        assert take(labels, patients, 4, seed).tolist() == [3, 4, 8, 9]
+
+
+def test_what_is_taken_follows_the_seed() -> None:
+    labels, patients = drawn_set()
+    first, again, other = (take(labels, patients, 60, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_all_are_taken_where_there_are_no_more() -> None:
+    labels, patients = drawn_set(20)
+    assert np.array_equal(take(labels, patients, len(labels)), np.arange(len(labels)))
+    assert np.array_equal(take(labels, patients, 10**6), np.arange(len(labels)))

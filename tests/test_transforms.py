@@ -1,0 +1,146 @@
+"""Normalization is torchvision's; augmentation is small, drawn by its generator and in range."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import VGG16_Weights
+
+from cxr import transforms
+from cxr.errors import ImageError, SettingsError
+from cxr.transforms import augment, normalize
+
+
+def drawn(num: int = 4, image_px: int = 32) -> torch.Tensor:
+    """Grain of different means, grey levels, uint8, (num, 1, image_px, image_px)."""
+    rng = np.random.default_rng(0)
+    means = np.linspace(60, 190, num)[:, None, None, None]
+    grain = rng.normal(means, 25, (num, 1, image_px, image_px))
+    return torch.from_numpy(grain.clip(0, 255).astype(np.uint8))
+
+
+def blob(row: int, column: int, image_px: int = 64) -> torch.Tensor:
+    """A bright square of 9 x 9 pixels on black."""
+    pixels = torch.zeros(1, 1, image_px, image_px, dtype=torch.uint8)
+    pixels[0, 0, row - 4 : row + 5, column - 4 : column + 5] = 255
+    return pixels
+
+
+def center(image: torch.Tensor) -> torch.Tensor:
+    return torch.nonzero(image > 128).float().mean(dim=0)
+
+
+# Normalization ------------------------------------------------------------------------------------
+
+
+def test_imagenet_normalization_equals_torchvisions_preset() -> None:
+    pixels = drawn()
+    preset = VGG16_Weights.IMAGENET1K_V1.transforms(resize_size=32, crop_size=32)
+    reference = preset(pixels.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(normalize(pixels, "imagenet"), reference)
+
+
+def test_none_keeps_grey_levels() -> None:
+    pixels = drawn()
+    assert torch.equal(normalize(pixels, "none"), pixels.float().expand(-1, 3, -1, -1))
+
+
+def test_unit_divides_by_255() -> None:
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    assert normalize(pixels, "unit")[0, 2, 0].tolist() == pytest.approx([0.0, 0.2, 1.0])
+
+
+def test_per_image_gives_mean_0_and_standard_deviation_1() -> None:
+    images = normalize(drawn(), "per_image").numpy()
+    assert np.allclose(images.mean(axis=(2, 3)), 0, atol=1e-5)
+    assert np.allclose(images.std(axis=(2, 3)), 1, atol=1e-5)
+
+
+def test_per_image_leaves_a_blank_image_finite() -> None:
+    blank = torch.full((1, 1, 8, 8), 200, dtype=torch.uint8)
+    assert torch.equal(normalize(blank, "per_image"), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("normalization", ["none", "unit", "imagenet", "per_image"])
+def test_normalization_treats_each_image_alone(normalization: transforms.Normalization) -> None:
+    pixels = drawn()
+    images = normalize(pixels, normalization)
+    assert images.shape == (4, 3, 32, 32)
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images[1:2], normalize(pixels[1:2], normalization))
+    torch.testing.assert_close(images, normalize(pixels.float(), normalization))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (8, 8), (1, 8, 8)])
+def test_pixels_without_one_channel_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=r"expected grey pixels \(N, 1, H, W\), found \("):
+        normalize(torch.zeros(shape, dtype=torch.uint8), "unit")
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float64, torch.bool])
+def test_pixels_of_another_kind_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ImageError, match=f"uint8 or float32, found {dtype}"):
+        normalize(torch.zeros(1, 1, 8, 8, dtype=dtype), "unit")
+
+
+def test_unknown_normalization_is_refused() -> None:
+    with pytest.raises(SettingsError, match="'zscore'. Choices: none, unit, imagenet, per_image"):
+        normalize(drawn(), "zscore")  # type: ignore[arg-type]
+
+
+# Augmentation -------------------------------------------------------------------------------------
+
+
+def test_augmentation_keeps_shape_and_range() -> None:
+    pixels = drawn(16)
+    images = augment(pixels, torch.Generator().manual_seed(0))
+    assert images.shape == pixels.shape
+    assert images.dtype == torch.float32
+    assert images.min() >= 0
+    assert images.max() <= 255
+
+
+def test_augmentation_follows_its_generator_alone() -> None:
+    pixels = drawn()
+    first = augment(pixels, torch.Generator().manual_seed(1))
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    again = augment(pixels, torch.Generator().manual_seed(1))
+    other = augment(pixels, torch.Generator().manual_seed(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_augmentation_changes_every_image_in_its_own_way() -> None:
+    pixels = drawn(1).expand(6, -1, -1, -1).contiguous()
+    images = augment(pixels, torch.Generator().manual_seed(0))
+    for i in range(6):
+        assert not torch.equal(images[i], pixels[i].float())
+        assert all(not torch.equal(images[i], images[j]) for j in range(i))
+
+
+def test_augmentation_moves_little_and_never_mirrors() -> None:
+    # Left of the middle: a shift of 5 %, a zoom of 10 % and 7 degrees move it by 8 % of the side.
+    pixels = blob(32, 16)
+    where = center(pixels[0, 0])
+    images = augment(pixels.expand(200, -1, -1, -1), torch.Generator().manual_seed(0))
+    moved = torch.stack([(center(image[0]) - where).norm() for image in images]) / 64
+    assert 0.03 < moved.max() < 0.13
+    areas = (images > 128).sum(dim=(1, 2, 3)) / 81
+    assert 0.7 < areas.min() < 0.95
+    assert 1.05 < areas.max() < 1.4
+
+
+def test_augmentation_varies_exposure_both_ways() -> None:
+    grey = torch.full((200, 1, 16, 16), 128, dtype=torch.uint8)
+    middle = augment(grey, torch.Generator().manual_seed(0))[:, 0, 8, 8]
+    assert 128 * 0.85 - 0.01 <= middle.min() < 128 * 0.9
+    assert 128 * 1.1 < middle.max() <= 128 * 1.15 + 0.01
+
+
+def test_augmentation_of_no_strength_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("MAX_ROTATION_DEG", "MAX_SHIFT", "MAX_ZOOM", "MAX_EXPOSURE"):
+        monkeypatch.setattr(transforms, bound, 0.0)
+    pixels = drawn()
+    images = augment(pixels, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(images, pixels.float(), atol=0.01, rtol=0)

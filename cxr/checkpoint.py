@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
-import torch
 
 from cxr import metrics, models, storage
 from cxr.errors import CheckpointError, CxrError
@@ -181,8 +180,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # cxr itself, where Ray ships the working directory.
         return "not installed"
-
-
-def logit(outputs: torch.Tensor) -> torch.Tensor:
-    """Log-odds of pneumonia, float32 (N,), from the classifier's two outputs (N, 2)."""
-    return outputs[:, 1].float() - outputs[:, 0].float()

@@ -29,7 +29,8 @@ def parse(
         args: the words; those of the command line where None.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(job, description=description, args=args, config=CONFIG, **options)
+    parsed: Job = tyro.cli(job, description=description, args=args, config=CONFIG, **options)
+    return parsed
 
 
 def run(main: Callable[[], None]) -> None:

@@ -3,7 +3,10 @@
 import logging
 import os
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Final, Literal
+
+from cxr.errors import SettingsError
 
 SPARE_CPUS: Final = 0.2
 """CPUs that a process which computes leaves unclaimed, for the tasks that feed it: if training
@@ -17,7 +20,7 @@ ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # A hospital expects that nothing calls home.
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Else Ray Train prints every line twice.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Else Ray reports its own shutdown as errors.
+    "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
 }
 """Environment of the job and of a cluster that it starts; what is set already stays."""
 
@@ -34,33 +37,49 @@ class Share:
     """GPUs that it claims from Ray, 0 or 1."""
 
 
-def connect() -> None:
+def connect(num_cpus: int | None = None) -> None:
     """Join the cluster that this job was submitted to, or start one on this machine.
 
     Without `RAY_ADDRESS`, which Ray sets for submitted jobs, a local cluster is started: never the
     one that a stale file in the temporary folder names, which would be waited for in vain.
+
+    Args:
+        num_cpus: CPUs of a cluster that is started; all of the machine's where None.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
     import ray.data
 
+    if ray.is_initialized():
+        return
     address = os.environ.get("RAY_ADDRESS", "local")
     # Workers and actors log errors alone; what a job has to say, it prints.
     ray.init(
         address=address,
+        num_cpus=num_cpus,
         include_dashboard=False if address == "local" else None,
         logging_level=logging.ERROR,
         logging_config=ray.LoggingConfig(log_level="ERROR"),
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
 
 
-def num_gpus() -> int:
-    """GPUs of the cluster."""
+def use_gpu(wanted: Literal["auto", "on", "off"]) -> bool:
+    """Whether to compute on GPUs.
+
+    Raises:
+        SettingsError: they are wanted, and the cluster has none.
+    """
     import ray
 
-    return int(ray.cluster_resources().get("GPU", 0))
+    have = int(ray.cluster_resources().get("GPU", 0))
+    if wanted == "on" and not have:
+        raise SettingsError("gpu: this cluster has no GPU. Give --gpu off, or let one join.")
+    return wanted != "off" and have > 0
 
 
 def num_processes(wanted: int, threads: int, *, gpu: bool) -> int:

@@ -39,6 +39,10 @@ READ_CPUS: Final = 0.05
 """CPUs that a task which only copies shards into memory claims, so that it runs beside workers
 which claim the rest."""
 
+NUM_READERS: Final = 2
+"""Such tasks at once in one stream: each is a process that takes seconds to start, and one copies
+hundreds of images a second."""
+
 FAILED_FOLD: Final = -1
 """The fold of images that gave no pixels; their rows hold the reason instead."""
 
@@ -76,11 +80,12 @@ class Shards:
         # Not read_parquet: it lists files in tasks that claim a whole CPU, for which it would wait
         # for ever where training workers or actors hold them all.
         return ray.data.from_arrow(paths).map_batches(
-            _read_part,
+            _read_part,  # type: ignore[arg-type]
             fn_args=(columns,),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=READ_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=NUM_READERS),
         )
 
     @property
@@ -144,7 +149,7 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
         ]
         with Progress(f"decoding to {image_px} px", len(listing)) as progress:
             dataset = ray.data.from_arrow(blocks).map_batches(
-                _decode,
+                _decode,  # type: ignore[arg-type]
                 batch_format="pyarrow",
                 batch_size=None,
                 fn_args=(image_px, progress.counter),
@@ -180,7 +185,7 @@ def write_shards(
         dataset.write_parquet(
             parts_folder,
             partition_cols=["fold"],
-            ray_remote_args=None if write_cpus is None else {"num_cpus": write_cpus},
+            ray_remote_args={} if write_cpus is None else {"num_cpus": write_cpus},
         )
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}.") from None

@@ -39,7 +39,8 @@ class FeatureExtractor:
         torch.set_num_threads(threads)
         self.device = devices.device(gpu)
         model = models.build(recipe)
-        model.load_state_dict(dict(ray.get(state)), strict=False)
+        tensors: State = ray.get(state)
+        model.load_state_dict(dict(tensors), strict=False)
         self.prefix = model.prefix.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.normalization: Normalization = recipe.normalization
         self.shape = shape

@@ -202,6 +202,11 @@ def read_weights(source: str, backbone: str, cache: str) -> tuple[State, str]:
     return {_DENSENET_KEY.sub(r"\1\2.", key): value for key, value in state.items()}, place
 
 
+def trained_state(model: Classifier, cached: bool) -> dict[str, torch.Tensor]:
+    """The tensors that training may change: all, or where features are cached the tail's."""
+    return model.states(frozen=False) if cached else dict(model.state_dict())
+
+
 def digest(state: State) -> str:
     """SHA-256 of tensors with their names, in hexadecimal; the same wherever they came from."""
     sha = hashlib.sha256()
@@ -210,6 +215,11 @@ def digest(state: State) -> str:
         # As bytes, since NumPy has no bfloat16.
         sha.update(state[name].detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def logit(outputs: torch.Tensor) -> torch.Tensor:
+    """Log-odds of pneumonia, float32 (N,), from the classifier's two outputs (N, 2)."""
+    return outputs[:, 1].float() - outputs[:, 0].float()
 
 
 def _features(network: str) -> nn.Sequential:

@@ -60,7 +60,7 @@ class Progress:
 
     def _watch(self) -> None:
         while not self._stopped.wait(LINE_EVERY_S):
-            done = ray.get(self.counter.total.remote())
+            done: int = ray.get(self.counter.total.remote())  # type: ignore[assignment]
             seconds = time.monotonic() - self._started
             left = f", {seconds / done * (self.total - done):.0f} s left" if done else ""
             share = done / max(self.total, 1)

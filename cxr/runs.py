@@ -1,16 +1,17 @@
 """A run: from radiographs to checkpoints and a comparison, in a folder that can be resumed.
 
-    RUN/run.json                 the resolved settings, written before the first step
-    RUN/unreadable.json          images that were left out, with the reason
-    RUN/report.html              all versions side by side
-    RUN/<name>/recipe.json       what was trained
-    RUN/<name>/metrics.jsonl     a line an epoch; tensorboard/ beside it
-    RUN/<name>/ray/              Ray Train's own storage: the last and the best epoch
-    RUN/<name>/result.json       the row of the comparison
-    RUN/<name>/checkpoint/       the trained classifier
+RUN/run.json                 the resolved settings, written before the first step
+RUN/unreadable.json          images that were left out, with the reason
+RUN/report.html              all versions side by side
+RUN/<name>/recipe.json       what was trained
+RUN/<name>/metrics.jsonl     a line an epoch; tensorboard/ beside it
+RUN/<name>/ray/              Ray Train's own storage: the last and the best epoch
+RUN/<name>/result.json       the row of the comparison
+RUN/<name>/checkpoint/       the trained classifier
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cxr import (
     checkpoint,
@@ -34,6 +36,7 @@ from cxr import (
     storage,
     training,
 )
+from cxr.checkpoint import Checkpoint
 from cxr.data import Shards, default_cache
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import parse_rule
@@ -41,7 +44,7 @@ from cxr.models import Classifier
 from cxr.recipes import Recipe
 from cxr.reports import PUBLISHED, VersionResult, comparison_page
 
-PHANTOMS: Final = phantoms.PhantomSettings(num_train=120, num_val=8, num_test=80)
+PHANTOMS: Final = phantoms.PhantomSettings(num_train=90, num_val=8, num_test=80)
 """The embedded default: few enough that all four versions train within three minutes on two
 cores, where VGG16's convolutions pass four to five images a second."""
 
@@ -112,11 +115,7 @@ def start(recipes: Sequence[Recipe], settings: RunSettings) -> tuple[RunSettings
         models.check(recipe)
     if len({recipe.name for recipe in recipes}) < len(recipes):
         raise SettingsError("two recipes of a run have the same name. Set --name.")
-    output = storage.absolute(settings.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
-    if not storage.is_empty(output):
-        raise SettingsError(
-            f"{output}: exists already. Choose another --output, or go on with --resume {output}."
-        )
+    output = storage.claim(settings.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
     resolved = dataclasses.replace(
         settings,
         data=storage.absolute(settings.data) if settings.data else None,
@@ -149,10 +148,7 @@ def reopen(output: str) -> tuple[list[Recipe], RunSettings, str]:
             " printed as 'run'."
         )
     content = storage.read_json(place)
-    recipes = [
-        Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()})
-        for recipe in content["recipes"]
-    ]
+    recipes = [Recipe.from_json(json.dumps(recipe)) for recipe in content["recipes"]]
     return recipes, RunSettings(**content["settings"]), output
 
 
@@ -164,7 +160,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings, output: str) -> Run:
         settings: resolved.
         output: folder of the run.
     """
-    gpu = settings.gpu == "on" or (settings.gpu == "auto" and cluster.num_gpus() > 0)
+    gpu = cluster.use_gpu(settings.gpu)
     for recipe in recipes:
         training.check_workers(settings.workers, recipe, gpu=gpu)
     where = settings.data
@@ -174,35 +170,52 @@ def train(recipes: Sequence[Recipe], settings: RunSettings, output: str) -> Run:
     listing, folds = labelled_folds(where, settings)
     print(f"data: {len(listing):,} radiographs of {name}, fold {settings.fold} of"
           f" {settings.folds} validates", flush=True)  # fmt: skip
-    results, histories, left_out = [], {}, {}
-    for recipe in recipes:
-        folder = storage.join(output, recipe.name)
-        if storage.kind(storage.join(folder, "result.json")) != "file":
-            failed = _train_one(recipe, listing, folds, settings, folder, name, gpu=gpu)
-            left_out |= dict(failed)
-        result = storage.read_json(storage.join(folder, "result.json"))
-        histories[recipe.name] = result.pop("history")
-        results.append(VersionResult(**result))
+    waiting = [recipe for recipe in recipes if not _is_done(output, recipe)]
+    prepared = [prepare(recipe, listing, folds, settings, gpu=gpu) for recipe in waiting]
+    outcomes: list[training.Outcome] = []
+    if prepared:
+        outcomes = training.fit(
+            [_plan(each, settings, output) for each in prepared],
+            [each.model for each in prepared],
+            output,
+            num_workers=settings.workers,
+            gpu=gpu,
+        )
+    left_out: dict[str, str] = {}
+    for each, outcome in zip(prepared, outcomes, strict=True):
+        _conclude(each, outcome, settings, storage.join(output, each.recipe.name), name, gpu=gpu)
+        failed = each.pixels.failed.to_pydict()
+        left_out |= dict(zip(failed["uri"], failed["reason"], strict=True))
     if left_out:
-        storage.write_json(storage.join(output, "unreadable.json"), left_out)
-        print(f"left out: {len(left_out)} images gave no pixels, listed in"
-              f" {storage.join(output, 'unreadable.json')}")  # fmt: skip
+        place = storage.join(output, "unreadable.json")
+        storage.write_json(place, left_out)
+        print(f"left out: {len(left_out)} images gave no pixels, listed in {place}")
         for uri, reason in list(left_out.items())[:3]:
             print(f"  {uri}: {reason}")
+    storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
+    results, histories = [], {}
+    for recipe in recipes:
+        result = storage.read_json(storage.join(output, recipe.name, "result.json"))
+        histories[recipe.name] = result.pop("history")
+        results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
     page = comparison_page(
         results, histories, _notes(recipes, settings, left_out), "Versions compared"
     )
     storage.write_bytes(report, page.encode())
-    checkpoints = tuple(storage.join(output, r.name, "checkpoint") for r in recipes)
+    checkpoints = tuple(
+        folder
+        for recipe in recipes
+        if checkpoint.exists(folder := storage.join(output, recipe.name, "checkpoint"))
+    )
     return Run(output, tuple(results), report, checkpoints)
 
 
-def labelled_folds(where: str, settings: RunSettings) -> tuple[pa.Table, Any]:
+def labelled_folds(where: str, settings: RunSettings) -> tuple[pa.Table, NDArray[np.int64]]:
     """The training radiographs in a fixed random order, and the fold of each."""
     listing = sources.list_radiographs(where, "train")
-    labels = sources.numpy_column(listing, "label")
-    patients = sources.numpy_column(listing, "patient")
+    labels = sources.column(listing, "label")
+    patients = sources.column(listing, "patient")
     if settings.limit is not None:
         taken = splits.take(labels, patients, settings.limit)
         listing, labels, patients = listing.take(taken), labels[taken], patients[taken]
@@ -212,96 +225,111 @@ def labelled_folds(where: str, settings: RunSettings) -> tuple[pa.Table, Any]:
     return listing.take(order), folds[order]
 
 
-def prepare(
-    recipe: Recipe, listing: pa.Table, folds: Any, settings: RunSettings, *, gpu: bool
-) -> tuple[Classifier, Shards, Shards, dict[str, Any]]:
-    """A recipe's model with its pretrained weights, its pixels, and what it trains on.
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything that its training needs."""
 
-    Returns:
-        The model, shards of pixels, shards of features where the frozen part can be run once (else
-        the pixels again), and where the weights came from.
-    """
+    recipe: Recipe
+    model: Classifier
+    """With its pretrained weights."""
+    pixels: Shards
+    features: Shards | None
+    """Of the frozen part, where it can be run once."""
+    weights: dict[str, Any]
+    """Where the pretrained weights came from."""
+    seconds: float
+
+
+def prepare(
+    recipe: Recipe, listing: pa.Table, folds: NDArray[np.int64], settings: RunSettings, *, gpu: bool
+) -> Prepared:
+    """Load a recipe's weights, decode its pixels, and run its frozen part over them."""
+    started = time.monotonic()
+    pretrained = "random" if settings.weights == "none" else "pretrained"
+    print(
+        f"{recipe.name}: {recipe.backbone} at {recipe.image_px} px, {recipe.frozen} convolutions"
+        f" frozen ({pretrained}), normalization {recipe.normalization}, {recipe.loading}",
+        flush=True,
+    )
     model = models.build(recipe)
-    origin: dict[str, Any] = {"source": "none", "tensors": 0}
+    weights: dict[str, Any] = {"source": "none", "tensors": 0}
     if settings.weights != "none" and recipe.pretrained != 0:
         state, place = models.read_weights(str(settings.weights), recipe.backbone, settings.cache)
         loaded = models.load_pretrained(model, recipe, state, place)
-        origin = {
-            "source": place,
-            "tensors": len(loaded),
-            "sha256": models.digest({name: state[name] for name in loaded}),
-        }
+        digest = models.digest({name: state[name] for name in loaded})
+        weights = {"source": place, "tensors": len(loaded), "sha256": digest}
     pixels = data.decode_shards(listing, folds, recipe.image_px, settings.cache)
-    cached = model.num_frozen > 0 and recipe.augmentation == "none"
-    shards = features.extract(pixels, recipe, model, settings.cache, gpu=gpu) if cached else pixels
-    return model, pixels, shards, origin
+    once = model.num_frozen > 0 and recipe.augmentation == "none"
+    extracted = features.extract(pixels, recipe, model, settings.cache, gpu=gpu) if once else None
+    return Prepared(recipe, model, pixels, extracted, weights, time.monotonic() - started)
 
 
-def _train_one(
-    recipe: Recipe,
-    listing: pa.Table,
-    folds: Any,
+def _is_done(output: str, recipe: Recipe) -> bool:
+    return storage.kind(storage.join(output, recipe.name, "result.json")) == "file"
+
+
+def _plan(each: Prepared, settings: RunSettings, output: str) -> training.Plan:
+    return training.Plan(
+        recipe=each.recipe,
+        shards=each.features or each.pixels,
+        cached=each.features is not None,
+        train_folds=tuple(fold for fold in range(settings.folds) if fold != settings.fold),
+        validation_folds=(settings.fold,),
+        output=storage.join(output, each.recipe.name),
+    )
+
+
+def _conclude(
+    each: Prepared,
+    outcome: training.Outcome,
     settings: RunSettings,
     folder: str,
     name: str,
     *,
     gpu: bool,
-) -> list[tuple[str, str]]:
-    started = time.monotonic()
-    print(f"{recipe.name}: {_describe(recipe, settings)}", flush=True)
-    storage.write_bytes(storage.join(folder, "recipe.json"), recipe.to_json().encode())
-    model, pixels, shards, origin = prepare(recipe, listing, folds, settings, gpu=gpu)
-    outcome = training.fit(
-        recipe,
-        model,
-        shards,
-        [fold for fold in range(settings.folds) if fold != settings.fold],
-        [settings.fold],
-        folder,
-        cached=shards is not pixels,
-        num_workers=settings.workers,
-        gpu=gpu,
+) -> None:
+    """Write recipe, checkpoint and result of a trained recipe."""
+    storage.write_bytes(storage.join(folder, "recipe.json"), each.recipe.to_json().encode())
+    validation = _validation_table(outcome.validation, each.pixels.table)
+    measured: dict[str, float | None] = dict.fromkeys(
+        ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
     )
-    validation = _validation_table(outcome.validation, pixels.table)
-    saved = checkpoint.save(
-        storage.join(folder, "checkpoint"),
-        recipe,
-        outcome.model,
-        validation,
-        {
-            "data": {
-                "name": name,
-                "num_images": len(pixels.table),
-                "num_left_out": len(pixels.failed),
-                "fingerprint": pixels.fingerprint,
-                "fold": settings.fold,
-                "folds": settings.folds,
-                "num_validation": len(validation),
+    if outcome.best["score"] != training.EMPTY_SCORE:
+        each.model.load_state_dict(dict(outcome.state), strict=False)
+        saved = checkpoint.save(
+            storage.join(folder, "checkpoint"),
+            each.recipe,
+            each.model,
+            validation,
+            {
+                "data": {
+                    "name": name,
+                    "num_images": len(each.pixels.table),
+                    "num_left_out": len(each.pixels.failed),
+                    "fingerprint": each.pixels.fingerprint,
+                    "fold": settings.fold,
+                    "folds": settings.folds,
+                    "num_validation": len(validation),
+                },
+                "weights": each.weights,
+                "best_epoch": outcome.best["epoch"],
+                "history": outcome.history,
+                "settings": {"workers": settings.workers, "limit": settings.limit, "gpu": gpu},
             },
-            "weights": origin,
-            "best_epoch": outcome.best["epoch"],
-            "history": outcome.history,
-            "settings": {"workers": settings.workers, "limit": settings.limit, "gpu": gpu},
-        },
-        settings.operating_point,
-    )
-    y_true = np.asarray(validation["label"])
-    probs = metrics.probabilities(np.asarray(validation["logit"]), saved.temperature)
-    called = saved.operating_point.predict(probs)
-    sensitivity, specificity = called[y_true == 1].mean(), 1 - called[y_true == 0].mean()
-    published = PUBLISHED.get(recipe.name)
+            settings.operating_point,
+        )
+        measured = _measured(saved)
+    else:
+        print(f"{each.recipe.name}: the loss left the finite numbers; lower --learning-rate.")
+    published = PUBLISHED.get(each.recipe.name)
     result = VersionResult(
-        name=recipe.name,
+        name=each.recipe.name,
         data=name,
         num_images=len(validation),
-        auc=outcome.best["val_auc"],
-        accuracy=float((called == y_true).mean()),
-        balanced_accuracy=float((sensitivity + specificity) / 2),
-        sensitivity=float(sensitivity),
-        specificity=float(specificity),
-        train_seconds=time.monotonic() - started,
+        **measured,
+        train_seconds=each.seconds + sum(entry["seconds"] for entry in outcome.history),
         peak_memory_mb=max(entry["peak_memory_mb"] for entry in outcome.history),
-        loading=recipe.loading,
+        loading=each.recipe.loading,
         published_accuracy=published.test_accuracy if published else None,
         published_sensitivity=published.test_sensitivity if published else None,
     )
@@ -309,8 +337,21 @@ def _train_one(
         storage.join(folder, "result.json"),
         dataclasses.asdict(result) | {"history": outcome.history},
     )
-    failed = pixels.failed.to_pydict()
-    return list(zip(failed["uri"], failed["reason"], strict=True))
+    storage.delete_file(storage.join(folder, "best.pt"))
+
+
+def _measured(saved: Checkpoint) -> dict[str, float | None]:
+    y_true = np.asarray(saved.validation["label"])
+    logits = np.asarray(saved.validation["logit"])
+    point = saved.operating_point
+    called = point.predict(metrics.probabilities(logits, saved.temperature))
+    return {
+        "auc": metrics.roc_auc(y_true, logits),
+        "accuracy": float((called == y_true).mean()),
+        "balanced_accuracy": (point.sensitivity + point.specificity) / 2,
+        "sensitivity": point.sensitivity,
+        "specificity": point.specificity,
+    }
 
 
 def _validation_table(seen: pa.Table, rows: pa.Table) -> pa.Table:
@@ -326,17 +367,7 @@ def _validation_table(seen: pa.Table, rows: pa.Table) -> pa.Table:
     )
 
 
-def _describe(recipe: Recipe, settings: RunSettings) -> str:
-    pretrained = "random" if settings.weights == "none" else "pretrained"
-    return (
-        f"{recipe.backbone} at {recipe.image_px} px, {recipe.frozen} convolutions frozen"
-        f" ({pretrained}), normalization {recipe.normalization}, {recipe.loading}"
-    )
-
-
-def _notes(
-    recipes: Sequence[Recipe], settings: RunSettings, left_out: dict[str, str]
-) -> list[str]:
+def _notes(recipes: Sequence[Recipe], settings: RunSettings, left_out: dict[str, str]) -> list[str]:
     notes = []
     if settings.weights == "none" and any(recipe.frozen != 0 for recipe in recipes):
         notes.append(

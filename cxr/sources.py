@@ -5,10 +5,11 @@ A listing travels, the bytes of the radiographs do not: workers open each file w
 
 import posixpath
 from collections import Counter
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import csv
 
 from cxr import labels, storage
@@ -204,6 +205,6 @@ def _may_be_image(path: str) -> bool:
     return suffix in IMAGE_SUFFIXES or suffix[1:].isdigit()
 
 
-def numpy_column(table: pa.Table, name: str) -> "np.ndarray[tuple[int], np.dtype[np.generic]]":
+def column(table: pa.Table, name: str) -> NDArray[Any]:
     """A column as an array, (N,); strings as numpy strings."""
     return np.asarray(table[name].to_pylist())

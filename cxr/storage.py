@@ -7,7 +7,8 @@ stand wherever an `s3://` or `gs://` URI may.
 import json
 import posixpath
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,21 @@ def is_empty(uri: str) -> bool:
     return what == "nothing" or (what == "folder" and not _entries(uri, recursive=False))
 
 
+def claim(uri: str) -> str:
+    """The absolute form of a place for results, which nothing lies at yet.
+
+    Raises:
+        StorageError: something is there, or it cannot be written.
+    """
+    place = absolute(uri)
+    if not is_empty(place):
+        raise StorageError(f"{place}: exists already and is not empty. Choose another --output.")
+    probe = join(place, ".cxr")
+    write_bytes(probe, b"")
+    delete_file(probe)
+    return place
+
+
 def list_files(uri: str) -> list[File]:
     """Every file below a folder, sorted by URI."""
     uri = absolute(uri)
@@ -131,26 +147,21 @@ def write_bytes(uri: str, data: bytes) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    system, path = resolve(uri)
-    local = isinstance(system, fs.LocalFileSystem)
-    # Object stores show a file only once it is whole.
-    target = f"{path}.{uuid.uuid4().hex[:8]}.part" if local else path
-    try:
-        system.create_dir(posixpath.dirname(path), recursive=True)
-        try:
-            with system.open_output_stream(target, compression=None) as stream:
-                stream.write(data)
-            if local:
-                system.move(target, path)
-        except BaseException:
-            if local:
-                with suppress(OSError):
-                    system.delete_file(target)
-            raise
-    except OSError as error:
-        raise StorageError(
-            f"{uri}: cannot be written: {_cause(error)}. Choose another place."
-        ) from None
+    with _whole(uri) as (system, path), system.open_output_stream(path, compression=None) as stream:
+        stream.write(data)
+
+
+def move_in(file: Path, uri: str) -> None:
+    """Bring a local file to a place, without holding it in memory, and whole or not at all.
+
+    Raises:
+        StorageError: the file cannot be read or the place cannot be written.
+    """
+    with _whole(uri) as (system, path):
+        fs.copy_files(
+            str(file), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system
+        )
+    file.unlink()
 
 
 def delete(uri: str) -> None:
@@ -159,6 +170,16 @@ def delete(uri: str) -> None:
         system, path = resolve(uri)
         try:
             system.delete_dir(path)
+        except OSError as error:
+            raise StorageError(f"{uri}: cannot be deleted: {_cause(error)}.") from None
+
+
+def delete_file(uri: str) -> None:
+    """Delete a file; nothing happens where there is none."""
+    if kind(uri) == "file":
+        system, path = resolve(uri)
+        try:
+            system.delete_file(path)
         except OSError as error:
             raise StorageError(f"{uri}: cannot be deleted: {_cause(error)}.") from None
 
@@ -189,6 +210,30 @@ def write_table(uri: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+@contextmanager
+def _whole(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
+    """Where to write a file, which takes its place once all of it is there."""
+    system, path = resolve(uri)
+    local = isinstance(system, fs.LocalFileSystem)
+    # Object stores show a file only once it is whole.
+    target = f"{path}.{uuid.uuid4().hex[:8]}.part" if local else path
+    try:
+        system.create_dir(posixpath.dirname(path), recursive=True)
+        try:
+            yield system, target
+            if local:
+                system.move(target, path)
+        except BaseException:
+            if local:
+                with suppress(OSError):
+                    system.delete_file(target)
+            raise
+    except OSError as error:
+        raise StorageError(
+            f"{uri}: cannot be written: {_cause(error)}. Choose another place."
+        ) from None
 
 
 def _entries(uri: str, *, recursive: bool) -> list[fs.FileInfo]:

@@ -1,9 +1,69 @@
-"""What several tests need: the real radiographs and weights, where this machine has them."""
+"""What several tests need: a local cluster, a small set of radiographs, jobs, the real data."""
 
+import importlib.util
 import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from cxr import cluster, phantoms
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster of two CPUs, whatever the machine has."""
+    import ray
+
+    cluster.connect(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 training phantoms of 64 px, with val and test, in the layout of the real set."""
+    settings = phantoms.PhantomSettings(num_train=48, num_val=4, num_test=12, image_px=64)
+    return phantoms.write(settings, tmp_path_factory.mktemp("data") / "small_set")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Run a job script in this process, where starting it costs nothing."""
+
+    def run(job: str, *words: str) -> Ended:
+        path = ROOT / "jobs" / f"{job}.py"
+        spec = importlib.util.spec_from_file_location(f"job_{job}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *words])
+        code = 0
+        try:
+            module.cli.run(module.main)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

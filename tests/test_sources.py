@@ -242,8 +242,8 @@ def test_a_manifest_must_be_what_its_name_says(tmp_path: Path) -> None:
 
 def test_columns_become_arrays(tmp_path: Path) -> None:
     table = sources.list_radiographs(str(plant(tmp_path, *TREE)), "val")
-    assert sources.numpy_column(table, "label").tolist() == [0, 1]
-    assert sources.numpy_column(table, "patient").dtype.kind == "U"
+    assert sources.column(table, "label").tolist() == [0, 1]
+    assert sources.column(table, "patient").dtype.kind == "U"
 
 
 # The real set -------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_a_failing_write_leaves_the_previous_content(tmp_path: Path) -> None:
 
 def test_a_write_onto_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(StorageError, match="taken: cannot be written: .*directory"):
+    with pytest.raises(StorageError, match=r"taken: cannot be written: .*directory"):
         storage.write_bytes(str(tmp_path / "taken"), b"data")
     assert names(tmp_path) == ["taken"]
 
@@ -119,6 +119,47 @@ def test_a_folder_is_deleted_with_all_in_it(tmp_path: Path) -> None:
     storage.delete(str(tmp_path / "a"))
     storage.delete(str(tmp_path / "never"))
     assert names(tmp_path) == []
+
+
+def test_a_file_is_deleted_and_a_folder_is_not(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "a" / "b"), b"")
+    for name in ("a", "a/b", "a/b", "never"):
+        storage.delete_file(str(tmp_path / name))
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == []
+
+
+def test_a_local_file_is_moved_in_whole(tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(b"new")
+    storage.write_bytes(str(tmp_path / "folder" / "file"), b"previous")
+    storage.move_in(tmp_path / "local", str(tmp_path / "folder" / "file"))
+    assert storage.read_bytes(str(tmp_path / "folder" / "file")) == b"new"
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["file"]
+
+
+def test_a_failing_move_keeps_both_files(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    (tmp_path / "local").write_bytes(bytes(5000))
+    storage.write_bytes(str(tmp_path / "folder" / "file"), b"previous")
+    request.getfixturevalue("full_disk")
+    with pytest.raises(StorageError, match=r"folder/file: cannot be written: "):
+        storage.move_in(tmp_path / "local", str(tmp_path / "folder" / "file"))
+    assert storage.read_bytes(str(tmp_path / "folder" / "file")) == b"previous"
+    assert names(tmp_path) == ["folder", "local"]
+    assert names(tmp_path / "folder") == ["file"]
+
+
+def test_a_place_for_results_is_claimed_where_nothing_lies(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_bytes(b"kept")
+    assert storage.claim(f"{tmp_path}/new/") == f"{tmp_path}/new"
+    assert names(tmp_path / "new") == []
+    for taken in ("full", "full/file"):
+        with pytest.raises(StorageError, match=rf"{taken}: exists already .*another --output"):
+            storage.claim(str(tmp_path / taken))
+    with pytest.raises(StorageError, match=r"file/below/\.cxr: cannot be written"):
+        storage.claim(str(tmp_path / "full" / "file" / "below"))
+    assert (tmp_path / "full" / "file").read_bytes() == b"kept"
 
 
 def test_file_uris_are_paths(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from torchvision.models import VGG16_Weights
 
 from cxr import transforms
 from cxr.errors import ImageError, SettingsError
+from cxr.recipes import Normalization
 from cxr.transforms import augment, normalize
 
 
@@ -61,7 +62,7 @@ def test_per_image_leaves_a_blank_image_finite() -> None:
 
 
 @pytest.mark.parametrize("normalization", ["none", "unit", "imagenet", "per_image"])
-def test_normalization_treats_each_image_alone(normalization: transforms.Normalization) -> None:
+def test_normalization_treats_each_image_alone(normalization: Normalization) -> None:
     pixels = drawn()
     images = normalize(pixels, normalization)
     assert images.shape == (4, 3, 32, 32)
@@ -83,7 +84,7 @@ def test_pixels_of_another_kind_are_refused(dtype: torch.dtype) -> None:
 
 
 def test_unknown_normalization_is_refused() -> None:
-    with pytest.raises(SettingsError, match="'zscore'. Choices: none, unit, imagenet, per_image"):
+    with pytest.raises(SettingsError, match=r"'zscore'\. Choices: none, unit, imagenet, per_image"):
         normalize(drawn(), "zscore")  # type: ignore[arg-type]
 
 

@@ -1,0 +1,179 @@
+"""Examine a trained classifier on a split: figures with intervals, predictions, a page."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cxr import data, metrics, scoring, sources, storage
+from cxr.checkpoint import Checkpoint
+from cxr.data import Shards
+from cxr.errors import DataError
+from cxr.labels import CLASSES
+from cxr.metrics import Examination, OperatingPoint
+from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
+
+NUM_WRONG = 12
+"""Thumbnails of the most wrong images."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished examination."""
+
+    examination: Examination
+    report: str
+    """The page."""
+    num_left_out: int
+
+
+def evaluate(
+    trained: Checkpoint,
+    where: str,
+    split: str,
+    output: str,
+    *,
+    operating_point: OperatingPoint,
+    cache: str,
+    name: str,
+    gpu: bool = False,
+) -> Evaluated:
+    """Score a split, examine the scores and write metrics.json, predictions.parquet, report.html.
+
+    Args:
+        trained: the classifier.
+        where: data as `sources.list_radiographs` takes them.
+        split: the split to read.
+        output: folder, empty.
+        operating_point: chosen on validation.
+        cache: folder of decoded pixels.
+        name: of the data, for the page.
+        gpu: compute on GPUs.
+
+    Raises:
+        DataError: the split is missing, or shares a patient with train.
+    """
+    listing = sources.list_radiographs(where, split)
+    if split != "train":
+        refuse_shared_patients(where, split, listing)
+    folds = np.zeros(len(listing), np.int64)
+    pixels = data.decode_shards(listing, folds, trained.recipe.image_px, cache)
+    table = scoring.score_shards(pixels, trained, gpu=gpu)
+    y_true = np.asarray(table["label"])
+    probs = metrics.probabilities(np.asarray(table["logit"]), trained.temperature)
+    examination = metrics.examine(
+        y_true,
+        probs,
+        patients=table["patient"].to_pylist(),
+        subtypes=table["subtype"].to_pylist(),
+        operating_point=operating_point,
+    )
+    predictions = pa.table(
+        {
+            "uri": table["uri"],
+            "patient": table["patient"],
+            "y_true": table["label"],
+            "logit": table["logit"],
+            "prob": pa.array(probs),
+            "prediction": pa.array(operating_point.predict(probs).astype(np.int64)),
+        }
+    )
+    storage.write_table(storage.join(output, "predictions.parquet"), predictions)
+    facts = _facts(trained, pixels, split)
+    storage.write_json(storage.join(output, "metrics.json"), facts | examination.to_json())
+    failed = pixels.failed.to_pydict()
+    notes = [
+        f"left out: {uri.rsplit('/', 1)[-1]} ({reason})"
+        for uri, reason in zip(failed["uri"], failed["reason"], strict=True)
+    ]
+    page = evaluation_page(
+        EvaluationReport(
+            title=f"{trained.recipe.name} examined on {split}",
+            data=name,
+            split=split,
+            examination=examination,
+            y_true=y_true,
+            probs=probs,
+            history=trained.provenance.get("history", []),
+            recipe=dataclasses.asdict(trained.recipe),
+            provenance=facts,
+            wrong=_most_wrong(table, y_true, probs, operating_point, trained.recipe.image_px),
+            notes=notes,
+        )
+    )
+    report = storage.join(output, "report.html")
+    storage.write_bytes(report, page.encode())
+    return Evaluated(examination, report, len(notes))
+
+
+def refuse_shared_patients(where: str, split: str, listing: pa.Table) -> None:
+    """Refuse a split that holds a patient of train.
+
+    Raises:
+        DataError: names the first such patient.
+    """
+    try:
+        train = sources.list_radiographs(where, "train")
+    except DataError:
+        return  # Data without a train split share no patient with it.
+    shared = sorted(set(train["patient"].to_pylist()) & set(listing["patient"].to_pylist()))
+    if shared:
+        raise DataError(
+            f"{where}: {len(shared)} patients are in both train and {split}, the first"
+            f" {shared[0]}. Figures on {split} would be too good; divide the data by patient."
+        )
+
+
+def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:
+    kept = {k: v for k, v in trained.provenance.items() if k not in ("history", "weights")}
+    weights = dict(trained.provenance.get("weights", {}))
+    weights["source"] = Path(str(weights.get("source", ""))).name
+    return {
+        "split": split,
+        "fingerprint_of_split": pixels.fingerprint,
+        "num_left_out": len(pixels.failed),
+        "checkpoint": trained.fingerprint,
+        "temperature": trained.temperature,
+        "trained": kept | {"weights": weights},
+    }
+
+
+def _most_wrong(
+    table: pa.Table, y_true: Any, probs: Any, point: OperatingPoint, image_px: int
+) -> list[WrongImage]:
+    wrong = []
+    for index in metrics.most_wrong(y_true, probs, point, NUM_WRONG):
+        uri = table["uri"][index].as_py()
+        pixels, _, _ = data.read_radiograph(uri, image_px)
+        if pixels is not None:
+            wrong.append(
+                WrongImage(uri, int(y_true[index]), float(probs[index]), thumbnail(pixels))
+            )
+    return wrong
+
+
+def summary(examination: Examination) -> str:
+    """The main figures in a few lines."""
+    lines = [
+        f"images {examination.num_images:,} ({examination.num_normal:,} {CLASSES[0]},"
+        f" {examination.num_pneumonia:,} {CLASSES[1]}), patients {examination.num_patients:,}"
+    ]
+    shown = {"AUC": examination.threshold_free["auc"]}
+    at = examination.at_operating_point.estimates
+    shown |= {n: at[n] for n in ("sensitivity", "specificity", "accuracy", "balanced_accuracy")}
+    for name, estimate in shown.items():
+        lines.append(f"  {name.replace('_', ' '):18} {_interval(estimate)}")
+    point = examination.operating_point
+    lines.append(f"  at threshold {point.threshold:.4f} ({point.rule}, chosen on validation)")
+    return "\n".join(lines)
+
+
+def _interval(estimate: metrics.Estimate) -> str:
+    if estimate.value is None:
+        return "undefined"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -1,0 +1,154 @@
+"""How a training worker gets its part of each global batch: from its memory, or from a stream."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import ray.train
+import torch
+from numpy.typing import NDArray
+from ray.data import DataIterator, Dataset
+
+from cxr.data import to_arrays
+from cxr.recipes import Recipe
+
+SHUFFLE_ROWS: Final = 256
+"""Rows that streaming keeps at hand to draw batches from. Shards are stored in random order, so
+this only has to vary the batches between epochs."""
+
+READ_ROWS: Final = 64
+"""Rows taken at once from a stream that is read in order."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one worker's part of a global batch."""
+
+    x: torch.Tensor
+    """Pixels or features, (n, *shape)."""
+    label: torch.Tensor
+    """Class indices, int64, (n,)."""
+    row: torch.Tensor
+    """Row numbers, int64, (n,)."""
+
+
+class Loader(Protocol):
+    """Gives a worker its part of each global batch."""
+
+    def batches(self, epoch: int | None) -> Iterator[Batch]:
+        """The batches of an epoch in random order, or in order for None."""
+        ...
+
+
+class MemoryLoader:
+    """Holds the worker's rows in memory: every `world`-th row of the whole.
+
+    Each epoch's order is drawn over all rows from seed and epoch, and each worker takes what it
+    owns of each global batch: any number of workers makes the same steps.
+    """
+
+    def __init__(
+        self,
+        iterator: DataIterator,
+        recipe: Recipe,
+        shape: tuple[int, ...],
+        dtype: str,
+        rows: NDArray[np.int64],
+        rank: int,
+        world: int,
+    ) -> None:
+        """Read the whole stream once and keep what this worker owns.
+
+        Args:
+            iterator: all rows {row, label, x}, the same for every worker.
+            recipe: says batch size and seed.
+            shape: of one row's array.
+            dtype: of one row's array.
+            rows: row numbers of the whole, sorted, (N,).
+            rank: this worker's number.
+            world: workers in all.
+        """
+        self.rows, self.recipe, self.rank, self.world = rows, recipe, rank, world
+        num_own = len(range(rank, len(rows), world))
+        self.x = torch.empty(num_own, *shape, dtype=getattr(torch, dtype))
+        self.label = torch.empty(num_own, dtype=torch.int64)
+        for table in iterator.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow"):
+            position = np.searchsorted(rows, np.asarray(table["row"]))
+            mine = np.flatnonzero(position % world == rank)
+            target = torch.from_numpy(position[mine] // world)
+            self.x[target] = torch.from_numpy(to_arrays(table, shape, dtype)[mine])
+            self.label[target] = torch.from_numpy(np.asarray(table["label"])[mine])
+
+    def batches(self, epoch: int | None) -> Iterator[Batch]:
+        order = np.arange(len(self.rows))
+        if epoch is not None:
+            order = np.random.default_rng((self.recipe.seed, epoch)).permutation(order)
+        size = self.recipe.batch_size
+        for start in range(0, len(order), size):
+            position = order[start : start + size]
+            position = position[position % self.world == self.rank]
+            own = torch.from_numpy(position // self.world)
+            yield Batch(self.x[own], self.label[own], torch.from_numpy(self.rows[position]))
+
+
+class StreamLoader:
+    """Reads the worker's split of the stream anew each epoch."""
+
+    def __init__(
+        self,
+        iterator: DataIterator,
+        recipe: Recipe,
+        shape: tuple[int, ...],
+        dtype: str,
+        rank: int,
+        world: int,
+    ) -> None:
+        """Arguments as `MemoryLoader`'s, but `iterator` gives this worker's rows alone."""
+        self.iterator, self.recipe, self.shape, self.dtype = iterator, recipe, shape, dtype
+        self.batch_size = recipe.batch_size // world + (rank < recipe.batch_size % world)
+
+    def batches(self, epoch: int | None) -> Iterator[Batch]:
+        options: dict[str, Any] = {"batch_size": READ_ROWS}
+        if epoch is not None:
+            seed = np.random.default_rng((self.recipe.seed, epoch)).integers(2**31)
+            options = {
+                "batch_size": self.batch_size,
+                "local_shuffle_buffer_size": SHUFFLE_ROWS,
+                "local_shuffle_seed": int(seed),
+            }
+        for table in self.iterator.iter_batches(batch_format="pyarrow", **options):
+            columns: dict[str, Any] = {n: np.array(table[n]) for n in ("label", "row")}
+            yield Batch(
+                torch.from_numpy(to_arrays(table, self.shape, self.dtype).copy()),
+                torch.from_numpy(columns["label"]),
+                torch.from_numpy(columns["row"]),
+            )
+
+
+class SplitConfig(ray.train.DataConfig):
+    """Divides data sets among workers without losing a row, in an order that repeats."""
+
+    def __init__(self, whole: Sequence[str]) -> None:
+        """`whole` names the data sets of which every worker reads all rows."""
+        super().__init__()
+        self.whole = tuple(whole)
+
+    def configure(
+        self, datasets: dict[str, Dataset], world_size: int, *_: Any, **__: Any
+    ) -> list[dict[str, DataIterator]]:
+        """An iterator a data set for each worker."""
+        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            own = dataset.copy(dataset)
+            # A resumed epoch must see what an uninterrupted one would have seen.
+            own.context.execution_options.preserve_order = True
+            # Ray's default, equal=True, would drop the rows that do not divide evenly.
+            iterators = (
+                [own.iterator()] * world_size
+                if world_size == 1 or name in self.whole
+                else own.streaming_split(world_size, equal=False)
+            )
+            for rank, iterator in enumerate(iterators):
+                shards[rank][name] = iterator
+        return shards

@@ -1,0 +1,205 @@
+"""A checkpoint is used as it was saved, or refused; it names no patient."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cxr import checkpoint, models
+from cxr.checkpoint import Checkpoint
+from cxr.errors import CheckpointError, SettingsError
+from cxr.models import Classifier
+from cxr.recipes import Recipe
+
+RECIPE = Recipe(
+    name="small",
+    backbone="squeezenet1_1",
+    pretrained=0,
+    frozen=0,
+    image_px=32,
+    pooling="average",
+    hidden=(),
+    dropout=(0.2,),
+)
+
+# Ordered by logit. At 3 of 4 sensitivity the third-highest pneumonia decides, at 1.0 the lowest.
+LOGITS = [-3.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0]
+LABELS = [0, 0, 1, 0, 1, 0, 1, 1]
+
+
+def validation() -> pa.Table:
+    return pa.table(
+        {
+            "uri": [f"s3://hospital/PNEUMONIA/person{i}_virus_6.jpeg" for i in range(8)],
+            "label": LABELS,
+            "logit": LOGITS,
+            "subtype": ["", "", "virus", "", "bacteria", "", "virus", "virus"],
+            "patient": ["roentgen", *(f"person{i}_virus" for i in range(7))],
+        },
+        metadata={"source": "s3://hospital"},
+    )
+
+
+@pytest.fixture
+def model() -> Classifier:
+    return models.build(RECIPE).eval()
+
+
+@pytest.fixture
+def saved(tmp_path: Path, model: Classifier) -> Checkpoint:
+    return checkpoint.save(
+        str(tmp_path / "checkpoint"), RECIPE, model, validation(), {"data": "phantoms"}
+    )
+
+
+def test_a_loaded_model_gives_the_same_logits_bit_for_bit(
+    tmp_path: Path, model: Classifier, saved: Checkpoint
+) -> None:
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    loaded = checkpoint.load(str(tmp_path / "checkpoint"))
+    with torch.no_grad():
+        expected = model(images)
+        assert torch.equal(loaded.model(images), expected)
+        assert torch.equal(saved.model(images), expected)
+    assert not any(module.training for module in loaded.model.modules())
+
+
+def test_all_that_was_saved_is_loaded(tmp_path: Path, saved: Checkpoint) -> None:
+    loaded = checkpoint.load(str(tmp_path / "checkpoint"))
+    assert loaded.recipe == RECIPE
+    assert loaded.operating_point == saved.operating_point
+    assert loaded.operating_point.rule == "youden"
+    assert loaded.temperature == saved.temperature
+    assert loaded.provenance["data"] == "phantoms"
+    assert loaded.provenance["packages"]["torch"] == metadata.version("torch")
+    assert loaded.fingerprint == saved.fingerprint
+    assert loaded.validation["label"].to_pylist() == LABELS
+    assert loaded.validation["logit"].to_pylist() == LOGITS
+
+
+def test_the_files_are_those_that_are_described(tmp_path: Path, saved: Checkpoint) -> None:
+    folder = tmp_path / "checkpoint"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.json",
+        "model.safetensors",
+        "validation.parquet",
+    ]
+    content = json.loads((folder / "checkpoint.json").read_text())
+    assert content["classes"] == ["NORMAL", "PNEUMONIA"]
+    assert content["transform"]["image_px"] == 32
+    assert content["transform"]["normalization"] == "none"
+    assert content["operating_point"]["threshold"] == saved.operating_point.threshold
+
+
+def test_a_checkpoint_names_no_patient_and_no_file(tmp_path: Path, saved: Checkpoint) -> None:
+    for path in (tmp_path / "checkpoint").iterdir():
+        for name in (b"hospital", b"person", b"roentgen", b".jpeg", str(tmp_path).encode()):
+            assert name not in path.read_bytes()
+    table = pq.read_table(tmp_path / "checkpoint" / "validation.parquet")
+    assert table.column_names == ["label", "logit", "subtype", "patient"]
+    assert sorted(table["patient"].to_pylist()) == list(range(8))
+    assert table.schema.metadata is None
+    assert saved.validation.equals(table)
+
+
+@pytest.mark.parametrize(
+    ("rule", "between", "sensitivity", "specificity"),
+    [
+        ("sensitivity=1.0", (-2.0, -1.0), 1.0, 0.5),
+        ("sensitivity=0.75", (-0.5, 0.5), 0.75, 0.75),
+        ("specificity=1.0", (1.0, 2.0), 0.5, 1.0),
+    ],
+)
+def test_another_operating_point_is_chosen_from_the_stored_validation(
+    saved: Checkpoint,
+    rule: str,
+    between: tuple[float, float],
+    sensitivity: float,
+    specificity: float,
+) -> None:
+    point = saved.choose(rule)
+    low, high = (1 / (1 + np.exp(-logit / saved.temperature)) for logit in between)
+    assert (point.rule, point.n) == (rule, 8)
+    assert low < point.threshold < high
+    assert (point.sensitivity, point.specificity) == (sensitivity, specificity)
+
+
+def test_the_stored_operating_point_is_kept_unless_another_is_asked_for(saved: Checkpoint) -> None:
+    assert saved.choose(None) == saved.operating_point
+    assert saved.choose("youden") == saved.operating_point
+    with pytest.raises(SettingsError, match="unknown operating point rule 'best'"):
+        saved.choose("best")
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    assert not checkpoint.exists(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"no checkpoint here .*jobs/train\.py printed"):
+        checkpoint.load(str(tmp_path))
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("name", ["model.safetensors", "validation.parquet"])
+def test_a_changed_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "checkpoint"
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"checkpoint/{name}: changed since .*Copy the"):
+        checkpoint.load(str(folder))
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("name", ["model.safetensors", "validation.parquet", "checkpoint.json"])
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "checkpoint"
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load(str(folder))
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": 99}, r"format 99, this version of cxr reads 1\."),
+        ({"format": 99, "sha256": None}, r"format 99, this version of cxr reads 1\."),
+        ({"recipe": {"epochz": 1}}, "unknown recipe field epochz"),
+        ({"recipe": {"backbone": "alexnet", "image_px": 64}}, "not a whole checkpoint"),
+        ({"temperature": None}, "lacks 'temperature'"),
+        ({"operating_point": {"rule": "youden"}}, "lacks 'threshold'"),
+    ],
+)
+def test_a_changed_description_is_refused(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    place = tmp_path / "checkpoint" / "checkpoint.json"
+    content = json.loads(place.read_text()) | changes
+    place.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    with pytest.raises(CheckpointError, match=f"checkpoint: .*{reason}"):
+        checkpoint.load(str(tmp_path / "checkpoint"))
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"'])
+def test_a_damaged_description_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "checkpoint" / "checkpoint.json").write_text(text)
+    with pytest.raises(CheckpointError, match="checkpoint: not a whole checkpoint"):
+        checkpoint.load(str(tmp_path / "checkpoint"))
+
+
+def test_a_half_written_folder_is_no_checkpoint(tmp_path: Path, saved: Checkpoint) -> None:
+    (tmp_path / "checkpoint" / "checkpoint.json").rename(tmp_path / "checkpoint" / "x.part")
+    assert not checkpoint.exists(str(tmp_path / "checkpoint"))
+    assert saved.recipe == RECIPE
+
+
+def test_versions_are_stated_even_where_cxr_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "PACKAGES", ("no-such-package-as-this", "torch"))
+    assert checkpoint.package_versions()["no-such-package-as-this"] == "not installed"

@@ -1,0 +1,291 @@
+"""The jobs from the command line: what they write, and one clear message for each bad input."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, Ended
+from safetensors.torch import save_file
+
+from cxr import checkpoint, data
+from cxr.metrics import probabilities
+from cxr.reports import comparison
+
+Run = Callable[..., Ended]
+
+SMALL = ("--backbone", "alexnet", "--image-px", "64", "--folds", "3", "--epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def trained(
+    ray_cluster: None, small_set: Path, cache: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of `best` on the small set, made by the job as a process of its own."""
+    output = tmp_path_factory.mktemp("runs") / "first"
+    words = ["--version", "best", "--data", str(small_set), "--weights", "none", *SMALL]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "train.py"), *words, "--cache", cache,
+         "--output", str(output)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for promised in ("epoch 2 of 2", "measured here", f"report: {output}/report.html",
+                     f"checkpoint: {output}/best/checkpoint", "next: python jobs/evaluate.py"):  # fmt: skip
+        assert promised in done.stdout
+    assert "Traceback" not in done.stderr
+    return output
+
+
+def test_a_run_leaves_what_its_docstring_lists(trained: Path) -> None:
+    left = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    assert left == {
+        "run.json", "report.html", "best/recipe.json", "best/metrics.jsonl", "best/result.json",
+        "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
+        "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
+    }  # fmt: skip
+    settings = json.loads((trained / "run.json").read_text())
+    assert settings["recipes"][0]["epochs"] == 2
+    assert settings["settings"]["folds"] == 3
+
+
+def test_scores_are_the_validation_logits(
+    trained: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
+) -> None:
+    """Training, evaluation and scoring meet an image through the same functions."""
+    saved = checkpoint.load(str(trained / "best" / "checkpoint"))
+    ended = run_job(
+        "score", "--checkpoint", str(trained / "best" / "checkpoint"),
+        "--input", str(small_set / "train"), "--output", str(tmp_path / "scores"),
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "scored 48 of 48; without score 0" in ended.out
+    scores = pq.read_table(tmp_path / "scores").to_pydict()
+    by_uri = dict(zip(scores["uri"], scores["logit"], strict=True))
+    assert len(by_uri) == 48
+    expected = sorted(np.asarray(saved.validation["logit"]))
+    validation = _validation_uris(saved, cache)
+    assert sorted(by_uri[uri] for uri in validation) == pytest.approx(expected, abs=1e-4)
+    probs = probabilities(scores["logit"], saved.temperature)
+    assert np.allclose(scores["prob_pneumonia"], probs)
+    called = ["PNEUMONIA" if p >= saved.operating_point.threshold else "NORMAL" for p in probs]
+    assert scores["prediction"] == called
+
+
+def _validation_uris(saved: checkpoint.Checkpoint, cache: str) -> list[str]:
+    for folder in Path(cache, "pixels").iterdir():
+        shards = data.load_shards(str(folder))
+        if shards and shards.fingerprint == saved.provenance["data"]["fingerprint"]:
+            return list(shards.rows([0])["uri"].to_pylist())
+    raise AssertionError("no shards of the training data")
+
+
+def test_a_file_that_cannot_be_read_has_a_row_with_its_reason(
+    trained: Path, run_job: Run, small_set: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "archive" / "deep"
+    folder.mkdir(parents=True)
+    good = next((small_set / "test" / "NORMAL").iterdir()).read_bytes()
+    (folder / "good.jpeg").write_bytes(good)
+    (folder / "half.jpeg").write_bytes(good[: len(good) // 2])
+    (folder / "empty.dcm").write_bytes(b"")
+    ended = run_job(
+        "score", "--checkpoint", str(trained / "best" / "checkpoint"),
+        "--input", str(tmp_path / "archive"), "--output", str(tmp_path / "scores"),
+    )  # fmt: skip
+    assert "scored 1 of 3; without score 2" in ended.out
+    rows = {Path(row["uri"]).name: row for row in pq.read_table(tmp_path / "scores").to_pylist()}
+    assert rows["good.jpeg"]["error"] is None
+    for name in ("half.jpeg", "empty.dcm"):
+        assert rows[name]["prob_pneumonia"] is None
+        assert rows[name]["prediction"] is None
+        assert rows[name]["error"].startswith("unreadable")
+
+
+def test_evaluation_writes_figures_predictions_and_a_page(
+    trained: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
+) -> None:
+    output = tmp_path / "examined"
+    ended = run_job(
+        "evaluate", "--checkpoint", str(trained / "best" / "checkpoint"), "--data", str(small_set),
+        "--operating-point", "sensitivity=0.95", "--output", str(output), "--cache", cache,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "sensitivity=0.95, chosen on validation" in ended.out
+    assert {p.name for p in output.iterdir()} == {
+        "metrics.json", "predictions.parquet", "report.html",
+    }  # fmt: skip
+    predictions = pq.read_table(output / "predictions.parquet")
+    assert predictions.column_names == ["uri", "patient", "y_true", "logit", "prob", "prediction"]
+    assert len(predictions) == 12
+    figures = json.loads((output / "metrics.json").read_text())
+    assert figures["num_images"] == 12
+    assert figures["split"] == "test"
+    page = (output / "report.html").read_text()
+    assert "<script" not in page
+
+
+def test_a_patient_in_train_and_test_is_refused(
+    trained: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
+) -> None:
+    rows = ["uri,label,patient,split"]
+    for split in ("train", "test"):
+        for number, path in enumerate(sorted((small_set / split).rglob("*.jpeg"))):
+            patient = "shared" if number == 0 else f"{split}{number}"
+            rows.append(f"{path},{path.parent.name},{patient},{split}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    ended = run_job(
+        "evaluate", "--checkpoint", str(trained / "best" / "checkpoint"),
+        "--data", str(tmp_path / "manifest.csv"), "--output", str(tmp_path / "x"),
+        "--cache", cache,
+    )  # fmt: skip
+    assert ended.code == 1
+    assert "1 patients are in both train and test, the first shared" in ended.err
+
+
+def test_a_finished_run_resumed_trains_nothing_and_shows_the_table(
+    trained: Path, run_job: Run
+) -> None:
+    before = (trained / "best" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    ended = run_job("train", "--resume", str(trained))
+    assert ended.code == 0, ended.err
+    assert "epoch" not in ended.out
+    assert "measured here" in ended.out
+    assert (trained / "best" / "checkpoint" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_published_figures_stand_beside_ours() -> None:
+    assert {n: p.test_accuracy for n, p in comparison.PUBLISHED.items()} == {
+        "v0": 0.625, "v1": 0.742, "v2": 0.8, "v3": 0.628,
+    }  # fmt: skip
+
+
+def _empty(folder: Path) -> list[str]:
+    return ["--data", str(folder)]
+
+
+def _one_class(folder: Path) -> list[str]:
+    (folder / "train" / "NORMAL").mkdir(parents=True)
+    (folder / "train" / "NORMAL" / "IM-0001-0001.jpeg").write_bytes(b"x")
+    return ["--data", str(folder)]
+
+
+def _no_splits(folder: Path) -> list[str]:
+    (folder / "NORMAL").mkdir()
+    (folder / "NORMAL" / "IM-0001-0001.jpeg").write_bytes(b"x")
+    return ["--data", str(folder)]
+
+
+def _wrong_weights(folder: Path) -> list[str]:
+    save_file({"features.0.weight": torch.zeros(3, 3)}, folder / "w.safetensors")
+    return ["--weights", str(folder / "w.safetensors")]
+
+
+def _wrong_shapes(folder: Path) -> list[str]:
+    tensors = {f"features.{i}.{n}": torch.zeros(1) for i in (0, 3) for n in ("weight", "bias")}
+    save_file(tensors, folder / "w.safetensors")
+    return ["--version", "v0", "--image-px", "64", "--weights", str(folder / "w.safetensors")]
+
+
+def _unwritable(folder: Path) -> list[str]:
+    (folder / "file").write_text("")
+    return ["--output", str(folder / "file" / "run")]
+
+
+def _exists(folder: Path) -> list[str]:
+    (folder / "something").write_text("")
+    return ["--output", str(folder)]
+
+
+def _bad_recipe(folder: Path) -> list[str]:
+    (folder / "recipe.json").write_text('{"backbone": "vgg16", "lr": 1}')
+    return ["--recipe", str(folder / "recipe.json")]
+
+
+def _few_patients(folder: Path) -> list[str]:
+    for name in ("NORMAL", "PNEUMONIA"):
+        (folder / "train" / name).mkdir(parents=True)
+        (folder / "train" / name / "IM-0001-0001.jpeg").write_bytes(b"x")
+    return ["--data", str(folder)]
+
+
+BAD_INPUT = {
+    "version": (lambda _: ["--version", "v7"], 2, "v7"),
+    "network": (lambda _: ["--backbone", "alexnet9"], 1, "unknown network 'alexnet9'. Choices:"),
+    "network without features": (lambda _: ["--backbone", "resnet18"], 1, "no .features part"),
+    "flag": (lambda _: ["--batchsize", "3"], 2, "--batchsize"),
+    "normalization": (lambda _: ["--normalization", "zscore"], 2, "zscore"),
+    "batch": (lambda _: ["--batch-size", "0"], 1, "batch_size: 0 is below 1"),
+    "fold": (lambda _: ["--fold", "5"], 1, "fold: 5 is outside 0 to 4"),
+    "operating point": (lambda _: ["--operating-point", "best"], 1, "youden"),
+    "missing data": (lambda folder: ["--data", str(folder / "no")], 1, "not found"),
+    "empty folder": (_empty, 1, "no radiographs found"),
+    "one class": (_one_class, 1, "has no PNEUMONIA"),
+    "no splits": (_no_splits, 1, "no folder 'train'"),
+    "few patients": (_few_patients, 1, "cannot fill 5 patient-disjoint folds"),
+    "weights names": (_wrong_weights, 1, "features.0.bias"),
+    "weights shapes": (_wrong_shapes, 1, "has shape (1,)"),
+    "weights file": (lambda folder: ["--weights", str(folder / "no.pth")], 1, "cannot be read"),
+    "unwritable": (_unwritable, 1, "cannot be written"),
+    "exists": (_exists, 1, "exists already"),
+    "resume": (lambda folder: ["--resume", str(folder)], 1, "no run to resume"),
+    "workers": (lambda _: ["--workers", "64"], 1, "64 workers need 64 CPUs"),
+    "gpu": (lambda _: ["--gpu", "on"], 1, "no GPU"),
+    "recipe": (_bad_recipe, 1, "unknown recipe field lr"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_to_training_ends_with_one_clear_message(
+    case: str, run_job: Run, ray_cluster: None, small_set: Path, tmp_path: Path, cache: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "input"
+    folder.mkdir()
+    make, code, message = BAD_INPUT[case]
+    words = make(folder)
+    base = ["--cache", cache]
+    if "--data" not in words:
+        base += ["--data", str(small_set)]
+    if "--weights" not in words:
+        base += ["--weights", "none"]
+    ended = run_job("train", *base, *words)
+    assert ended.code == code, ended
+    assert message in ended.err + ended.out
+    assert "Traceback" not in ended.err
+    if code == 1:
+        assert len(ended.err.strip().splitlines()) == 1
+        assert ended.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("job", ["score", "evaluate"])
+def test_no_checkpoint_is_one_clear_message(
+    job: str, run_job: Run, small_set: Path, tmp_path: Path
+) -> None:
+    flag = {"score": "--input", "evaluate": "--data"}[job]
+    ended = run_job(
+        job, "--checkpoint", str(tmp_path), flag, str(small_set), "--output", str(tmp_path / "o")
+    )
+    assert ended.code == 1
+    assert "no checkpoint here" in ended.err
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "score"])
+def test_help_tells_every_flag(job: str, run_job: Run) -> None:
+    ended = run_job(job, "--help")
+    assert ended.code == 0
+    for flag in {"train": ("--data", "--frozen"), "evaluate": ("--split",), "score": ("--input",)}[
+        job
+    ]:
+        assert flag in ended.out

@@ -1,0 +1,95 @@
+"""The promises of the loaders that need no cluster."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cxr.data import to_arrays
+from cxr.loading import MemoryLoader, StreamLoader
+from cxr.recipes import Recipe
+
+ROWS = np.arange(3, 3 + 2 * 23, 2)
+SHAPE = (2, 3)
+
+
+@dataclass
+class FakeIterator:
+    """What a DataIterator gives, from a table."""
+
+    table: pa.Table
+
+    def iter_batches(self, *, batch_size: int, **_: Any) -> Iterator[pa.Table]:
+        for start in range(0, len(self.table), batch_size):
+            yield self.table.slice(start, batch_size)
+
+
+def table(rows: np.ndarray) -> pa.Table:
+    arrays = [np.full(SHAPE, row, np.float32).tobytes() for row in rows]
+    return pa.table({"row": rows, "label": rows % 3 % 2, "x": pa.array(arrays, pa.binary())})
+
+
+def recipe(batch_size: int) -> Recipe:
+    return Recipe(batch_size=batch_size, loading="memory", seed=5)
+
+
+def loaders(batch_size: int, world: int) -> list[MemoryLoader]:
+    shuffled = table(np.random.default_rng(1).permutation(ROWS))
+    return [
+        MemoryLoader(
+            FakeIterator(shuffled),  # type: ignore[arg-type]
+            recipe(batch_size),
+            SHAPE,
+            "float32",
+            ROWS,
+            rank,
+            world,
+        )
+        for rank in range(world)
+    ]
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 23])
+def test_workers_together_see_the_global_batches_of_one(world: int, batch_size: int) -> None:
+    alone = [set(batch.row.tolist()) for batch in loaders(batch_size, 1)[0].batches(epoch=2)]
+    parts = [list(loader.batches(epoch=2)) for loader in loaders(batch_size, world)]
+    together = [set().union(*(b.row.tolist() for b in step)) for step in zip(*parts, strict=True)]
+    assert together == alone
+
+
+def test_an_epoch_gives_each_row_once_with_its_own_array_and_label() -> None:
+    batches = list(loaders(4, 1)[0].batches(epoch=1))
+    rows = torch.cat([batch.row for batch in batches])
+    assert sorted(rows.tolist()) == ROWS.tolist()
+    for batch in batches:
+        assert torch.equal(batch.x[:, 0, 0].long(), batch.row)
+        assert torch.equal(batch.label, batch.row % 3 % 2)
+
+
+def test_epochs_differ_in_order_and_repeat_by_number() -> None:
+    loader = loaders(23, 1)[0]
+    first, second, again = (next(loader.batches(epoch)).row.tolist() for epoch in (1, 2, 1))
+    assert first != second
+    assert first == again
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(15, 2), (7, 3), (4, 4)])
+def test_streamed_batches_of_all_workers_add_up(batch_size: int, world: int) -> None:
+    sizes = [
+        StreamLoader(FakeIterator(table(ROWS)), recipe(batch_size), SHAPE, "float32", rank, world)
+        .batch_size  # type: ignore[arg-type]
+        for rank in range(world)
+    ]  # fmt: skip
+    assert sum(sizes) == batch_size
+
+
+def test_arrays_survive_slicing_and_chunks() -> None:
+    whole = pa.concat_tables([table(ROWS[:9]), table(ROWS[9:])])
+    part = whole.slice(5, 11)
+    expected = [np.full(SHAPE, row, np.float32) for row in ROWS[5:16]]
+    assert np.array_equal(to_arrays(part, SHAPE, "float32"), expected)

@@ -1,0 +1,212 @@
+"""Training through Ray Train: the same figures however many workers, and after any interruption."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cxr import checkpoint, metrics, models, runs, training
+from cxr.errors import SettingsError
+from cxr.metrics import probabilities
+from cxr.recipes import Recipe
+from cxr.runs import RunSettings
+
+ROOT = Path(__file__).parent.parent
+
+RECIPE = Recipe(
+    name="small", backbone="alexnet", pretrained=3, frozen=3, image_px=64, normalization="unit",
+    class_weighting="balanced", pooling="average", hidden=(8,), dropout=(0.0, 0.0), batch_size=7,
+    epochs=2, loading="memory",
+)  # fmt: skip
+
+
+def prepared(recipe: Recipe, folder: Path, cache: Path) -> runs.Prepared:
+    settings = RunSettings(data=str(folder), weights="none", folds=3, cache=str(cache))
+    listing, folds = runs.labelled_folds(str(folder), settings)
+    return runs.prepare(recipe, listing, folds, settings, gpu=False)
+
+
+def plan(each: runs.Prepared, output: Path) -> training.Plan:
+    return training.Plan(
+        each.recipe, each.features or each.pixels, each.features is not None, (1, 2), (0,),
+        str(output / each.recipe.name),
+    )  # fmt: skip
+
+
+def fit(
+    recipes: list[Recipe], folder: Path, cache: Path, output: Path, num_workers: int
+) -> list[training.Outcome]:
+    all_prepared = [prepared(recipe, folder, cache) for recipe in recipes]
+    return training.fit(
+        [plan(each, output) for each in all_prepared],
+        [each.model for each in all_prepared],
+        str(output),
+        num_workers=num_workers,
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    ray_cluster: None, small_set: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, list[training.Outcome]]:
+    """The same recipes, cached and end to end, held in memory and streamed, by 1 and 2 workers."""
+    recipes = [
+        RECIPE,
+        dataclasses.replace(
+            RECIPE, name="whole", frozen=0, epochs=1, class_weighting="fixed", image_px=64
+        ),
+        dataclasses.replace(RECIPE, name="streamed", loading="stream", epochs=1),
+    ]
+    return {
+        workers: fit(recipes, small_set, cache, tmp_path_factory.mktemp(f"by{workers}"), workers)
+        for workers in (1, 2)
+    }
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["cached", "whole"])
+def test_two_workers_report_the_loss_of_one(
+    outcomes: dict[int, list[training.Outcome]], index: int
+) -> None:
+    for alone, together in zip(outcomes[1][index].history, outcomes[2][index].history, strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert together[name] == pytest.approx(alone[name], abs=1e-4)
+
+
+def test_every_validation_image_is_judged_once_by_any_number_of_workers(
+    outcomes: dict[int, list[training.Outcome]], small_set: Path, cache: Path
+) -> None:
+    expected = sorted(prepared(RECIPE, small_set, cache).pixels.rows([0])["row"].to_pylist())
+    for workers in (1, 2):
+        for outcome in outcomes[workers]:
+            assert outcome.validation["row"].to_pylist() == expected
+
+
+def test_a_streamed_epoch_trains_on_every_image(
+    outcomes: dict[int, list[training.Outcome]], small_set: Path, cache: Path
+) -> None:
+    num_train = len(prepared(RECIPE, small_set, cache).pixels.rows([1, 2]))
+    for workers in (1, 2):
+        accuracy = outcomes[workers][2].history[0]["train_accuracy"]
+        assert (accuracy * num_train) == pytest.approx(round(accuracy * num_train), abs=1e-6)
+
+
+def test_frozen_layers_do_not_move_and_the_others_do(
+    outcomes: dict[int, list[training.Outcome]], small_set: Path, cache: Path
+) -> None:
+    start = models.build(RECIPE)
+    trained = outcomes[2][0].state
+    assert not any(
+        name.startswith(("features.0.", "features.3.", "features.6.")) for name in trained
+    )
+    assert any(not torch.equal(trained[name], start.state_dict()[name]) for name in trained)
+
+
+def test_reported_figures_are_those_of_the_predictions(
+    outcomes: dict[int, list[training.Outcome]], small_set: Path, cache: Path
+) -> None:
+    outcome = outcomes[2][0]
+    logits = np.asarray(outcome.validation["logit"])
+    labels = np.asarray(outcome.validation["label"])
+    assert outcome.best["val_auc"] == metrics.roc_auc(labels, logits)
+    trained_on = prepared(RECIPE, small_set, cache).pixels.rows([1, 2])["label"]
+    weights = np.array(training.class_weights(RECIPE, np.asarray(trained_on)))[labels]
+    losses = -np.log(probabilities(np.where(labels == 1, logits, -logits), 1.0))
+    assert outcome.best["val_loss"] == pytest.approx(
+        float((losses * weights).sum() / weights.sum()), abs=1e-5
+    )
+
+
+def test_class_weights() -> None:
+    labels = np.array([0, 1, 1, 1])
+    assert training.class_weights(RECIPE, labels) == pytest.approx((2.0, 2 / 3))
+    fixed = dataclasses.replace(RECIPE, class_weighting="fixed")
+    assert training.class_weights(fixed, labels) == (1.0, 0.4)
+    none = dataclasses.replace(RECIPE, class_weighting="none")
+    assert training.class_weights(none, labels) == (1.0, 1.0)
+
+
+def test_more_workers_than_cpus_are_refused_at_once(ray_cluster: None) -> None:
+    with pytest.raises(SettingsError, match="99 workers need 99 CPUs, this cluster has 2"):
+        training.check_workers(99, RECIPE, gpu=False)
+    streamed = dataclasses.replace(RECIPE, loading="stream", batch_size=1)
+    with pytest.raises(SettingsError, match="a batch of 1 cannot be divided among 2 workers"):
+        training.check_workers(2, streamed, gpu=False)
+
+
+def test_a_diverging_recipe_does_not_take_the_others_with_it(
+    ray_cluster: None, small_set: Path, cache: Path, tmp_path: Path
+) -> None:
+    wild = dataclasses.replace(RECIPE, name="wild", optimizer="sgd", learning_rate=1e30)
+    lost, kept = fit([wild, RECIPE], small_set, cache, tmp_path, 1)
+    assert lost.best["score"] == training.EMPTY_SCORE
+    assert len(lost.history) == 1
+    assert kept.best["val_auc"] is not None
+
+
+class Job:
+    """`jobs/train.py` as a process of its own, with its own cluster."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / "train.py"), *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"},
+        )  # fmt: skip
+        self.lines: list[str] = []
+
+    def read_until(self, pattern: str) -> re.Match[str]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"{pattern} never came:\n" + "".join(self.lines))
+
+    def finish(self) -> str:
+        assert self.process.stdout is not None
+        self.lines += list(self.process.stdout)
+        assert self.process.wait() == 0, "".join(self.lines)
+        return "".join(self.lines)
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "best" / "metrics.jsonl").read_text().splitlines()
+    kept = ("epoch", "train_loss", "val_loss", "val_auc")
+    return [{name: json.loads(line)[name] for name in kept} for line in lines]
+
+
+def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_run(
+    small_set: Path, cache: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--version", "best", "--data", str(small_set), "--weights", "none", "--cache", str(cache),
+        "--backbone", "alexnet", "--image-px", "64", "--epochs", "40", "--patience", "40",
+        "--folds", "3",
+    ]  # fmt: skip
+    undisturbed = tmp_path / "undisturbed"
+    Job(*words, "--output", str(undisturbed)).finish()
+    first = Job(*words, "--output", str(tmp_path / "killed"))
+    worker = int(first.read_until(r"\(RayTrainWorker pid=(\d+)\).*epoch 5 of 40")[1])
+    os.kill(worker, signal.SIGKILL)
+    first.read_until(r"epoch 20 of 40")
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    time.sleep(1)
+    Job("--resume", str(tmp_path / "killed")).finish()
+    assert history(tmp_path / "killed") == history(undisturbed)
+    assert checkpoint.exists(str(tmp_path / "killed" / "best" / "checkpoint"))

@@ -25,6 +25,13 @@ ENVIRONMENT: Final = {
 """Environment of the job and of a cluster that it starts; what is set already stays."""
 
 
+LOCAL_ENVIRONMENT: Final = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""For a cluster of one machine, which nobody preempts or scrapes: a process less to start each."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What each of several equal processes gets of the cluster."""
@@ -46,14 +53,15 @@ def connect(num_cpus: int | None = None) -> None:
     Args:
         num_cpus: CPUs of a cluster that is started; all of the machine's where None.
     """
-    for name, value in ENVIRONMENT.items():
+    address = os.environ.get("RAY_ADDRESS", "local")
+    wanted = ENVIRONMENT | (LOCAL_ENVIRONMENT if address == "local" else {})
+    for name, value in wanted.items():
         os.environ.setdefault(name, value)
     import ray
     import ray.data
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
     # Workers and actors log errors alone; what a job has to say, it prints.
     ray.init(
         address=address,

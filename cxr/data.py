@@ -85,7 +85,7 @@ class Shards:
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=READ_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=NUM_READERS),
+            compute=ray.data.TaskPoolStrategy(size=min(NUM_READERS, len(paths))),
         )
 
     @property

@@ -1,14 +1,13 @@
 """How a training worker gets its part of each global batch: from its memory, or from a stream."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
-import ray.train
 import torch
 from numpy.typing import NDArray
-from ray.data import DataIterator, Dataset
+from ray.data import DataIterator
 
 from cxr.data import to_arrays
 from cxr.recipes import Recipe
@@ -118,37 +117,8 @@ class StreamLoader:
                 "local_shuffle_seed": int(seed),
             }
         for table in self.iterator.iter_batches(batch_format="pyarrow", **options):
-            columns: dict[str, Any] = {n: np.array(table[n]) for n in ("label", "row")}
             yield Batch(
                 torch.from_numpy(to_arrays(table, self.shape, self.dtype).copy()),
-                torch.from_numpy(columns["label"]),
-                torch.from_numpy(columns["row"]),
+                torch.from_numpy(np.asarray(table["label"]).copy()),
+                torch.from_numpy(np.asarray(table["row"]).copy()),
             )
-
-
-class SplitConfig(ray.train.DataConfig):
-    """Divides data sets among workers without losing a row, in an order that repeats."""
-
-    def __init__(self, whole: Sequence[str]) -> None:
-        """`whole` names the data sets of which every worker reads all rows."""
-        super().__init__()
-        self.whole = tuple(whole)
-
-    def configure(
-        self, datasets: dict[str, Dataset], world_size: int, *_: Any, **__: Any
-    ) -> list[dict[str, DataIterator]]:
-        """An iterator a data set for each worker."""
-        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            own = dataset.copy(dataset)
-            # A resumed epoch must see what an uninterrupted one would have seen.
-            own.context.execution_options.preserve_order = True
-            # Ray's default, equal=True, would drop the rows that do not divide evenly.
-            iterators = (
-                [own.iterator()] * world_size
-                if world_size == 1 or name in self.whole
-                else own.streaming_split(world_size, equal=False)
-            )
-            for rank, iterator in enumerate(iterators):
-                shards[rank][name] = iterator
-        return shards

@@ -101,40 +101,29 @@ class Run:
     """A folder a recipe, in the order of the recipes."""
 
 
-def start(recipes: Sequence[Recipe], settings: RunSettings) -> tuple[RunSettings, str]:
-    """Check the settings and set up a fresh folder for them.
-
-    Returns:
-        The settings with every default resolved, and the folder.
+def resolve(recipes: Sequence[Recipe], settings: RunSettings) -> RunSettings:
+    """Check what can be checked before anything is started, and fill in every default.
 
     Raises:
-        SettingsError: the folder exists and is not empty, or a recipe cannot be built.
-        StorageError: the folder cannot be written.
+        SettingsError: a recipe cannot be built, or two have the same name.
+        StorageError: the folder of the run exists and is not empty.
     """
     for recipe in recipes:
         models.check(recipe)
     if len({recipe.name for recipe in recipes}) < len(recipes):
         raise SettingsError("two recipes of a run have the same name. Set --name.")
-    output = storage.claim(settings.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
-    resolved = dataclasses.replace(
+    output = storage.absolute(settings.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+    storage.check_empty(output)
+    return dataclasses.replace(
         settings,
         data=storage.absolute(settings.data) if settings.data else None,
         weights=settings.weights or ("imagenet" if settings.data else "none"),
         output=output,
         cache=storage.absolute(settings.cache),
     )
-    storage.write_json(
-        storage.join(output, "run.json"),
-        {
-            "settings": dataclasses.asdict(resolved),
-            "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
-            "packages": checkpoint.package_versions(),
-        },
-    )
-    return resolved, output
 
 
-def reopen(output: str) -> tuple[list[Recipe], RunSettings, str]:
+def reopen(output: str) -> tuple[list[Recipe], RunSettings]:
     """The recipes and settings of an interrupted run.
 
     Raises:
@@ -149,29 +138,36 @@ def reopen(output: str) -> tuple[list[Recipe], RunSettings, str]:
         )
     content = storage.read_json(place)
     recipes = [Recipe.from_json(json.dumps(recipe)) for recipe in content["recipes"]]
-    return recipes, RunSettings(**content["settings"]), output
+    return recipes, dataclasses.replace(RunSettings(**content["settings"]), output=output)
 
 
-def train(recipes: Sequence[Recipe], settings: RunSettings, output: str) -> Run:
+def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     """Train each recipe that is not finished yet, and compare all.
 
     Args:
-        recipes: as given to `start`, or from `reopen`.
-        settings: resolved.
-        output: folder of the run.
+        recipes: of a new run, or of one from `reopen`.
+        settings: as `resolve` or `reopen` gave them.
+
+    Raises:
+        CxrError: data, weights or workers are not what the run needs; nothing is left behind then.
     """
+    output = str(settings.output)
     gpu = cluster.use_gpu(settings.gpu)
     for recipe in recipes:
         training.check_workers(settings.workers, recipe, gpu=gpu)
-    where = settings.data
-    if where is None:
-        where = str(phantoms.cached(PHANTOMS, Path(settings.cache)))
-    name = "phantoms" if settings.data is None else where.rsplit("/", 1)[-1]
+    where = settings.data or str(phantoms.cached(PHANTOMS, Path(settings.cache)))
+    name = where.rsplit("/", 1)[-1] if settings.data else "phantoms"
     listing, folds = labelled_folds(where, settings)
-    print(f"data: {len(listing):,} radiographs of {name}, fold {settings.fold} of"
-          f" {settings.folds} validates", flush=True)  # fmt: skip
     waiting = [recipe for recipe in recipes if not _is_done(output, recipe)]
-    prepared = [prepare(recipe, listing, folds, settings, gpu=gpu) for recipe in waiting]
+    loaded = [load_model(recipe, settings) for recipe in waiting]
+    _write_settings(recipes, settings)
+    print(f"run: {output}", flush=True)
+    print(
+        f"data: {len(listing):,} radiographs of {name}, fold {settings.fold} of {settings.folds}"
+        " validates",
+        flush=True,
+    )
+    prepared = [prepare(each, listing, folds, settings, gpu=gpu) for each in loaded]
     outcomes: list[training.Outcome] = []
     if prepared:
         outcomes = training.fit(
@@ -226,42 +222,69 @@ def labelled_folds(where: str, settings: RunSettings) -> tuple[pa.Table, NDArray
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A recipe with everything that its training needs."""
+class Loaded:
+    """A recipe's classifier before its training."""
 
     recipe: Recipe
     model: Classifier
     """With its pretrained weights."""
+    weights: dict[str, Any]
+    """Where they came from."""
+
+
+@dataclass(frozen=True)
+class Prepared(Loaded):
+    """A recipe with everything that its training needs."""
+
     pixels: Shards
     features: Shards | None
     """Of the frozen part, where it can be run once."""
-    weights: dict[str, Any]
-    """Where the pretrained weights came from."""
     seconds: float
+    """What decoding and the frozen part took."""
+
+
+def load_model(recipe: Recipe, settings: RunSettings) -> Loaded:
+    """Build a recipe's classifier and load its pretrained weights.
+
+    Raises:
+        WeightsError: they cannot be had, or do not fit.
+    """
+    model = models.build(recipe)
+    if settings.weights == "none" or recipe.pretrained == 0:
+        return Loaded(recipe, model, {"source": "none", "tensors": 0})
+    state, place = models.read_weights(str(settings.weights), recipe.backbone, settings.cache)
+    names = models.load_pretrained(model, recipe, state, place)
+    digest = models.digest({name: state[name] for name in names})
+    return Loaded(recipe, model, {"source": place, "tensors": len(names), "sha256": digest})
 
 
 def prepare(
-    recipe: Recipe, listing: pa.Table, folds: NDArray[np.int64], settings: RunSettings, *, gpu: bool
+    loaded: Loaded, listing: pa.Table, folds: NDArray[np.int64], settings: RunSettings, *, gpu: bool
 ) -> Prepared:
-    """Load a recipe's weights, decode its pixels, and run its frozen part over them."""
+    """Decode a recipe's pixels, and run its frozen part over them once where it can be."""
     started = time.monotonic()
-    pretrained = "random" if settings.weights == "none" else "pretrained"
+    recipe, model = loaded.recipe, loaded.model
     print(
-        f"{recipe.name}: {recipe.backbone} at {recipe.image_px} px, {recipe.frozen} convolutions"
-        f" frozen ({pretrained}), normalization {recipe.normalization}, {recipe.loading}",
+        f"{recipe.name}: {recipe.backbone} at {recipe.image_px} px, pretrained tensors"
+        f" {loaded.weights['tensors']}, frozen convolutions {recipe.frozen}, normalization"
+        f" {recipe.normalization}, loading {recipe.loading}",
         flush=True,
     )
-    model = models.build(recipe)
-    weights: dict[str, Any] = {"source": "none", "tensors": 0}
-    if settings.weights != "none" and recipe.pretrained != 0:
-        state, place = models.read_weights(str(settings.weights), recipe.backbone, settings.cache)
-        loaded = models.load_pretrained(model, recipe, state, place)
-        digest = models.digest({name: state[name] for name in loaded})
-        weights = {"source": place, "tensors": len(loaded), "sha256": digest}
     pixels = data.decode_shards(listing, folds, recipe.image_px, settings.cache)
     once = model.num_frozen > 0 and recipe.augmentation == "none"
     extracted = features.extract(pixels, recipe, model, settings.cache, gpu=gpu) if once else None
-    return Prepared(recipe, model, pixels, extracted, weights, time.monotonic() - started)
+    return Prepared(recipe, model, loaded.weights, pixels, extracted, time.monotonic() - started)
+
+
+def _write_settings(recipes: Sequence[Recipe], settings: RunSettings) -> None:
+    place = storage.join(str(settings.output), "run.json")
+    if storage.kind(place) == "nothing":
+        content = {
+            "settings": dataclasses.asdict(settings),
+            "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
+            "packages": checkpoint.package_versions(),
+        }
+        storage.write_json(place, content)
 
 
 def _is_done(output: str, recipe: Recipe) -> bool:

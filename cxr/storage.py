@@ -81,15 +81,24 @@ def is_empty(uri: str) -> bool:
     return what == "nothing" or (what == "folder" and not _entries(uri, recursive=False))
 
 
+def check_empty(uri: str) -> None:
+    """Refuse a place for results at which something lies.
+
+    Raises:
+        StorageError: it is a file, or a folder that is not empty.
+    """
+    if not is_empty(uri):
+        raise StorageError(f"{uri}: exists already. Choose another --output.")
+
+
 def claim(uri: str) -> str:
-    """The absolute form of a place for results, which nothing lies at yet.
+    """The absolute form of a place for results, at which nothing lies yet and which is writable.
 
     Raises:
         StorageError: something is there, or it cannot be written.
     """
     place = absolute(uri)
-    if not is_empty(place):
-        raise StorageError(f"{place}: exists already and is not empty. Choose another --output.")
+    check_empty(place)
     probe = join(place, ".cxr")
     write_bytes(probe, b"")
     delete_file(probe)

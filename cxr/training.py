@@ -7,6 +7,7 @@ features and train what follows; otherwise they see pixels and train the whole c
 
 import io
 import json
+import logging
 import math
 import tempfile
 import threading
@@ -32,9 +33,10 @@ from cxr.data import Shards
 from cxr.errors import CxrError, DataError, SettingsError
 from cxr.labels import CLASSES
 from cxr.learning import Learner
-from cxr.loading import Loader, MemoryLoader, SplitConfig, StreamLoader
+from cxr.loading import Loader, MemoryLoader, StreamLoader
 from cxr.models import Classifier, State
 from cxr.recipes import FIXED_CLASS_WEIGHTS, Recipe
+from cxr.sharding import SplitConfig
 
 MAX_FAILURES: Final = 3
 """Times that a run restarts from its last epoch after a worker died."""
@@ -238,6 +240,7 @@ def _outcome(plan: Plan) -> Outcome:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config["threads"])
@@ -312,7 +315,9 @@ def _train_one(
                 torch.save(best, Path(folder) / "best.pt")
                 storage.move_in(Path(folder) / "best.pt", storage.join(task.output, "best.pt"))
             write_history(task.output, history)
-            torch.save(learner.state() | {"name": recipe.name}, Path(folder) / "state.pt")
+            # A finished recipe is not resumed, and its state is three times its weights.
+            state = {} if _is_over(history, recipe) else learner.state()
+            torch.save(state | {"name": recipe.name}, Path(folder) / "state.pt")
             (Path(folder) / "histories.json").write_text(json.dumps(histories))
             ray.train.report(entry, checkpoint=ray.train.Checkpoint.from_directory(folder))
     memory.stop()

@@ -46,12 +46,11 @@ def chosen_recipes() -> tuple[TrainJob, list[Recipe]]:
 def main() -> None:
     job, wanted = chosen_recipes()
     if job.resume:
-        wanted, settings, output = runs.reopen(job.resume)
+        wanted, settings = runs.reopen(job.resume)
     else:
-        settings, output = runs.start(wanted, job.run)
-    print(f"run: {output}", flush=True)
+        settings = runs.resolve(wanted, job.run)
     cluster.connect()
-    run = runs.train(wanted, settings, output)
+    run = runs.train(wanted, settings)
     print(comparison_table(run.results))
     print(f"report: {run.report}")
     for folder in run.checkpoints:

@@ -40,8 +40,13 @@ def trained(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    for promised in ("epoch 2 of 2", "measured here", f"report: {output}/report.html",
-                     f"checkpoint: {output}/best/checkpoint", "next: python jobs/evaluate.py"):  # fmt: skip
+    for promised in (
+        "epoch 2 of 2",
+        "measured here",
+        f"report: {output}/report.html",
+        f"checkpoint: {output}/best/checkpoint",
+        "next: python jobs/evaluate.py",
+    ):
         assert promised in done.stdout
     assert "Traceback" not in done.stderr
     return output

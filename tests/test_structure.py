@@ -13,7 +13,17 @@ ROOT = Path(__file__).parents[1]
 TABLE = (
     *("errors", "recipes", "labels", "storage", "download", "sources", "decoding", "resizing"),
     *("transforms", "models", "metrics", "checkpoint", "splits", "progress", "devices", "cluster"),
-    *("data", "features", "loading", "learning", "training", "tuning", "scoring", "reports"),
+    *(
+        "data",
+        "features",
+        "sharding",
+        "loading",
+        "learning",
+        "training",
+        "tuning",
+        "scoring",
+        "reports",
+    ),
     *("evaluation", "phantoms", "runs", "cli"),
 )
 """Every room, each below all that it may import. A new room takes its place here."""

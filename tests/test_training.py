@@ -33,7 +33,7 @@ RECIPE = Recipe(
 def prepared(recipe: Recipe, folder: Path, cache: Path) -> runs.Prepared:
     settings = RunSettings(data=str(folder), weights="none", folds=3, cache=str(cache))
     listing, folds = runs.labelled_folds(str(folder), settings)
-    return runs.prepare(recipe, listing, folds, settings, gpu=False)
+    return runs.prepare(runs.load_model(recipe, settings), listing, folds, settings, gpu=False)
 
 
 def plan(each: runs.Prepared, output: Path) -> training.Plan:

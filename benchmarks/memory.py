@@ -1,0 +1,194 @@
+"""Memory of the training worker: v1 holds the training set, v2 streams it.
+
+    python benchmarks/memory.py --random-features True --sizes 1000 3000 5000 --output memory.json
+    python benchmarks/memory.py --data chest_xray --sizes 200 400    # the real frozen pass
+
+Each size and version is one epoch of `training.fit` on the CPU in a fresh worker, on rows of the
+shape that frozen VGG16 gives at 224 px (25,088 float32, 98 KiB a radiograph), four fifths of them
+for training. Both train with the same batch size, not v1's 1 and v2's 15: how the rows are loaded
+is compared, nothing else. Counted is the most anonymous memory of the worker; Ray's object store,
+which is shared and bounded, is not in it.
+
+With `--random-features True` the rows are random numbers, written by the function that writes real ones:
+the training stage is the same to the byte, and VGG16 does not have to pass over thousands of
+images. What the random head learns means nothing.
+"""
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from cxr import cli, cluster, features, models, phantoms, runs, training
+from cxr.data import IMAGES_PER_BLOCK, Shards, decode_shards, write_shards
+from cxr.errors import SettingsError
+from cxr.models import Classifier
+from cxr.recipes import RECIPES, Recipe
+from cxr.runs import RunSettings
+
+VERSIONS: Final = ("v1", "v2")
+NUM_FOLDS: Final = 5
+
+
+@dataclass(frozen=True)
+class MemoryJob:
+    """Which sets to train on."""
+
+    sizes: tuple[int, ...] = (1000, 5000)
+    """Radiographs of each set, validation included."""
+    random_features: bool = False
+    """Fill the features with random numbers instead of running VGG16."""
+    data: str | None = None
+    """Folder with train / NORMAL|PNEUMONIA. Without it, synthetic radiographs are drawn."""
+    batch_size: int = 64
+    """Radiographs a step, of both versions."""
+    output: Path | None = None
+    """JSON file for the results."""
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 2 * NUM_FOLDS:
+            raise SettingsError(f"sizes: give one or more of at least {2 * NUM_FOLDS}.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One version trained on one set."""
+
+    version: str
+    loading: str
+    num_images: int
+    num_train: int
+    peak_memory_mib: float
+    epoch_seconds: float
+
+
+def random_features(num_images: int, shape: tuple[int, ...], folder: str) -> Shards:
+    """Shards of random numbers, float32 (num_images, *shape), classes and folds in turn."""
+    row = np.arange(num_images)
+    names = [f"random-{i}" for i in row]
+    rows = pa.table(
+        {
+            "row": row,
+            "uri": names,
+            "label": row // NUM_FOLDS % 2,
+            "patient": names,
+            "subtype": [""] * num_images,
+            "fold": row % NUM_FOLDS,
+            "sha256": names,
+            "error": [""] * num_images,
+        }
+    )
+    blocks = [
+        part.slice(start, IMAGES_PER_BLOCK)
+        for fold in range(NUM_FOLDS)
+        for part in [rows.take(np.flatnonzero(row % NUM_FOLDS == fold))]
+        for start in range(0, len(part), IMAGES_PER_BLOCK)
+    ]
+
+    def fill(batch: pa.Table) -> pa.Table:
+        # rows in: {row, uri, label, patient, subtype, fold, sha256, error}; rows out: those and x
+        rng = np.random.default_rng(batch["row"][0].as_py())
+        x = [rng.standard_normal(shape, dtype=np.float32).tobytes() for _ in range(len(batch))]
+        return batch.append_column("x", pa.array(x, pa.binary()))
+
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        fill,
+        batch_format="pyarrow",
+        batch_size=None,
+    )
+    return write_shards(dataset, folder, shape, "float32")
+
+
+def features_of(
+    job: MemoryJob, recipe: Recipe, num_images: int, folder: str
+) -> tuple[Classifier, Shards]:
+    """The classifier, and the features of so many radiographs: random, or VGG16's."""
+    model = models.build(recipe)
+    if job.random_features:
+        shape = model.prefix_shape(recipe.image_px)
+        return model, random_features(num_images, shape, f"{folder}/features")
+    drawn = phantoms.PhantomSettings(num_train=num_images)
+    data = job.data or str(phantoms.cached(drawn, Path(folder)))
+    settings = RunSettings(data=data, limit=num_images, folds=NUM_FOLDS)
+    listing, folds = runs.labelled_folds(data, settings)
+    pixels = decode_shards(listing, folds, recipe.image_px, folder)
+    return model, features.extract(pixels, recipe, model, folder)
+
+
+def measure(recipe: Recipe, model: Classifier, shards: Shards, output: str) -> Row:
+    """Train one version for an epoch in a worker of its own."""
+    plan = training.Plan(
+        recipe, shards, cached=True, train_folds=tuple(range(1, NUM_FOLDS)), validation_folds=(0,),
+        output=f"{output}/{recipe.name}",
+    )  # fmt: skip
+    [outcome] = training.fit([plan], [model], output)
+    return Row(
+        version=recipe.name,
+        loading=recipe.loading,
+        num_images=len(shards.table),
+        num_train=len(shards.rows(plan.train_folds)),
+        peak_memory_mib=max(entry["peak_memory_mb"] for entry in outcome.history),
+        epoch_seconds=sum(entry["seconds"] for entry in outcome.history),
+    )
+
+
+def slope(rows: list[Row]) -> float | None:
+    """MiB that 1,000 more training images add, by least squares; None for a single size."""
+    num_train = [row.num_train / 1000 for row in rows]
+    if len(set(num_train)) < 2:
+        return None
+    return float(np.polyfit(num_train, [row.peak_memory_mib for row in rows], 1)[0])
+
+
+def print_table(rows: list[Row], slopes: dict[str, float | None], row_mib: float) -> None:
+    print(f"\n{'version':8} {'loading':8} {'images':>7} {'training':>9} {'peak MiB':>9}"
+          f" {'epoch s':>8}")  # fmt: skip
+    for row in rows:
+        print(f"{row.version:8} {row.loading:8} {row.num_images:7,} {row.num_train:9,}"
+              f" {row.peak_memory_mib:9,.0f} {row.epoch_seconds:8.1f}")  # fmt: skip
+    for name, value in slopes.items():
+        added = "needs two sizes" if value is None else f"{value:+.1f} MiB"
+        print(f"{name}: {added} per 1,000 training images (their features are"
+              f" {1000 * row_mib:.1f} MiB)")  # fmt: skip
+
+
+def main() -> None:
+    job = cli.parse(MemoryJob, str(__doc__))
+    cluster.connect()
+    recipes = [
+        dataclasses.replace(RECIPES[version], batch_size=job.batch_size, epochs=1)
+        for version in VERSIONS
+    ]
+    rows: list[Row] = []
+    for size in job.sizes:
+        # A folder a size: 5,000 rows of features take half a gigabyte.
+        with tempfile.TemporaryDirectory() as folder:
+            # v1 and v2 share the network and its start, and so the features.
+            model, shards = features_of(job, recipes[0], size, folder)
+            rows += [
+                measure(recipe, model, shards, f"{folder}/run-{recipe.name}") for recipe in recipes
+            ]
+    slopes = {name: slope([row for row in rows if row.version == name]) for name in VERSIONS}
+    shape = models.build(recipes[0]).prefix_shape(recipes[0].image_px)
+    row_mib = int(np.prod(shape)) * 4 / 2**20
+    print_table(rows, slopes, row_mib)
+    if job.output:
+        results = {
+            "features": "random" if job.random_features else "vgg16",
+            "batch_size": job.batch_size,
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "mib_per_1000_training_images": slopes,
+            "feature_mib_per_1000": 1000 * row_mib,
+        }
+        job.output.write_text(json.dumps(results, indent=2) + "\n")
+        print(f"results: {job.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

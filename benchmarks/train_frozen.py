@@ -1,0 +1,233 @@
+"""Ten epochs of a head on frozen VGG16: through this library, and the plain way.
+
+    python benchmarks/train_frozen.py --data chest_xray --limit 100 --output train_frozen.json
+    python benchmarks/train_frozen.py --limit 100 --plain-epochs 2    # synthetic; plain way scaled
+
+Both train recipe v2 (random convolutions, no pretrained weights: they cost the same) for the same
+epochs on the same radiographs and folds, and validate after each epoch.
+
+Ours is what `jobs/train.py` does from an empty cache: start Ray, decode, run the frozen part once,
+train with Ray Train, write checkpoint and report. Plain is a loop in PyTorch: a `DataLoader` with
+two workers that decodes with Pillow and resizes with torchvision, and in every epoch a float32
+forward pass of the frozen part; the head, its start, the loss and the optimizer are the same. Both
+compute on the CPU. Ours goes first, so that it alone may find the files outside the page cache.
+"""
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from cxr import cli, metrics, models, phantoms, transforms
+from cxr.errors import CxrError, SettingsError
+from cxr.recipes import FIXED_CLASS_WEIGHTS, RECIPES, Recipe
+
+NUM_FOLDS: Final = 5
+
+
+@dataclass(frozen=True)
+class TrainFrozen:
+    """What both ways train on, and for how long."""
+
+    data: str | None = None
+    """Folder with train / NORMAL|PNEUMONIA. Without it, synthetic radiographs are drawn."""
+    limit: int = 100
+    """Use at most so many training images: whole patients, classes in proportion."""
+    epochs: int = 10
+    """Passes over the training data."""
+    plain_epochs: int = 10
+    """Epochs that the plain way is timed for; fewer are scaled to all, and the table says so."""
+    plain_workers: int = 2
+    """Processes of the plain way's DataLoader."""
+    output: Path | None = None
+    """JSON file for the results."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.plain_epochs <= self.epochs:
+            raise SettingsError(f"plain_epochs: {self.plain_epochs} is outside 1 to {self.epochs}.")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What the library took."""
+
+    seconds: float
+    """From nothing to the report."""
+    ray_seconds: float
+    """Of these, importing and starting Ray."""
+    epoch_seconds: float
+    """Of these, the epochs alone."""
+    num_images: int
+    val_loss: float
+    """Of the last epoch."""
+    val_auc: float | None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the plain way took."""
+
+    seconds: float
+    """For all epochs; scaled where fewer were timed."""
+    measured_seconds: float
+    measured_epochs: int
+    val_loss: float
+    """Of the last measured epoch."""
+    val_auc: float | None
+
+
+def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
+    """Train as `jobs/train.py` does, with cache and run in a scratch folder."""
+    started = time.perf_counter()
+    # Imported here: bringing Ray in is part of what starting it costs.
+    from cxr import cluster, runs, storage
+
+    cluster.connect()
+    ray_seconds = time.perf_counter() - started
+    wanted = runs.RunSettings(
+        data=data, weights="none", output=str(scratch / "run"), gpu="off", limit=limit,
+        folds=NUM_FOLDS, cache=str(scratch / "cache"),
+    )  # fmt: skip
+    settings = runs.resolve([recipe], wanted)
+    run = runs.train([recipe], settings)
+    seconds = time.perf_counter() - started
+    history = storage.read_json(storage.join(run.output, recipe.name, "result.json"))["history"]
+    if len(history) < recipe.epochs:
+        raise CxrError(f"ours stopped after {len(history)} of {recipe.epochs} epochs.")
+    listing, _ = runs.labelled_folds(data, settings)
+    import ray
+
+    ray.shutdown()
+    return Ours(
+        seconds, ray_seconds, sum(entry["seconds"] for entry in history), len(listing),
+        history[-1]["val_loss"], history[-1]["val_auc"],
+    )  # fmt: skip
+
+
+class PlainRadiographs(Dataset[tuple[torch.Tensor, int]]):
+    """JPEG files decoded each time that they are asked for."""
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int], image_px: int) -> None:
+        self.paths, self.labels = paths, labels
+        self.transform = torchvision.transforms.Compose(
+            [
+                torchvision.transforms.Resize((image_px, image_px)),
+                torchvision.transforms.PILToTensor(),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Grey pixels uint8 (1, image_px, image_px), and the label."""
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("L")), self.labels[index]
+
+
+def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
+    """The loop that one would write without this library."""
+    from cxr import runs
+
+    settings = runs.RunSettings(data=data, limit=job.limit, folds=NUM_FOLDS)
+    listing, folds = runs.labelled_folds(data, settings)
+    uris, labels = (np.asarray(listing[name].to_pylist()) for name in ("uri", "label"))
+    started = time.perf_counter()
+    loaders = [
+        DataLoader(
+            PlainRadiographs(uris[chosen].tolist(), labels[chosen].tolist(), recipe.image_px),
+            batch_size=recipe.batch_size,
+            shuffle=shuffle,
+            num_workers=job.plain_workers,
+            persistent_workers=job.plain_workers > 0,
+        )
+        for chosen, shuffle in ((folds != settings.fold, True), (folds == settings.fold, False))
+    ]
+    torch.manual_seed(recipe.seed)
+    model = models.build(recipe)
+    frozen, head = model.prefix.eval(), model.tail
+    optimizer = torch.optim.Adam(
+        head.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1 / (1 + recipe.learning_rate_decay * step)
+    )
+    loss_of = nn.CrossEntropyLoss(weight=torch.tensor(FIXED_CLASS_WEIGHTS))
+    val_loss, val_auc = 0.0, None
+    for epoch in range(1, job.plain_epochs + 1):
+        head.train()
+        for grey, label in loaders[0]:
+            with torch.no_grad():
+                maps = frozen(transforms.normalize(grey, recipe.normalization))
+            loss = loss_of(head(maps), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+        head.eval()
+        outputs, y_true = [], []
+        with torch.no_grad():
+            for grey, label in loaders[1]:
+                outputs.append(head(frozen(transforms.normalize(grey, recipe.normalization))))
+                y_true.append(label)
+        logits, target = torch.cat(outputs), torch.cat(y_true)
+        val_loss = float(loss_of(logits, target))
+        val_auc = metrics.roc_auc(target.numpy(), models.logit(logits).numpy())
+        print(f"plain: epoch {epoch} of {job.plain_epochs}: validation loss {val_loss:.4f},"
+              f" {time.perf_counter() - started:.1f} s so far", flush=True)  # fmt: skip
+    measured = time.perf_counter() - started
+    return Plain(
+        measured * job.epochs / job.plain_epochs, measured, job.plain_epochs, val_loss, val_auc
+    )
+
+
+def print_table(job: TrainFrozen, ours: Ours, plain: Plain) -> None:
+    scaled = "" if job.plain_epochs == job.epochs else (
+        f" (scaled from {job.plain_epochs}, which took {plain.measured_seconds:.1f} s)"
+    )  # fmt: skip
+    print(f"\n{ours.num_images} radiographs, {job.epochs} epochs, {torch.get_num_threads()} threads"
+          f" of PyTorch {torch.__version__}")  # fmt: skip
+    print(f"ours   {ours.seconds:8.1f} s   of which starting Ray {ours.ray_seconds:.1f} s, epochs"
+          f" {ours.epoch_seconds:.1f} s; last validation loss {ours.val_loss:.3f}")  # fmt: skip
+    print(f"plain  {plain.seconds:8.1f} s{scaled}; last validation loss {plain.val_loss:.3f}")
+    print(f"ratio  {plain.seconds / ours.seconds:8.2f}     plain / ours")
+
+
+def main() -> None:
+    job = cli.parse(TrainFrozen, str(__doc__))
+    # As long a patience as epochs: none is left out.
+    recipe = dataclasses.replace(RECIPES["v2"], epochs=job.epochs, patience=job.epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        data = job.data or str(
+            phantoms.cached(phantoms.PhantomSettings(num_train=job.limit), Path(folder))
+        )
+        ours = train_ours(recipe, data, job.limit, Path(folder))
+        plain = train_plain(recipe, job, data)
+    print_table(job, ours, plain)
+    if job.output:
+        results: dict[str, Any] = {
+            "images": "phantoms" if job.data is None else "real",
+            "epochs": job.epochs,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "ours": dataclasses.asdict(ours),
+            "plain": dataclasses.asdict(plain) | {"scaled": job.plain_epochs < job.epochs},
+            "ratio": plain.seconds / ours.seconds,
+        }
+        job.output.write_text(json.dumps(results, indent=2) + "\n")
+        print(f"results: {job.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,33 @@
+"""The GPU benchmark runs anywhere, on the few libraries that a GPU machine has."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+PROGRAM = """
+import runpy, sys
+script, *sys.argv[1:] = sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+print("brought in:", *sorted({"ray", "tyro", "pydicom"} & set(sys.modules)))
+"""
+
+
+def test_gpu_benchmark_runs_quickly_on_a_cpu_without_ray_tyro_or_pydicom(tmp_path: Path) -> None:
+    script, output = ROOT / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(script), "--quick", "--output", str(output)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1].strip() == "brought in:"
+    assert any("images/s" in line for line in lines)
+    results = json.loads(output.read_text())
+    assert {(row["network"], row["work"]) for row in results["networks"]} == {
+        (network, work) for network in ("alexnet", "vgg16") for work in ("train", "infer")
+    }
+    assert len(results["transforms"]) == 5
+    assert all(row["images_per_s"] > 0 for row in results["networks"] + results["transforms"])

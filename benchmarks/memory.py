@@ -9,9 +9,9 @@ for training. Both train with the same batch size, not v1's 1 and v2's 15: how t
 is compared, nothing else. Counted is the most anonymous memory of the worker; Ray's object store,
 which is shared and bounded, is not in it.
 
-With `--random-features True` the rows are random numbers, written by the function that writes real ones:
-the training stage is the same to the byte, and VGG16 does not have to pass over thousands of
-images. What the random head learns means nothing.
+With `--random-features True` the rows are random numbers, written by the function that writes real
+ones: the training stage reads as many bytes of the same form, and VGG16 does not have to pass over
+thousands of images. What the head learns from them means nothing.
 """
 
 import dataclasses

@@ -80,7 +80,7 @@ class Shards:
         # Not read_parquet: it lists files in tasks that claim a whole CPU, for which it would wait
         # for ever where training workers or actors hold them all.
         return ray.data.from_arrow(paths).map_batches(
-            _read_part,  # type: ignore[arg-type]
+            _read_parts,  # type: ignore[arg-type]
             fn_args=(columns,),
             batch_format="pyarrow",
             batch_size=None,
@@ -162,51 +162,53 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
 
 
 def write_shards(
-    dataset: "ray.data.Dataset",
-    folder: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    write_cpus: float | None = None,
+    dataset: "ray.data.Dataset", folder: str, shape: tuple[int, ...], dtype: str
 ) -> Shards:
     """Run a dataset and keep its rows; the folder counts only once all are written.
 
     Args:
         dataset: rows {row, uri, label, patient, subtype, fold, sha256, error, x}, `x` the bytes of
-            an array.
+            an array, null in `FAILED_FOLD`.
         folder: where; several writers of the same shards do not disturb each other.
         shape: of one row's array.
         dtype: of one row's array.
-        write_cpus: CPUs of a writing task where it cannot run inside the task before it: behind
-            actors that hold all CPUs a task that wants a whole one would wait for ever.
     """
     parts_folder = storage.join(folder, uuid.uuid4().hex[:12])
     system, path = storage.resolve(parts_folder)
     try:
-        dataset.write_parquet(
-            parts_folder,
-            partition_cols=["fold"],
-            ray_remote_args={} if write_cpus is None else {"num_cpus": write_cpus},
-        )
+        dataset.write_parquet(parts_folder, partition_cols=["fold"])
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}.") from None
-    files = [f.uri for f in storage.list_files(parts_folder) if f.uri.endswith(".parquet")]
     parts: dict[int, list[str]] = {}
-    for file in files:
-        fold = int(file.rsplit("/fold=", 1)[1].split("/", 1)[0])
-        parts.setdefault(fold, []).append(file)
+    for file in storage.list_files(parts_folder):
+        fold = int(file.uri.rsplit("/fold=", 1)[1].split("/", 1)[0])
+        parts.setdefault(fold, []).append(file.uri)
     columns = ["row", "uri", "label", "patient", "subtype", "fold", "sha256", "error"]
     written = pds.dataset(path, filesystem=system, partitioning=_BY_FOLD)
     table = written.to_table(columns=columns).sort_by("row")
+    bad = pc.equal(table["fold"], FAILED_FOLD)
+    failed = table.filter(bad).select(["uri", "error"]).rename_columns(["uri", "reason"])
+    good = table.filter(pc.invert(bad)).drop_columns(["error"])
+    parts.pop(FAILED_FOLD, None)
+    return finish_shards(folder, shape, dtype, parts, good, failed)
+
+
+def finish_shards(
+    folder: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    parts: Mapping[int, Sequence[str]],
+    table: pa.Table,
+    failed: pa.Table,
+) -> Shards:
+    """Write what makes files of a folder into shards; arguments as the fields of `Shards`."""
     storage.write_table(storage.join(folder, "rows.parquet"), table)
+    storage.write_table(storage.join(folder, "failed.parquet"), failed)
     relative = {
-        str(fold): [file[len(folder) + 1 :] for file in files]
-        for fold, files in sorted(parts.items())
-        if fold != FAILED_FOLD
+        str(fold): [file[len(folder) + 1 :] for file in parts[fold]] for fold in sorted(parts)
     }
-    storage.write_json(
-        storage.join(folder, "index.json"),
-        {"shape": shape, "dtype": dtype, "parts": relative},
-    )
+    index = {"shape": shape, "dtype": dtype, "parts": relative}
+    storage.write_json(storage.join(folder, "index.json"), index)
     shards = load_shards(folder)
     assert shards is not None
     return shards
@@ -218,8 +220,6 @@ def load_shards(folder: str) -> Shards | None:
     if storage.kind(index_uri) != "file":
         return None
     index = storage.read_json(index_uri)
-    table = storage.read_table(storage.join(folder, "rows.parquet"))
-    failed = pc.equal(table["fold"], FAILED_FOLD)
     return Shards(
         folder=folder,
         shape=tuple(index["shape"]),
@@ -228,8 +228,8 @@ def load_shards(folder: str) -> Shards | None:
             int(fold): tuple(storage.join(folder, file) for file in files)
             for fold, files in index["parts"].items()
         },
-        table=table.filter(pc.invert(failed)).drop_columns(["error"]),
-        failed=table.filter(failed).select(["uri", "error"]).rename_columns(["uri", "reason"]),
+        table=storage.read_table(storage.join(folder, "rows.parquet")),
+        failed=storage.read_table(storage.join(folder, "failed.parquet")),
     )
 
 
@@ -256,14 +256,17 @@ def read_radiograph(uri: str, image_px: int) -> tuple[NDArray[np.uint8] | None, 
     return resize(decoded.pixels, image_px), "", sha256
 
 
-def _read_part(batch: pa.Table, columns: Sequence[str] | None) -> pa.Table:
-    # rows in: {path}; rows out: {row, uri, label, patient, subtype, fold, sha256, error, x}
-    tables = []
-    for uri in batch["path"].to_pylist():
-        system, path = storage.resolve(uri)
-        dataset = pds.dataset(path, filesystem=system, partitioning=_BY_FOLD)
-        tables.append(dataset.to_table(columns=None if columns is None else list(columns)))
-    return pa.concat_tables(tables)
+def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One file of shards: {row, uri, label, patient, subtype, fold, sha256, x} or some of them."""
+    system, path = storage.resolve(uri)
+    dataset = pds.dataset(path, filesystem=system, partitioning=_BY_FOLD)
+    names = columns or [name for name in dataset.schema.names if name != "error"]
+    return dataset.to_table(columns=list(names))
+
+
+def _read_parts(batch: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    # rows in: {path}; rows out: as read_part gives
+    return pa.concat_tables(read_part(path, columns) for path in batch["path"].to_pylist())
 
 
 def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> pa.Table:

@@ -1,115 +1,176 @@
 """The frozen part of a backbone, run once over a data set and cached.
 
 Ten epochs of a head then cost hardly more than one, and versions that share backbone, weights,
-image size and normalization share the pass.
+image size and normalization share the pass. All passes that are still to be run share one pool of
+actors, since starting an actor costs seconds.
 """
 
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 import torch
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from cxr import cluster, devices, models, storage, transforms
-from cxr.data import READ_CPUS, Shards, load_shards, shards_key, to_arrays, write_shards
+from cxr.data import Shards, finish_shards, load_shards, read_part, shards_key, to_arrays
 from cxr.models import Classifier, State
 from cxr.progress import Counter, Progress
-from cxr.recipes import Normalization, Recipe
+from cxr.recipes import Recipe
 
-BATCH_SIZE = 16
-"""Images a forward pass; larger ones gained nothing on a CPU and cost memory at 224 px."""
+BATCH_SIZE = 8
+"""Images a forward pass on a CPU: larger ones fell out of its caches (VGG16 at 224 px: 3.5 images
+a second at 8, 3.0 at 16)."""
+
+GPU_BATCH_SIZE = 64
+"""Images a forward pass on a GPU: the size of a shard."""
 
 ACTOR_THREADS = 4
 """Threads of an actor on a CPU, at most: enough to share one copy of the weights and of PyTorch,
 few enough to lose nothing."""
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One frozen part to run over one set of pixels."""
+
+    pixels: Shards
+    recipe: Recipe
+    """Says image size and normalization."""
+    model: Classifier
+    """With its weights; only `model.prefix` is used."""
+
+    def folder(self, cache: str) -> str:
+        """Where its features belong."""
+        key = shards_key(
+            self.pixels,
+            self.recipe.backbone,
+            self.recipe.pooling,
+            self.model.num_frozen,
+            self.recipe.normalization,
+            models.digest(self.model.states(frozen=True)),
+        )
+        return storage.join(storage.absolute(cache), "features", key)
+
+
 class FeatureExtractor:
-    """An actor that holds a frozen prefix and runs it over batches of pixels."""
+    """An actor that runs frozen parts over shards of pixels and writes shards of features."""
 
     def __init__(
         self,
-        recipe: Recipe,
-        state: "ray.ObjectRef[State]",
-        shape: tuple[int, ...],
+        recipes: Sequence[Recipe],
+        states: "Sequence[ray.ObjectRef[State]]",
         threads: int,
         gpu: bool,
         counter: "ActorHandle[Counter]",
     ) -> None:
         torch.set_num_threads(threads)
         self.device = devices.device(gpu)
-        model = models.build(recipe)
-        tensors: State = ray.get(state)
-        model.load_state_dict(dict(tensors), strict=False)
-        self.prefix = model.prefix.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.normalization: Normalization = recipe.normalization
-        self.shape = shape
-        self.counter = counter
+        self.batch_size = GPU_BATCH_SIZE if gpu else BATCH_SIZE
+        self.recipes, self.states, self.counter = recipes, states, counter
+        self.prefixes: dict[int, torch.nn.Module] = {}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        # rows in: {..., x: pixels}; rows out: {..., x: features}
-        grey = torch.from_numpy(to_arrays(batch, self.shape, "uint8")[:, None].copy()).to(
-            self.device
-        )
-        with torch.inference_mode(), devices.autocast(self.device):
-            images = transforms.normalize(grey, self.normalization)
-            maps = self.prefix(images.contiguous(memory_format=torch.channels_last))
-        arrays = maps.float().contiguous().cpu().numpy()
-        column = pa.array([array.tobytes() for array in arrays], pa.binary())
-        self.counter.add.remote(len(batch))
-        return batch.set_column(batch.column_names.index("x"), "x", column)
+        # rows in: {number, fold, path, target}; rows out: {number, fold, target}
+        for number, path, target in zip(
+            *(batch[name].to_pylist() for name in ("number", "path", "target")), strict=True
+        ):
+            pixels = read_part(path)
+            arrays = self.run(number, pixels)
+            column = pa.array([array.tobytes() for array in arrays], pa.binary())
+            table = pixels.set_column(pixels.column_names.index("x"), "x", column)
+            storage.write_table(target, table)
+        return batch.select(["number", "fold", "target"])
+
+    def run(self, number: int, table: pa.Table) -> NDArray[np.float32]:
+        """The features of a shard's pixels, float32 (N, *shape)."""
+        recipe, prefix = self.recipes[number], self._prefix(number)
+        grey = to_arrays(table, (recipe.image_px, recipe.image_px), "uint8")[:, None]
+        parts = []
+        for start in range(0, len(grey), self.batch_size):
+            some = torch.from_numpy(grey[start : start + self.batch_size].copy())
+            with torch.inference_mode(), devices.autocast(self.device):
+                images = transforms.normalize(some.to(self.device), recipe.normalization)
+                maps = prefix(images.contiguous(memory_format=torch.channels_last))
+            parts.append(maps.float().contiguous().cpu().numpy())
+            self.counter.add.remote(len(some))
+        return np.concatenate(parts)
+
+    def _prefix(self, number: int) -> torch.nn.Module:
+        if number not in self.prefixes:
+            model = models.build(self.recipes[number])
+            tensors: State = ray.get(self.states[number])
+            model.load_state_dict(dict(tensors), strict=False)
+            prefix = model.prefix.to(self.device).to(memory_format=torch.channels_last)
+            self.prefixes[number] = prefix.eval()
+        return self.prefixes[number]
 
 
-def extract(
-    pixels: Shards,
-    recipe: Recipe,
-    model: Classifier,
-    cache: str,
-    *,
-    gpu: bool = False,
-) -> Shards:
-    """Run a model's frozen prefix over every image, or take what an earlier run computed.
+def extract(passes: Sequence[Pass], cache: str, *, gpu: bool = False) -> list[Shards]:
+    """Run frozen parts over every image, or take what an earlier run computed.
 
     Args:
-        pixels: shards of grey pixels.
-        recipe: says image size and normalization.
-        model: with its weights; only `model.prefix` is used.
+        passes: what to run over what; equal ones are run once.
         cache: folder or bucket prefix; on a cluster one that all nodes reach.
         gpu: one GPU an actor, instead of CPUs.
 
     Returns:
-        Shards of features, float32 of the prefix's output shape, the same rows and folds.
+        For each pass, shards of features: float32 of the prefix's output shape, with the rows and
+        folds of its pixels.
     """
-    state = model.states(frozen=True)
-    key = shards_key(
-        pixels, recipe.backbone, recipe.pooling, model.num_frozen, recipe.normalization,
-        models.digest(state),
-    )  # fmt: skip
-    folder = storage.join(storage.absolute(cache), "features", key)
-    shards = load_shards(folder)
-    if shards is not None:
-        return shards
-    num_images = len(pixels.table)
-    size = cluster.num_processes(num_images // BATCH_SIZE, ACTOR_THREADS, gpu=gpu)
+    folders = [each.folder(cache) for each in passes]
+    missing = {
+        folder: each
+        for folder, each in zip(folders, passes, strict=True)
+        if load_shards(folder) is None
+    }
+    if missing:
+        _run(missing, gpu=gpu)
+    found = [load_shards(folder) for folder in folders]
+    return [shards for shards in found if shards is not None]
+
+
+def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
+    work, passes = [], list(missing.values())
+    attempt = uuid.uuid4().hex[:12]
+    for number, (folder, each) in enumerate(missing.items()):
+        for fold, paths in each.pixels.parts.items():
+            for index, path in enumerate(paths):
+                target = storage.join(folder, attempt, f"fold={fold}", f"{index:06}.parquet")
+                row: dict[str, list[Any]] = {
+                    "number": [number], "fold": [fold], "path": [path], "target": [target],
+                }  # fmt: skip
+                work.append(pa.table(row))
+    num_images = sum(len(each.pixels.table) for each in passes)
+    size = cluster.num_processes(len(work), ACTOR_THREADS, gpu=gpu)
     share = cluster.share(size, gpu=gpu)
-    state_ref = ray.put(state)
-    title = f"{recipe.backbone}: {recipe.frozen} frozen convolutions"
-    with Progress(title, num_images) as progress:
-        dataset = pixels.dataset().map_batches(
-            FeatureExtractor,
-            fn_constructor_args=(
-                recipe,
-                state_ref,
-                pixels.shape,
-                share.threads,
-                gpu,
-                progress.counter,
-            ),
-            batch_size=BATCH_SIZE,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=share.num_cpus,
-            num_gpus=share.num_gpus,
+    recipes = [each.recipe for each in passes]
+    names = ", ".join(dict.fromkeys(recipe.backbone for recipe in recipes))
+    with Progress(f"frozen convolutions of {names}", num_images) as progress:
+        states = [ray.put(each.model.states(frozen=True)) for each in passes]
+        done = (
+            ray.data.from_arrow(work)
+            .map_batches(
+                FeatureExtractor,
+                fn_constructor_args=(recipes, states, share.threads, gpu, progress.counter),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=size),
+                num_cpus=share.num_cpus,
+                num_gpus=share.num_gpus,
+            )
+            .take_all()
         )
-        shape = model.prefix_shape(recipe.image_px)
-        return write_shards(dataset, folder, shape, "float32", write_cpus=READ_CPUS)
+    for number, (folder, each) in enumerate(missing.items()):
+        parts: dict[int, list[str]] = {}
+        for row in sorted(done, key=lambda row: str(row["target"])):
+            if row["number"] == number:
+                parts.setdefault(row["fold"], []).append(row["target"])
+        shape = each.model.prefix_shape(each.recipe.image_px)
+        finish_shards(folder, shape, "float32", parts, each.pixels.table, each.pixels.failed)

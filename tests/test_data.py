@@ -130,7 +130,8 @@ def test_features_are_what_the_prefix_gives(shards: Shards, tmp_path: Path) -> N
         hidden=(), dropout=(0.0,),
     )  # fmt: skip
     model = models.build(recipe)
-    found = features.extract(shards, recipe, model, str(tmp_path))
+    wanted = [features.Pass(shards, recipe, model)]
+    [found] = features.extract(wanted, str(tmp_path))
     assert found.shape == model.prefix_shape(IMAGE_PX)
     assert found.table.equals(shards.table)
     seen = pa.concat_tables(found.dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
@@ -141,7 +142,7 @@ def test_features_are_what_the_prefix_gives(shards: Shards, tmp_path: Path) -> N
     with torch.inference_mode():
         expected = model.prefix(images)[0].numpy()
     assert np.allclose(arrays[3], expected, rtol=1e-4, atol=1e-5)
-    assert features.extract(shards, recipe, model, str(tmp_path)).folder == found.folder
+    assert features.extract(wanted, str(tmp_path))[0].folder == found.folder
 
 
 def test_a_small_image_is_stretched_to_the_square(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def features_of(
     settings = RunSettings(data=data, limit=num_images, folds=NUM_FOLDS)
     listing, folds = runs.labelled_folds(data, settings)
     pixels = decode_shards(listing, folds, recipe.image_px, folder)
-    return model, features.extract(pixels, recipe, model, folder)
+    return model, features.extract([features.Pass(pixels, recipe, model)], folder)[0]
 
 
 def measure(recipe: Recipe, model: Classifier, shards: Shards, output: str) -> Row:

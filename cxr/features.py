@@ -171,6 +171,6 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
         parts: dict[int, list[str]] = {}
         for row in sorted(done, key=lambda row: str(row["target"])):
             if row["number"] == number:
-                parts.setdefault(row["fold"], []).append(row["target"])
+                parts.setdefault(int(str(row["fold"])), []).append(str(row["target"]))
         shape = each.model.prefix_shape(each.recipe.image_px)
         finish_shards(folder, shape, "float32", parts, each.pixels.table, each.pixels.failed)

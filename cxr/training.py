@@ -240,7 +240,7 @@ def _outcome(plan: Plan) -> Outcome:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # Ray Train tells of every report; the job prints its own.
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config["threads"])

@@ -1,5 +1,6 @@
 """Training through Ray Train: the same figures however many workers, and after any interruption."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from conftest import Ended
 
 from cxr import checkpoint, metrics, models, runs, training
 from cxr.errors import SettingsError
@@ -33,7 +37,8 @@ RECIPE = Recipe(
 def prepared(recipe: Recipe, folder: Path, cache: Path) -> runs.Prepared:
     settings = RunSettings(data=str(folder), weights="none", folds=3, cache=str(cache))
     listing, folds = runs.labelled_folds(str(folder), settings)
-    return runs.prepare(runs.load_model(recipe, settings), listing, folds, settings, gpu=False)
+    loaded = [runs.load_model(recipe, settings)]
+    return runs.prepare(loaded, listing, folds, settings, gpu=False)[0]
 
 
 def plan(each: runs.Prepared, output: Path) -> training.Plan:
@@ -177,6 +182,14 @@ class Job:
                 return match
         raise AssertionError(f"{pattern} never came:\n" + "".join(self.lines))
 
+    def worker(self) -> int:
+        """The process of the training worker."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if child.cmdline()[:1] and "RayTrainWorker" in child.cmdline()[0]:
+                    return child.pid
+        raise AssertionError("no training worker runs")
+
     def finish(self) -> str:
         assert self.process.stdout is not None
         self.lines += list(self.process.stdout)
@@ -191,7 +204,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_run(
-    small_set: Path, cache: Path, tmp_path: Path
+    run_job: Callable[..., Ended], small_set: Path, cache: Path, tmp_path: Path
 ) -> None:
     words = [
         "--version", "best", "--data", str(small_set), "--weights", "none", "--cache", str(cache),
@@ -199,10 +212,10 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
         "--folds", "3",
     ]  # fmt: skip
     undisturbed = tmp_path / "undisturbed"
-    Job(*words, "--output", str(undisturbed)).finish()
+    assert run_job("train", *words, "--output", str(undisturbed)).code == 0
     first = Job(*words, "--output", str(tmp_path / "killed"))
-    worker = int(first.read_until(r"\(RayTrainWorker pid=(\d+)\).*epoch 5 of 40")[1])
-    os.kill(worker, signal.SIGKILL)
+    first.read_until(r"epoch 5 of 40")
+    os.kill(first.worker(), signal.SIGKILL)
     first.read_until(r"epoch 20 of 40")
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()

@@ -154,7 +154,7 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
     names = ", ".join(dict.fromkeys(recipe.backbone for recipe in recipes))
     with Progress(f"frozen convolutions of {names}", num_images) as progress:
         states = [ray.put(each.model.states(frozen=True)) for each in passes]
-        done = (
+        done: Any = (
             ray.data.from_arrow(work)
             .map_batches(
                 FeatureExtractor,
@@ -167,10 +167,11 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
             )
             .take_all()
         )
+    written = sorted((row["number"], row["fold"], row["target"]) for row in done)
     for number, (folder, each) in enumerate(missing.items()):
         parts: dict[int, list[str]] = {}
-        for row in sorted(done, key=lambda row: str(row["target"])):
-            if row["number"] == number:
-                parts.setdefault(int(str(row["fold"])), []).append(str(row["target"]))
+        for done_number, fold, target in written:
+            if done_number == number:
+                parts.setdefault(fold, []).append(target)
         shape = each.model.prefix_shape(each.recipe.image_px)
         finish_shards(folder, shape, "float32", parts, each.pixels.table, each.pixels.failed)

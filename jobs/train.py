@@ -53,9 +53,10 @@ def main() -> None:
     run = runs.train(wanted, settings)
     print(comparison_table(run.results))
     print(f"report: {run.report}")
+    data = f" --data {settings.data}" if settings.data else ""
     for folder in run.checkpoints:
         print(f"checkpoint: {folder}")
-    print(f"next: python jobs/evaluate.py --checkpoint {run.checkpoints[-1]} --data <folder>")
+        print(f"next: python jobs/evaluate.py --checkpoint {folder}{data}")
 
 
 if __name__ == "__main__":

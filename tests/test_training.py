@@ -208,15 +208,15 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
 ) -> None:
     words = [
         "--version", "best", "--data", str(small_set), "--weights", "none", "--cache", str(cache),
-        "--backbone", "alexnet", "--image-px", "64", "--epochs", "40", "--patience", "40",
+        "--backbone", "alexnet", "--image-px", "64", "--epochs", "12", "--patience", "12",
         "--folds", "3",
     ]  # fmt: skip
     undisturbed = tmp_path / "undisturbed"
     assert run_job("train", *words, "--output", str(undisturbed)).code == 0
     first = Job(*words, "--output", str(tmp_path / "killed"))
-    first.read_until(r"epoch 5 of 40")
+    first.read_until(r"epoch 3 of 12")
     os.kill(first.worker(), signal.SIGKILL)
-    first.read_until(r"epoch 20 of 40")
+    first.read_until(r"epoch 8 of 12")
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()
     time.sleep(1)

@@ -93,6 +93,7 @@ def save(
     sink = pa.BufferOutputStream()
     pq.write_table(anonymous, sink)
     table = sink.getvalue().to_pybytes()
+    complete = provenance | {"packages": package_versions()}
     content = {
         "format": FORMAT,
         "recipe": dataclasses.asdict(recipe),
@@ -106,7 +107,7 @@ def save(
         },
         "operating_point": point.to_dict(),
         "temperature": temperature,
-        "provenance": provenance | {"packages": package_versions()},
+        "provenance": complete,
         "sha256": {
             "model.safetensors": hashlib.sha256(weights).hexdigest(),
             "validation.parquet": hashlib.sha256(table).hexdigest(),
@@ -114,8 +115,10 @@ def save(
     }
     storage.write_bytes(storage.join(folder, "model.safetensors"), weights)
     storage.write_bytes(storage.join(folder, "validation.parquet"), table)
-    storage.write_json(storage.join(folder, "checkpoint.json"), content)
-    return load(folder)
+    text = (json.dumps(content, indent=2) + "\n").encode()
+    storage.write_bytes(storage.join(folder, "checkpoint.json"), text)
+    fingerprint = hashlib.sha256(text).hexdigest()
+    return Checkpoint(recipe, model, point, temperature, complete, anonymous, fingerprint)
 
 
 def exists(folder: str) -> bool:

@@ -1,6 +1,8 @@
 """What several tests need: a local cluster, a small set of radiographs, jobs, the real data."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,30 +42,32 @@ class Ended:
     err: str
 
 
-@pytest.fixture
-def run_job(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ended]:
+def execute(job: str, *words: str) -> Ended:
     """Run a job script in this process, where starting it costs nothing."""
-
-    def run(job: str, *words: str) -> Ended:
-        path = ROOT / "jobs" / f"{job}.py"
-        spec = importlib.util.spec_from_file_location(f"job_{job}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
+    spec = importlib.util.spec_from_file_location(f"job_{job}", ROOT / "jobs" / f"{job}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setitem(sys.modules, spec.name, module)
+        patch.setattr(sys, "argv", [f"jobs/{job}.py", *words])
         spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *words])
-        code = 0
         try:
             module.cli.run(module.main)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
+    return Ended(code, out.getvalue(), err.getvalue())
 
-    return run
+
+@pytest.fixture
+def run_job() -> Callable[..., Ended]:
+    """`execute`, for tests."""
+    return execute
 
 
 @pytest.fixture(scope="session")

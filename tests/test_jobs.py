@@ -1,8 +1,6 @@
 """The jobs from the command line: what they write, and one clear message for each bad input."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Ended
+from conftest import Ended, execute
 from safetensors.torch import save_file
 
 from cxr import checkpoint, data
@@ -31,23 +29,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(
     ray_cluster: None, small_set: Path, cache: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run of `best` on the small set, made by the job as a process of its own."""
+    """A run of `best` on the small set."""
     output = tmp_path_factory.mktemp("runs") / "first"
     words = ["--version", "best", "--data", str(small_set), "--weights", "none", *SMALL]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "train.py"), *words, "--cache", cache,
-         "--output", str(output)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = execute("train", *words, "--cache", cache, "--output", str(output))
+    assert done.code == 0, done.out + done.err
     for promised in (
-        "epoch 2 of 2",
+        f"run: {output}",
         "measured here",
         f"report: {output}/report.html",
         f"checkpoint: {output}/best/checkpoint",
-        "next: python jobs/evaluate.py",
+        f"next: python jobs/evaluate.py --checkpoint {output}/best/checkpoint --data {small_set}",
     ):
-        assert promised in done.stdout
+        assert promised in done.out
     return output
 
 

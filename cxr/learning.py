@@ -5,8 +5,9 @@ divided by the global sum of weights, so any number of workers computes the same
 and shards of unequal size lose no image.
 """
 
+import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import ray.train.torch
@@ -19,6 +20,9 @@ from cxr import devices, models, transforms
 from cxr.loading import Batch, Loader
 from cxr.models import State, logit
 from cxr.recipes import Recipe
+
+TELL_EVERY_S: Final = 15.0
+"""Seconds between two lines on how far a long epoch is."""
 
 
 class Learner:
@@ -73,6 +77,7 @@ class Learner:
         self.generator = torch.Generator().manual_seed(seed)
         self.network.train()
         self.model.train()  # After the wrapper's: it keeps frozen parts in evaluation mode.
+        self._epoch, self._told = epoch, time.monotonic()
         return self._passed(loader.batches(epoch), learn=True)[0]
 
     def evaluate(self, loader: Loader) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
@@ -112,6 +117,7 @@ class Learner:
     ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
         totals = torch.zeros(4, dtype=torch.float64)  # loss, weight, images, correct
         seen: dict[str, list[NDArray[Any]]] = {"row": [], "label": [], "logit": []}
+        started, num_images = time.monotonic(), 0
         while True:
             batch = next(batches, None)
             label = torch.empty(0, dtype=torch.int64) if batch is None else batch.label
@@ -138,6 +144,8 @@ class Learner:
                 (loss * (self.world / float(size[1]))).backward()
                 self.optimizer.step()
                 self.scheduler.step()
+                num_images += int(size[0])
+                self._tell(num_images, time.monotonic() - started)
             elif batch is not None:
                 seen["row"].append(batch.row.numpy())
                 seen["label"].append(batch.label.numpy())
@@ -149,6 +157,15 @@ class Learner:
             name: np.concatenate([np.empty(0, kinds[name]), *parts]).astype(kinds[name])
             for name, parts in seen.items()
         }
+
+    def _tell(self, num_images: int, seconds: float) -> None:
+        if self.rank == 0 and time.monotonic() - self._told > TELL_EVERY_S:
+            self._told = time.monotonic()
+            rate = num_images / seconds
+            print(
+                f"{self.recipe.name}: epoch {self._epoch}: {num_images:,} images, {rate:.1f}/s",
+                flush=True,
+            )
 
     def _forward(self, batch: Batch | None, *, learn: bool) -> torch.Tensor:
         if batch is None or not len(batch.label):

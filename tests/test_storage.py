@@ -1,7 +1,8 @@
 """Files are written whole or not at all, and every failure says where and why."""
 
-import resource
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +12,28 @@ from cxr import storage
 from cxr.errors import StorageError
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 1,000 bytes: what follows fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def on_a_full_disk(call: str) -> str:
+    """The error of a call in a process in which no file may grow beyond 1,000 bytes.
+
+    Not in this process: Ray, which other tests start in it, ends it when its logs cannot grow.
+    """
+    program = f"""
+import resource, sys
+from pathlib import Path
+from cxr import storage
+from cxr.errors import StorageError
+sys.dont_write_bytecode = True
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+try:
+    {call}
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return done.stdout
 
 
 def names(folder: Path) -> list[str]:
@@ -39,12 +55,11 @@ def test_compressed_names_are_not_unpacked(tmp_path: Path) -> None:
     assert storage.read_bytes(place) == b"plain"
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_failing_write_leaves_the_previous_content(tmp_path: Path) -> None:
     place = tmp_path / "file.bin"
     storage.write_bytes(str(place), b"previous")
-    with pytest.raises(StorageError, match=r"file\.bin: cannot be written: .*Choose another place"):
-        storage.write_bytes(str(place), bytes(5000))
+    error = on_a_full_disk(f"storage.write_bytes({str(place)!r}, bytes(5000))")
+    assert re.search(r"file\.bin: cannot be written: .*Choose another place", error)
     assert place.read_bytes() == b"previous"
     assert names(tmp_path) == ["file.bin"]
 
@@ -138,12 +153,12 @@ def test_a_local_file_is_moved_in_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "folder") == ["file"]
 
 
-def test_a_failing_move_keeps_both_files(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_failing_move_keeps_both_files(tmp_path: Path) -> None:
     (tmp_path / "local").write_bytes(bytes(5000))
     storage.write_bytes(str(tmp_path / "folder" / "file"), b"previous")
-    request.getfixturevalue("full_disk")
-    with pytest.raises(StorageError, match=r"folder/file: cannot be written: "):
-        storage.move_in(tmp_path / "local", str(tmp_path / "folder" / "file"))
+    source, target = str(tmp_path / "local"), str(tmp_path / "folder" / "file")
+    error = on_a_full_disk(f"storage.move_in(Path({source!r}), {target!r})")
+    assert re.search(r"folder/file: cannot be written: ", error)
     assert storage.read_bytes(str(tmp_path / "folder" / "file")) == b"previous"
     assert names(tmp_path) == ["folder", "local"]
     assert names(tmp_path / "folder") == ["file"]

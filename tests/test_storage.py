@@ -170,7 +170,7 @@ def test_a_place_for_results_is_claimed_where_nothing_lies(tmp_path: Path) -> No
     assert storage.claim(f"{tmp_path}/new/") == f"{tmp_path}/new"
     assert names(tmp_path / "new") == []
     for taken in ("full", "full/file"):
-        with pytest.raises(StorageError, match=rf"{taken}: exists already .*another --output"):
+        with pytest.raises(StorageError, match=rf"{taken}: exists already.*another --output"):
             storage.claim(str(tmp_path / taken))
     with pytest.raises(StorageError, match=r"file/below/\.cxr: cannot be written"):
         storage.claim(str(tmp_path / "full" / "file" / "below"))

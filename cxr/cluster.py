@@ -13,7 +13,7 @@ SPARE_CPUS: Final = 0.2
 workers claimed every CPU, the tasks that read their data would wait for ever."""
 
 MAX_THREADS: Final = 16
-"""Threads of one process at most; PyTorch's convolutions gain little beyond."""
+"""Threads of one process at most; a bound, not a measurement."""
 
 
 ENVIRONMENT: Final = {

@@ -203,7 +203,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         loading="memory",
     ),
 }
-"""v0-v3 by name, and `best`, the strongest that was measured here on folds of train."""
+"""v0-v3 by name, and `best`, ours: set beforehand, not yet compared with others."""
 
 PUBLISHED: Final = ("v0", "v1", "v2", "v3")
 """The names that `--version all` trains."""

@@ -24,7 +24,7 @@ BATCH_SIZE = 16
 """Images a forward pass, as `cxr.features` runs them."""
 
 MAX_THREADS = 4
-"""Threads of a predictor on a CPU, at most: beyond, another predictor gains more."""
+"""Threads of a predictor on a CPU, at most; a bound, not a measurement."""
 
 
 @dataclasses.dataclass(frozen=True)

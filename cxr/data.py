@@ -40,7 +40,7 @@ READ_CPUS: Final = 0.05
 which claim the rest."""
 
 NUM_READERS: Final = 2
-"""Such tasks at once in one stream: each is a process that takes seconds to start, and few keep up."""
+"""Such tasks at once in one stream: each is a process that takes seconds to start."""
 
 FAILED_FOLD: Final = -1
 """The fold of images that gave no pixels; their rows hold the reason instead."""

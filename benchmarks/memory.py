@@ -146,12 +146,15 @@ def slope(rows: list[Row]) -> float | None:
     return float(np.polyfit(num_train, [row.peak_memory_mib for row in rows], 1)[0])
 
 
-def print_table(rows: list[Row], slopes: dict[str, float | None], row_mib: float) -> None:
+def print_table(rows: list[Row]) -> None:
     print(f"\n{'version':8} {'loading':8} {'images':>7} {'training':>9} {'peak MiB':>9}"
           f" {'epoch s':>8}")  # fmt: skip
     for row in rows:
         print(f"{row.version:8} {row.loading:8} {row.num_images:7,} {row.num_train:9,}"
               f" {row.peak_memory_mib:9,.0f} {row.epoch_seconds:8.1f}")  # fmt: skip
+
+
+def print_slopes(slopes: dict[str, float | None], row_mib: float) -> None:
     for name, value in slopes.items():
         added = "needs two sizes" if value is None else f"{value:+.1f} MiB"
         print(f"{name}: {added} per 1,000 training images (their features are"
@@ -171,13 +174,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             # v1 and v2 share the network and its start, and so the features.
             model, shards = features_of(job, recipes[0], size, folder)
-            rows += [
-                measure(recipe, model, shards, f"{folder}/run-{recipe.name}") for recipe in recipes
-            ]
+            for recipe in recipes:
+                rows.append(measure(recipe, model, shards, f"{folder}/run-{recipe.name}"))
+                print_table(rows[-1:])
     slopes = {name: slope([row for row in rows if row.version == name]) for name in VERSIONS}
     shape = models.build(recipes[0]).prefix_shape(recipes[0].image_px)
     row_mib = int(np.prod(shape)) * 4 / 2**20
-    print_table(rows, slopes, row_mib)
+    print_table(rows)
+    print_slopes(slopes, row_mib)
     if job.output:
         results = {
             "features": "random" if job.random_features else "vgg16",

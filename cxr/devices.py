@@ -10,6 +10,15 @@ def device(gpu: bool) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def batch_size(gpu: bool) -> int:
+    """Images of a forward pass.
+
+    On a CPU larger ones fall out of its caches: VGG16 at 224 px ran at 3.5 images a second with 8,
+    at 3.0 with 16.
+    """
+    return 64 if gpu else 8
+
+
 def autocast(where: torch.device) -> AbstractContextManager[object]:
     """bfloat16 matrix work where the device has it; plain float32 elsewhere.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cxr import data, metrics, scoring, sources, storage
+from cxr import data, metrics, prediction, sources, storage
 from cxr.checkpoint import Checkpoint
 from cxr.data import Shards
 from cxr.errors import DataError
@@ -61,7 +61,7 @@ def evaluate(
         refuse_shared_patients(where, split, listing)
     folds = np.zeros(len(listing), np.int64)
     pixels = data.decode_shards(listing, folds, trained.recipe.image_px, cache)
-    table = scoring.score_shards(pixels, trained, gpu=gpu)
+    table = prediction.score_shards(pixels, trained, gpu=gpu)
     y_true = np.asarray(table["label"])
     probs = metrics.probabilities(np.asarray(table["logit"]), trained.temperature)
     examination = metrics.examine(

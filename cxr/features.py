@@ -24,13 +24,6 @@ from cxr.models import Classifier, State
 from cxr.progress import Counter, Progress
 from cxr.recipes import Recipe
 
-BATCH_SIZE = 8
-"""Images a forward pass on a CPU: larger ones fell out of its caches (VGG16 at 224 px: 3.5 images
-a second at 8, 3.0 at 16)."""
-
-GPU_BATCH_SIZE = 64
-"""Images a forward pass on a GPU: the size of a shard."""
-
 ACTOR_THREADS = 4
 """Threads of an actor on a CPU, at most: enough to share one copy of the weights and of PyTorch,
 few enough to lose nothing."""
@@ -72,7 +65,7 @@ class FeatureExtractor:
     ) -> None:
         torch.set_num_threads(threads)
         self.device = devices.device(gpu)
-        self.batch_size = GPU_BATCH_SIZE if gpu else BATCH_SIZE
+        self.batch_size = devices.batch_size(gpu)
         self.recipes, self.states, self.counter = recipes, states, counter
         self.prefixes: dict[int, torch.nn.Module] = {}
 

@@ -17,14 +17,20 @@ class Counter:
 
     def __init__(self) -> None:
         self.done = 0
+        self._marks: list[tuple[float, int]] = []
 
     def add(self, count: int) -> None:
         """Count some more."""
         self.done += count
+        self._marks.append((time.time(), count))
 
     def total(self) -> int:
         """What was counted so far."""
         return self.done
+
+    def marks(self) -> list[tuple[float, int]]:
+        """When how many were added, seconds since 1970."""
+        return self._marks
 
 
 class Progress:

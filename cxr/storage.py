@@ -4,15 +4,18 @@ Everything that the project reads or writes goes through pyarrow's file systems,
 stand wherever an `s3://` or `gs://` URI may.
 """
 
+import io
 import json
+import os
 import posixpath
+import stat as status
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, BinaryIO, Final, cast
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,16 +23,23 @@ from pyarrow import fs
 
 from cxr.errors import StorageError
 
+READ_AHEAD_BYTES: Final = 8 * 2**20
+"""Bytes of one request for a part of a file in a bucket: a request takes about as long as these
+do, and the next members of an archive are mostly among them."""
+
 
 @dataclass(frozen=True)
 class File:
     """A file that a listing found."""
 
     uri: str
+    """Of a local file whose name is not UTF-8, a `file://` URI."""
     size: int
-    """Bytes."""
+    """Bytes; -1 where nothing can be read."""
     modified_ns: int
     """Last change, nanoseconds since 1970; 0 where the storage does not say."""
+    problem: str = ""
+    """Why nothing can be read: a folder that cannot be listed, a link to nothing, a device."""
 
 
 def absolute(uri: str) -> str:
@@ -38,7 +48,8 @@ def absolute(uri: str) -> str:
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost"):
             raise StorageError(f"{uri}: lies on host {parts.netloc!r}. Write file:///path.")
-        uri = unquote(parts.path)
+        # Bytes that are no UTF-8 become what Python's file functions take.
+        uri = unquote(parts.path, errors="surrogateescape")
     if "://" in uri:
         return uri.rstrip("/")
     return str(Path(uri).expanduser().absolute())
@@ -69,7 +80,12 @@ def kind(uri: str) -> str:
     """`"file"`, `"folder"` or `"nothing"`."""
     system, path = resolve(uri)
     try:
+        if isinstance(system, fs.LocalFileSystem):
+            # Not pyarrow's, which refuses names that are no UTF-8.
+            return "folder" if status.S_ISDIR(Path(path).stat().st_mode) else "file"
         found = system.get_file_info(path).type
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
     except OSError as error:
         raise StorageError(f"{uri}: cannot be reached: {_cause(error)}.") from None
     return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(found, "nothing")
@@ -106,9 +122,18 @@ def claim(uri: str) -> str:
 
 
 def list_files(uri: str) -> list[File]:
-    """Every file below a folder, sorted by URI."""
+    """Every file below a folder, sorted by URI.
+
+    Links are followed, and a folder that is reached twice is listed once. What cannot be read
+    stands in the list with its problem.
+
+    Raises:
+        StorageError: the folder itself cannot be listed.
+    """
     uri = absolute(uri)
-    scheme = uri.split("://", 1)[0] + "://" if "://" in uri else ""
+    if "://" not in uri:
+        return sorted(_local_files(uri), key=lambda file: file.uri)
+    scheme = uri.split("://", 1)[0] + "://"
     return sorted(
         (
             File(scheme + entry.path, entry.size, entry.mtime_ns or 0)
@@ -121,11 +146,13 @@ def list_files(uri: str) -> list[File]:
 
 def stat(uris: list[str]) -> list[File | None]:
     """Size and time of each file; None for one that is not there."""
-    if not uris:
-        return []
     found: list[File | None] = []
     for uri in uris:
         system, path = resolve(uri)
+        if isinstance(system, fs.LocalFileSystem):
+            file = _local_file(path)
+            found.append(None if file.problem else file)
+            continue
         try:
             info = system.get_file_info(path)
         except OSError:
@@ -142,10 +169,28 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         StorageError: it is not there or cannot be read.
     """
+    with open_file(uri) as stream:
+        try:
+            return stream.read()
+        except OSError as error:
+            raise StorageError(f"{uri}: cannot be read: {_cause(error)}.") from None
+
+
+def open_file(uri: str) -> BinaryIO:
+    """Open a file for reading from any place in it; reads of its own may raise `OSError`.
+
+    Raises:
+        StorageError: it is not there or cannot be opened.
+    """
     system, path = resolve(uri)
     try:
-        with system.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read())
+        if isinstance(system, fs.LocalFileSystem):
+            if not status.S_ISREG(Path(path).stat().st_mode):
+                # A pipe would be waited for without end.
+                raise StorageError(f"{uri}: cannot be read: not a regular file.")
+            return Path(path).open("rb")
+        file = system.open_input_file(path)
+        return io.BufferedReader(cast(io.RawIOBase, file), READ_AHEAD_BYTES)
     except OSError as error:
         raise StorageError(f"{uri}: cannot be read: {_cause(error)}.") from None
 
@@ -209,7 +254,7 @@ def write_json(uri: str, value: object) -> None:
 def read_table(uri: str) -> pa.Table:
     """A Parquet file's table."""
     try:
-        return pq.read_table(pa.BufferReader(read_bytes(uri)))
+        return pq.read_table(pa.BufferReader(read_bytes(uri)), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{uri}: not a Parquet file: {str(error).strip()}") from None
 
@@ -217,7 +262,7 @@ def read_table(uri: str) -> pa.Table:
 def write_table(uri: str, table: pa.Table) -> None:
     """Write a table as one Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(table, sink, write_page_checksum=True)
     write_bytes(uri, sink.getvalue().to_pybytes())
 
 
@@ -243,6 +288,57 @@ def _whole(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
         raise StorageError(
             f"{uri}: cannot be written: {_cause(error)}. Choose another place."
         ) from None
+
+
+def _local_files(root: str) -> Iterator[File]:
+    folders, seen = [root], set()
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                facts = Path(folder).stat()
+                if (facts.st_dev, facts.st_ino) in seen:
+                    continue
+                seen.add((facts.st_dev, facts.st_ino))
+                for entry in entries:
+                    if _is_folder(entry):
+                        folders.append(entry.path)
+                    else:
+                        yield _local_file(entry.path)
+        except FileNotFoundError:
+            continue  # Deleted since its own folder was listed, or never there.
+        except OSError as error:
+            if folder == root:
+                raise StorageError(f"{root}: cannot be listed: {_cause(error)}.") from None
+            reason = f"a folder that cannot be listed: {_cause(error)}"
+            yield File(_printable(folder), -1, 0, reason)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
+
+
+def _local_file(path: str) -> File:
+    uri = _printable(path)
+    try:
+        facts = Path(path).stat()
+    except OSError as error:
+        return File(uri, -1, 0, f"cannot be read: {_cause(error)}")
+    if not status.S_ISREG(facts.st_mode):
+        return File(uri, -1, 0, "cannot be read: not a regular file")
+    return File(uri, facts.st_size, facts.st_mtime_ns)
+
+
+def _printable(path: str) -> str:
+    """The path, or where it is not UTF-8 a `file://` URI that means it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(path))
+    return path
 
 
 def _entries(uri: str, *, recursive: bool) -> list[fs.FileInfo]:

@@ -1,12 +1,21 @@
-"""Score every radiograph of a folder with a trained checkpoint.
+"""Score an archive with a trained checkpoint: every image once, every failure explained.
 
 python jobs/score.py --checkpoint runs/first/v2/checkpoint --input archive --output scores
+python jobs/score.py --checkpoint DIR --input s3://bucket/2024 old.zip more.tar.gz --output URI
+
+Killed, it goes on when the same command is run again.
 """
 
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from cxr import checkpoint, cli, cluster, scoring, storage
+from cxr.errors import SettingsError
+
+TOO_MANY_FAILED = 3
 
 
 @dataclass(frozen=True)
@@ -15,26 +24,50 @@ class ScoreJob:
 
     checkpoint: str
     """Folder of a trained classifier, as jobs/train.py printed it."""
-    input: str
-    """Folder or bucket prefix, searched through all its folders, or one file."""
+    input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
+    """Files, folders (with all folders below), globs, bucket prefixes, zip or tar archives (.zip
+    .tar .tgz .tar.gz .tar.zst .tar.bz2 .tar.xz; also inside folders and one inside another),
+    members (archive.zip!/path), and CSV or Parquet manifests with a column uri."""
     output: str
-    """Folder for the scores, Parquet with a row a file; must be empty or not exist."""
+    """Folder or bucket prefix for the scores: empty, or that of the same command before."""
+    any_body_part: bool = False
+    """Score DICOM files whose header names another body part than the chest, too."""
+    update: bool = False
+    """List the inputs again and score what is new in them."""
+    max_failed_fraction: float = 1.0
+    """Exit with code 3 when more than this share of the listed images has no score."""
     gpu: Literal["auto", "on", "off"] = "auto"
     """Compute on GPUs: auto where the cluster has one."""
+
+    def __post_init__(self) -> None:
+        if not self.input:
+            raise SettingsError("input: give at least one file, folder, archive or manifest.")
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise SettingsError(f"max_failed_fraction: {self.max_failed_fraction} is not 0 to 1.")
 
 
 def main() -> None:
     job = cli.parse(ScoreJob, __doc__)
     trained = checkpoint.load(job.checkpoint)
-    output = storage.claim(job.output)
+    output = storage.absolute(job.output)
     cluster.connect()
-    done = scoring.score_folder(job.input, trained, output, gpu=cluster.use_gpu(job.gpu))
-    for uri, reason in list(done.failures.items())[:5]:
-        print(f"  {uri}: {reason}")
-    total = done.num_scored + len(done.failures)
+    done = scoring.score(
+        job.input, trained, output, any_body_part=job.any_body_part, update=job.update,
+        gpu=cluster.use_gpu(job.gpu),
+    )  # fmt: skip
+    print(f"report: {storage.join(output, 'index.html')}")
     print(
-        f"scored {done.num_scored:,} of {total:,}; without score {len(done.failures)} -> {output}"
+        f"scored {done.num_scored:,} of {done.num_listed:,}; refused {done.num_refused:,};"
+        f" unreadable {done.num_unreadable:,} -> {output}",
+        flush=True,
     )
+    if done.failed_fraction > job.max_failed_fraction:
+        print(
+            f"error: {done.failed_fraction:.1%} have no score, more than the"
+            f" {job.max_failed_fraction:.1%} of --max-failed-fraction.",
+            file=sys.stderr,
+        )
+        sys.exit(TOO_MANY_FAILED)
 
 
 if __name__ == "__main__":

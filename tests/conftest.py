@@ -1,6 +1,7 @@
 """What several tests need: a local cluster, a small set of radiographs, jobs, the real data."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import os
@@ -9,9 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from cxr import cluster, phantoms
+from cxr import checkpoint, cluster, models, phantoms
+from cxr.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +34,23 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 training phantoms of 64 px, with val and test, in the layout of the real set."""
     settings = phantoms.PhantomSettings(num_train=48, num_val=4, num_test=12, image_px=64)
     return phantoms.write(settings, tmp_path_factory.mktemp("data") / "small_set")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An AlexNet at 64 px with random weights, calibrated on made-up logits."""
+    recipe = dataclasses.replace(RECIPES["v0"], image_px=64, hidden=(8,), dropout=(0.0, 0.0))
+    validation = pa.table(
+        {
+            "label": [0, 0, 0, 1, 1, 1],
+            "logit": [-2.0, -1.0, 0.4, -0.3, 1.0, 3.0],
+            "subtype": ["", "", "", "virus", "bacteria", "bacteria"],
+            "patient": [0, 1, 2, 3, 4, 5],
+        }
+    )
+    folder = str(tmp_path_factory.mktemp("checkpoint") / "small")
+    checkpoint.save(folder, recipe, models.build(recipe), validation, {})
+    return folder
 
 
 @dataclass(frozen=True)

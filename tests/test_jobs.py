@@ -67,8 +67,8 @@ def test_scores_are_the_validation_logits(
         "--input", str(small_set / "train"), "--output", str(tmp_path / "scores"),
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    assert "scored 48 of 48; without score 0" in ended.out
-    scores = pq.read_table(tmp_path / "scores").to_pydict()
+    assert "scored 48 of 48; refused 0; unreadable 0 -> " in ended.out
+    scores = pq.read_table(tmp_path / "scores" / "scores").to_pydict()
     by_uri = dict(zip(scores["uri"], scores["logit"], strict=True))
     assert len(by_uri) == 48
     expected = sorted(np.asarray(saved.validation["logit"]))
@@ -86,28 +86,6 @@ def _validation_uris(saved: checkpoint.Checkpoint, cache: str) -> list[str]:
         if shards and shards.fingerprint == saved.provenance["data"]["fingerprint"]:
             return list(shards.rows([0])["uri"].to_pylist())
     raise AssertionError("no shards of the training data")
-
-
-def test_a_file_that_cannot_be_read_has_a_row_with_its_reason(
-    trained: Path, run_job: Run, small_set: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "archive" / "deep"
-    folder.mkdir(parents=True)
-    good = next((small_set / "test" / "NORMAL").iterdir()).read_bytes()
-    (folder / "good.jpeg").write_bytes(good)
-    (folder / "half.jpeg").write_bytes(good[: len(good) // 2])
-    (folder / "empty.dcm").write_bytes(b"")
-    ended = run_job(
-        "score", "--checkpoint", str(trained / "best" / "checkpoint"),
-        "--input", str(tmp_path / "archive"), "--output", str(tmp_path / "scores"),
-    )  # fmt: skip
-    assert "scored 1 of 3; without score 2" in ended.out
-    rows = {Path(row["uri"]).name: row for row in pq.read_table(tmp_path / "scores").to_pylist()}
-    assert rows["good.jpeg"]["error"] is None
-    for name in ("half.jpeg", "empty.dcm"):
-        assert rows[name]["prob_pneumonia"] is None
-        assert rows[name]["prediction"] is None
-        assert rows[name]["error"].startswith("unreadable")
 
 
 def test_evaluation_writes_figures_predictions_and_a_page(

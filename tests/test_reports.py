@@ -126,6 +126,45 @@ def version(name: str = "v0", **changes: Any) -> reports.VersionResult:
     return reports.VersionResult(**(values | changes))
 
 
+def scoring(**changes: Any) -> reports.ScoringReport:
+    pixels = np.tile(np.arange(64, dtype=np.uint8), (48, 1))
+    values: dict[str, Any] = {
+        "title": "A title",
+        "inputs": ["s3://bucket/xrays/", "more.zip"],
+        "num_listed": 1_317,
+        "num_refused": 15,
+        "num_unreadable": 2,
+        "probs": np.repeat([0.02, 0.98], [1_000, 300]),
+        "num_called": 300,
+        "operating_point": metrics.OperatingPoint("sensitivity=0.95", 0.437, 0.951, 0.884, 1_046),
+        "suspicious": [
+            reports.SuspiciousImage(
+                "s3://bucket/xrays/a.zip!/p1/x.dcm",
+                0.987,
+                True,
+                ["no window in the file"],
+                reports.thumbnail(pixels),
+            ),
+            reports.SuspiciousImage(
+                "s3://bucket/xrays/a.zip!/p2/y.png", 0.321, False, [], reports.thumbnail(pixels)
+            ),
+        ],
+        "failures": [
+            reports.FailedKind("unreadable", "the file is empty", 2, ["more.zip!/n.png"]),
+            reports.FailedKind("refused", "modality CT, not CR", 15, ["s3://bucket/xrays/ct.dcm"]),
+        ],
+        "warnings": {"first of 2 frames": 4, "no window in the file": 1_203},
+        "skipped": {"hidden": 7, ".txt": 41},
+        "facts": {"checkpoint": "s3://models/best", "versions": {"torch": "2.8.0"}},
+    }
+    return reports.ScoringReport(**(values | changes))
+
+
+def scoring_text(**changes: Any) -> str:
+    """What a reader sees, with single spaces."""
+    return " ".join(read(reports.scoring_page(scoring(**changes))).text.split())
+
+
 # ---------------------------------------------------------------- evaluation
 
 
@@ -307,6 +346,131 @@ def test_many_versions_have_lines_of_their_own() -> None:
     rows = [version(f"v{index}") for index in range(7)]
     page = reports.comparison_page(rows, {row.name: HISTORY for row in rows}, [], "Versions")
     assert all(f">v{index}</text>" in page for index in range(7))
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def test_scoring_page_shows_the_numbers_it_was_given() -> None:
+    text = scoring_text()
+    for words in (
+        "1,300 of 1,317 images from s3://bucket/xrays/ and 1 more input scored",
+        "Listed 1,317 images",
+        "Scored 1,300 98.7% of listed",
+        "Called pneumonia 300 23.1% of scored at threshold 0.437",
+        "Refused 15 ",
+        "Unreadable 2 ",
+        "17 images: 15 refused, 2 unreadable",
+        "modality CT, not CR refused 15 s3://bucket/xrays/ct.dcm "
+        "the file is empty unreadable 2 more.zip!/n.png",
+        "no window in the file 1,203 first of 2 frames 4",
+        ".txt 41 hidden 7",
+        "versions.torch 2.8.0",
+    ):
+        assert words in text
+
+
+def test_scoring_page_says_what_the_threshold_means_and_for_what_it_is_not() -> None:
+    text = scoring_text()
+    assert "at a calibrated probability of 0.437 or above" in text
+    assert "The rule sensitivity=0.95 chose this threshold on 1,046 validation images" in text
+    assert "a sensitivity of 0.951 and a specificity of 0.884" in text
+    assert "only for images like those" in text
+    assert "no prevalence" in text
+    assert "not for clinical use. No call made here may guide the care" in text
+
+
+def test_scoring_page_shows_the_most_suspicious() -> None:
+    page = reports.scoring_page(scoring())
+    assert "0.987 called pneumonia p1/x.dcm Warned: no window in the file." in scoring_text()
+    assert "0.321 called normal p2/y.png" in scoring_text()
+    assert page.count("data:image/jpeg;base64,") == 2
+    titles = [attributes.get("title") for name, attributes in read(page).tags if name == "figure"]
+    assert "s3://bucket/xrays/a.zip!/p1/x.dcm" in titles
+
+
+def test_scoring_page_is_self_contained_and_the_same_each_time() -> None:
+    page = reports.scoring_page(scoring())
+    assert_self_contained(page)
+    assert reports.scoring_page(scoring()) == page
+
+
+def test_scoring_page_with_hostile_names() -> None:
+    page = reports.scoring_page(
+        scoring(
+            title=HOSTILE,
+            inputs=[HOSTILE],
+            suspicious=[reports.SuspiciousImage(HOSTILE, 0.9, True, [HOSTILE], b"jpeg")],
+            failures=[reports.FailedKind(HOSTILE, HOSTILE, 17, [HOSTILE])],
+            warnings={HOSTILE: 1},
+            skipped={HOSTILE: 1},
+            facts={HOSTILE: {HOSTILE: [HOSTILE]}},
+            operating_point=metrics.OperatingPoint(HOSTILE, 0.437, 0.9, 0.9, 200),
+        )
+    )
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert_self_contained(page)
+
+
+@pytest.mark.parametrize("num_listed", [0, 17])
+def test_scoring_page_of_nothing_scored(num_listed: int) -> None:
+    changes: dict[str, Any] = {"probs": [], "num_called": 0, "suspicious": []}
+    if not num_listed:
+        changes |= {"num_refused": 0, "num_unreadable": 0, "failures": []}
+    report = scoring(num_listed=num_listed, **changes)
+    text = scoring_text(num_listed=num_listed, **changes)
+    assert "Called pneumonia 0 nothing was scored" in text
+    assert "Nothing was scored: there is none to show." in text
+    assert ("nothing was listed" in text) == (not num_listed)
+    assert not re.search(r"\b(nan|None)\b", text.replace("None of them", ""))
+    assert "<svg" not in reports.scoring_page(report)
+    assert_self_contained(reports.scoring_page(report))
+
+
+def test_scoring_page_of_nothing_failed_warned_or_passed_over() -> None:
+    changes: dict[str, Any] = {"num_listed": 1_300, "num_refused": 0, "num_unreadable": 0}
+    changes |= {"failures": [], "warnings": {}, "skipped": {}, "facts": {}, "inputs": ["x.zip"]}
+    text = scoring_text(**changes)
+    assert "1,300 of 1,300 images from x.zip scored" in text
+    assert "No image was refused or unreadable." in text
+    assert "No scored image has one." in text
+    assert "every file in the inputs was listed" in text
+    assert "Provenance" not in text
+    assert_self_contained(reports.scoring_page(scoring(**changes)))
+
+
+def test_scoring_page_hides_no_image() -> None:
+    assert "scored or explained" not in scoring_text()
+    assert "1,320 images listed, 1,317 scored or explained" in scoring_text(num_listed=1_320)
+    assert "without a reason" not in scoring_text()
+    few = [reports.FailedKind("refused", "modality CT, not CR", 14, [])]
+    assert "3 images without a reason here" in scoring_text(failures=few)
+    assert "17 images without a reason here" in scoring_text(failures=[])
+
+
+def histogram(probs: list[float]) -> tuple[str, list[float]]:
+    """The histogram on the page and the heights of its bars, from the left."""
+    page = reports.scoring_page(scoring(probs=np.array(probs)))
+    drawn = page[page.index("<svg") : page.index("</svg>")]
+    bars = re.findall(r'd="M ([^"]*)z " clip-path="[^"]*" style="fill: var\(--accent\)', drawn)
+    ends = [[float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", bar)] for bar in bars]
+    return drawn, [max(y) - min(y) for y in ends]
+
+
+def test_histogram_counts_every_score_in_its_bin() -> None:
+    # 0, 0.15 and 0.95 open a bin, 1 closes the last.
+    drawn, heights = histogram([0.0] * 6 + [0.04] * 4 + [0.15, 0.19] + [0.95, 0.99, 1.0])
+    assert np.divide(heights, heights[1]) == pytest.approx([5, 1, 1.5], rel=1e-4)
+    assert ">images</text>" in drawn
+    assert ">threshold 0.437</text>" in drawn
+
+
+def test_histogram_shows_one_image_beside_thousands() -> None:
+    drawn, heights = histogram([0.02] * 5_000 + [0.98])
+    assert len(heights) == 2
+    assert ">images (logarithmic)</text>" in drawn
+    assert ">1,000</text>" in drawn
 
 
 # ---------------------------------------------------------------- thumbnail

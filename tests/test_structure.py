@@ -21,8 +21,10 @@ TABLE = (
         "learning",
         "training",
         "tuning",
-        "scoring",
+        "parts",
+        "prediction",
         "reports",
+        "scoring",
     ),
     *("evaluation", "phantoms", "runs", "cli"),
 )

@@ -1,4 +1,5 @@
-"""What a person reads after a run: a page on one model, a page and a table on several.
+"""What a person reads after a run: a page on one model, a page and a table on several, a page on
+the scores of a bulk job.
 
 Pages are single HTML files that load nothing: figures are inline SVG, thumbnails base64 JPEG, and
 there is no script. They can be mailed, archived and opened without a network.
@@ -13,15 +14,20 @@ from cxr.reports.comparison import (
 )
 from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
 from cxr.reports.page import thumbnail
+from cxr.reports.scoring import FailedKind, ScoringReport, SuspiciousImage, scoring_page
 
 __all__ = [
     "PUBLISHED",
     "EvaluationReport",
+    "FailedKind",
     "PublishedResult",
+    "ScoringReport",
+    "SuspiciousImage",
     "VersionResult",
     "WrongImage",
     "comparison_page",
     "comparison_table",
     "evaluation_page",
+    "scoring_page",
     "thumbnail",
 ]

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cxr.reports import figures, page
-from cxr.reports.evaluation import PHANTOMS, RESEARCH_ONLY
+from cxr.reports.evaluation import PHANTOMS
 from cxr.reports.figures import History
-from cxr.reports.page import Html
+from cxr.reports.page import RESEARCH_ONLY, Html
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from cxr.labels import CLASSES
 from cxr.metrics import LEVEL, NUM_BINS, AtThreshold, Confusion, Estimate, Examination
 from cxr.reports import figures, page
 from cxr.reports.figures import History
-from cxr.reports.page import UNDEFINED, Html, tag
-
-RESEARCH_ONLY = "Research software. Not a medical device, not for clinical use."
+from cxr.reports.page import RESEARCH_ONLY, UNDEFINED, Html, tag
 
 PHANTOMS = (
     "Phantoms are drawn by a program, with known truth. Figures on them show that the software "
@@ -124,7 +122,7 @@ def evaluation_page(report: EvaluationReport) -> str:
         report.title,
         "Evaluation",
         f"{sample}. {RESEARCH_ONLY}",
-        [*banners, *sections, *settings, _not_for()],
+        [*banners, *sections, *settings, page.not_for()],
     )
 
 
@@ -322,22 +320,3 @@ def _most_wrong(report: EvaluationReport) -> Html:
     photos = [photo(image) for image in report.wrong]
     content = [page.grid(photos, "photos")] if photos else []
     return page.section("Most wrong", caption, *content)
-
-
-def _not_for() -> Html:
-    return page.section(
-        "What this is not for",
-        "",
-        page.bullets(
-            (
-                RESEARCH_ONLY + " No call made here may guide the care of a person.",
-                "The public research set behind this project (Kermany et al. 2018, Cell 172:1122) "
-                "holds radiographs of children of one to five years from one hospital. Nothing is "
-                "known of adults, other hospitals or other devices.",
-                "Only normal and pneumonia are told apart. Any other finding is called one of the "
-                "two; the labels come from readers of the image, not from a culture or a course.",
-                "A score is evidence on the image alone. The threshold was chosen on validation "
-                "images of the same set and must be chosen anew for another population.",
-            )
-        ),
-    )

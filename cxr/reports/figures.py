@@ -15,7 +15,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from sklearn.metrics import (
     precision_recall_curve,
     roc_curve,
@@ -76,6 +76,12 @@ _RC: dict[Any, Any] = {
     "lines.linewidth": 2.0,
     "lines.markersize": 4.5,
 }
+
+SCORE_BINS = 20
+"""Bins of a histogram of probabilities, of equal width."""
+
+_MAX_LINEAR_RATIO = 40
+"""Between the fullest and the emptiest bin; beyond it the lesser bar would be a hairline."""
 
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
@@ -186,6 +192,47 @@ def _mark(axes: Axes, x: float, y: float) -> None:
         markeredgecolor=PALETTE["card"],
         label="operating point",
     )
+
+
+# ---------------------------------------------------------------- scores
+
+
+def score_histogram(probs: npt.ArrayLike, point: OperatingPoint) -> Html:
+    """How many images have each probability; empty bins aside, no bar is too low to be seen.
+
+    Args:
+        probs: calibrated probabilities of pneumonia, 0-1, (N,), not empty.
+        point: its threshold is marked.
+    """
+    # 3 / 20 is the float nearest 0.15, as a score of 0.15 is; `linspace` gives the next one up.
+    edges = np.arange(SCORE_BINS + 1) / SCORE_BINS
+    counts, _ = np.histogram(np.asarray(probs, dtype=np.float64), edges)
+    filled = counts > 0
+    starts, counts = edges[:-1][filled], counts[filled]
+    logarithmic = bool(counts.max() > _MAX_LINEAR_RATIO * counts.min())
+
+    def draw(on: Figure) -> None:
+        axes = on.subplots()
+        width = 1 / SCORE_BINS
+        axes.bar(starts + width / 2, counts, width * 0.86, color=PALETTE["accent"])
+        axes.axvline(
+            point.threshold,
+            color=PALETTE["warm"],
+            linestyle="--",
+            label=f"threshold {point.threshold:.3f}",
+        )
+        axes.set(xlim=(-0.02, 1.02), xlabel="probability of pneumonia", ylabel="images")
+        if logarithmic:
+            axes.set(yscale="log", ylabel="images (logarithmic)")
+            # From a half: a bar of one image has a height.
+            axes.set_ylim(0.5, 1.6 * counts.max())
+            axes.yaxis.set_minor_locator(NullLocator())
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        on.legend(loc="outside upper right", handlelength=1.6)
+
+    return figure("scores", "Histogram of the probabilities with the threshold", draw, WIDE)
 
 
 # ---------------------------------------------------------------- training

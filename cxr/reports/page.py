@@ -1,4 +1,4 @@
-"""The parts that every page is made of: skeleton, tables, tiles, thumbnails.
+"""The parts that every page is made of: skeleton, tables, tiles, thumbnails, what it is not for.
 
 Text becomes markup in one place: `markup` escapes whatever is not `Html` already, so a hostile file
 name or a stray `<` in a setting can only ever be read, never run.
@@ -19,8 +19,13 @@ from cxr.errors import ImageError
 
 UNDEFINED = "undefined"
 
+RESEARCH_ONLY = "Research software. Not a medical device, not for clinical use."
+
 THUMBNAIL_PX = 224
 """Longest side of a thumbnail."""
+
+_WIDE_FIGURE_CHARS = 7
+"""A longer headline figure is set smaller: `1,234,567` would break over two lines."""
 
 
 class Html(str):
@@ -93,13 +98,19 @@ def tiles(values: Iterable[tuple[str, str, Sequence[str]]]) -> Html:
             tag(
                 "div",
                 tag("dt", name),
-                tag("dd", figure, class_="figure missing" if figure == UNDEFINED else "figure"),
+                tag("dd", figure, class_=_figure_kind(figure)),
                 *(tag("dd", line) for line in lines),
             )
             for name, figure, lines in values
         ),
         class_="tiles",
     )
+
+
+def _figure_kind(figure: str) -> str:
+    if figure == UNDEFINED:
+        return "figure missing"
+    return "figure long" if len(figure) > _WIDE_FIGURE_CHARS else "figure"
 
 
 def table(
@@ -197,6 +208,27 @@ def picture(jpeg: bytes, text: str) -> Html:
     return Html(f'<img src="{source}" alt="{html.escape(text)}" loading="lazy">')
 
 
+def not_for() -> Html:
+    """The section that ends a page with calls on it."""
+    return section(
+        "What this is not for",
+        "",
+        bullets(
+            (
+                RESEARCH_ONLY + " No call made here may guide the care of a person.",
+                "The public research set behind this project (Kermany et al. 2018, Cell 172:1122) "
+                "holds radiographs of children of one to five years from one hospital. Nothing is "
+                "known of adults, other hospitals or other devices.",
+                "Only normal and pneumonia are told apart. Any other finding is called one of the "
+                "two; the labels come from readers of the image, not from a culture or a course.",
+                "A score is evidence on the image alone. The threshold was chosen on validation "
+                "images of the set that the model was trained on, and must be chosen anew for "
+                "another population.",
+            )
+        ),
+    )
+
+
 # The colors of the figures are these variables: see `figures.PALETTE`.
 _STYLE = """
 :root {
@@ -249,6 +281,7 @@ section {
   margin: 2px 0 4px; color: var(--accent); font-size: 40px; font-weight: 680; line-height: 1.15;
   letter-spacing: -.025em; overflow-wrap: anywhere;
 }
+.tiles dd.long { font-size: 27px; line-height: 46px; }
 .tiles dd.missing { color: var(--warm); font-size: 24px; line-height: 1.9; }
 .grid { display: grid; gap: 30px; grid-template-columns: repeat(3, minmax(0, 1fr)); }
 .grid.two { grid-template-columns: repeat(2, minmax(0, 1fr)); }
@@ -274,6 +307,7 @@ tbody th { font-weight: 600; }
 td small, th small { display: block; font-size: 12.5px; font-weight: 400; line-height: 1.4; }
 th small { color: var(--muted); }
 table + h3 { margin-top: 28px; }
+h3 + p { margin: 0; }
 .estimate { display: flex; flex-wrap: wrap; gap: 0 14px; align-items: center; }
 .estimate b { min-width: 3.2em; font-size: 15px; }
 .range { position: relative; flex: 1 1 90px; max-width: 200px; height: 6px; border-radius: 3px;
@@ -305,7 +339,16 @@ table + h3 { margin-top: 28px; }
 .compared { font-size: 13.5px; }
 .compared th, .compared td { padding: 8px 7px; }
 .compared td { white-space: nowrap; }
-h2 + ul, h2 + table { margin-top: 12px; }
+.reasons { table-layout: fixed; }
+.reasons th, .reasons td, .counts tbody th { overflow-wrap: anywhere; }
+.counts thead th { white-space: nowrap; }
+.reasons th:first-child { width: 34%; }
+.reasons th:nth-child(2) { width: 90px; }
+.reasons th:nth-child(2), .reasons td:nth-child(2), .counts td, .counts thead th:last-child {
+  text-align: right; }
+.reasons th:last-child, .reasons td:last-child { padding-left: 28px; }
+.reasons ul { padding: 0; list-style: none; color: var(--muted); font-size: 13px; }
+h2 + ul, h2 + table, h2 + .grid { margin-top: 12px; }
 table + ul { margin-top: 18px; color: var(--muted); font-size: 13.5px; }
 ul { margin: 0; padding-left: 1.2em; }
 li + li { margin-top: 4px; }
@@ -330,6 +373,7 @@ li + li { margin-top: 4px; }
   .tiles > div:last-child:nth-child(odd) { grid-column: 1 / -1; }
   .tiles dd.figure { font-size: 30px; }
   .tiles dd.missing { font-size: 20px; }
+  .tiles dd.long { font-size: 23px; line-height: 35px; }
   .grid.photos { gap: 16px 12px; grid-template-columns: repeat(2, minmax(0, 1fr)); }
   th, td { padding: 8px; }
   .range { flex-basis: 100%; margin: 4px 0; }
@@ -342,6 +386,13 @@ li + li { margin-top: 4px; }
   .figures td:last-child:nth-child(2) { grid-column: 1 / -1; }
   .figures td:not(:nth-child(2):last-child)::before { content: attr(data-label);
     display: block; color: var(--muted); font-size: 12px; }
+  .reasons thead { display: none; }
+  .reasons tr { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 6px 18px;
+    padding: 12px 0; border-bottom: 1px solid var(--line); }
+  .reasons tr:last-child { border: 0; }
+  .reasons th:first-child { width: auto; }
+  .reasons th, .reasons td, .reasons td:last-child { padding: 0; border: 0; }
+  .reasons td:last-child { grid-column: 1 / -1; }
 }
 @media print {
   body { background: none; }

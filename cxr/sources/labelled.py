@@ -1,24 +1,16 @@
-"""Where radiographs come from: a folder or bucket in the layout of Kermany et al., or a manifest.
+"""Labelled radiographs: a folder or bucket in the layout of Kermany et al., or a manifest."""
 
-A listing travels, the bytes of the radiographs do not: workers open each file where they decode it.
-"""
-
-import posixpath
 from collections import Counter
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
 from cxr import labels, storage
 from cxr.errors import DataError
-
-IMAGE_SUFFIXES: Final = (
-    ".jpeg", ".jpg", ".png", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", "",
-)  # fmt: skip
-"""Names that may hold a radiograph. What a file really is, its content tells when it is decoded."""
+from cxr.sources.manifests import beside, read_manifest, required, texts
+from cxr.sources.names import IMAGE_SUFFIXES, may_be_image
 
 LISTING: Final = pa.schema(
     [
@@ -65,26 +57,6 @@ def list_radiographs(uri: str, split: str) -> pa.Table:
     return table.sort_by("uri")
 
 
-def list_images(uri: str) -> pa.Table:
-    """Every file below a folder that may be a radiograph, or one file; labels unknown.
-
-    Returns:
-        A table with columns `uri` and `size` (bytes), sorted by uri.
-
-    Raises:
-        DataError: nothing is there, or nothing that may be a radiograph.
-    """
-    uri = storage.absolute(uri)
-    what = storage.kind(uri)
-    if what == "nothing":
-        raise DataError(f"{uri}: not found. Give a folder, a bucket prefix or a file.")
-    if what == "file":
-        images = [file for file in storage.stat([uri]) if file]
-    else:
-        images = _images_below(uri)
-    return pa.table({"uri": [f.uri for f in images], "size": [f.size for f in images]})
-
-
 def _folder(root: str, split: str) -> pa.Table:
     rows = []
     splits = set()
@@ -105,7 +77,7 @@ def _folder(root: str, split: str) -> pa.Table:
 
 
 def _manifest(uri: str, split: str) -> pa.Table:
-    table = _read_manifest(uri)
+    table = read_manifest(uri)
     if missing := {"uri", "label"} - set(table.column_names):
         raise DataError(
             f"{uri}: the manifest lacks column {', '.join(sorted(missing))}."
@@ -113,55 +85,22 @@ def _manifest(uri: str, split: str) -> pa.Table:
         )
     if "split" not in table.column_names and split != "train":
         raise DataError(f"{uri}: the manifest has no column split, so no {split!r} radiographs.")
-    uris = [_beside(uri, _required(uri, "uri", i, u)) for i, u in enumerate(_texts(table, "uri"))]
+    uris = [beside(uri, required(uri, "uri", i, u)) for i, u in enumerate(texts(table, "uri"))]
     if duplicates := [u for u, n in Counter(uris).items() if n > 1]:
         raise DataError(f"{uri}: {len(duplicates)} URIs stand twice, the first {duplicates[0]}.")
-    splits = [s or "train" for s in _texts(table, "split")]
+    splits = [s or "train" for s in texts(table, "split")]
     if unknown := sorted(set(splits) - set(labels.SPLITS)):
         raise DataError(
             f"{uri}: unknown split {unknown[0]!r}. Choices: {', '.join(labels.SPLITS)}."
         )
     wanted = [i for i, s in enumerate(splits) if s == split]
-    names, patients = _texts(table, "label"), _texts(table, "patient")
+    names, patients = texts(table, "label"), texts(table, "patient")
     rows = []
     for i, file in zip(wanted, storage.stat([uris[i] for i in wanted]), strict=True):
-        label = _label(uri, _required(uri, "label", i, names[i]))
+        label = _label(uri, required(uri, "label", i, names[i]))
         row = _row(file or storage.File(uris[i], -1, 0), split, label)
         rows.append(row | ({"patient": patients[i]} if patients[i] else {}))
     return pa.Table.from_pylist(rows, schema=LISTING)
-
-
-def _read_manifest(uri: str) -> pa.Table:
-    if uri.endswith(".parquet"):
-        return storage.read_table(uri)
-    texts = dict.fromkeys(("uri", "label", "patient", "split"), pa.string())
-    try:
-        return csv.read_csv(
-            pa.BufferReader(storage.read_bytes(uri)),
-            convert_options=csv.ConvertOptions(column_types=texts),
-        )
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{uri}: neither a folder nor a manifest: {error}.") from None
-
-
-def _texts(table: pa.Table, column: str) -> list[str]:
-    """The values of a column as text, empty where there is none."""
-    if column not in table.column_names:
-        return [""] * len(table)
-    return ["" if value is None else str(value).strip() for value in table[column].to_pylist()]
-
-
-def _required(uri: str, column: str, row: int, text: str) -> str:
-    if not text:
-        raise DataError(f"{uri}: row {row + 1} of the manifest has no {column}.")
-    return text
-
-
-def _beside(manifest: str, uri: str) -> str:
-    """The place that a manifest's entry means: relative ones lie beside the manifest."""
-    if "://" in uri or uri.startswith("/"):
-        return storage.absolute(uri)
-    return storage.join(posixpath.dirname(manifest), uri.removeprefix("./"))
 
 
 def _row(file: storage.File, split: str, label: int) -> dict[str, object]:
@@ -187,22 +126,13 @@ def _label(uri: str, text: str) -> int:
 
 def _images_below(root: str) -> list[storage.File]:
     files = storage.list_files(root)
-    images = [file for file in files if _may_be_image(file.uri[len(root) :])]
+    images = [file for file in files if may_be_image(storage.absolute(file.uri)[len(root) :])]
     if not images:
         known = " ".join(suffix for suffix in IMAGE_SUFFIXES if suffix)
         raise DataError(
             f"{root}: no radiographs found. Looked for {known} in {len(files):,} files."
         )
     return images
-
-
-def _may_be_image(path: str) -> bool:
-    """Whether a file may be a radiograph, by its path below the folder that was named."""
-    if any(part.startswith((".", "__MACOSX")) for part in path.split("/")):
-        return False
-    suffix = posixpath.splitext(path)[1].lower()
-    # The last number of a DICOM UID is no suffix.
-    return suffix in IMAGE_SUFFIXES or suffix[1:].isdigit()
 
 
 def column(table: pa.Table, name: str) -> NDArray[Any]:

@@ -1,0 +1,21 @@
+"""Where radiographs come from: labelled sets to learn from, archives of any form to score.
+
+A listing travels, the bytes of the radiographs do not: workers open each file where they decode it.
+"""
+
+from cxr.sources.archives import Reader, Step, is_sequential
+from cxr.sources.inventory import INVENTORY, Found, list_archive, list_inputs
+from cxr.sources.labelled import LISTING, column, list_radiographs
+
+__all__ = [
+    "INVENTORY",
+    "LISTING",
+    "Found",
+    "Reader",
+    "Step",
+    "column",
+    "is_sequential",
+    "list_archive",
+    "list_inputs",
+    "list_radiographs",
+]

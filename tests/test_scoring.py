@@ -1,0 +1,516 @@
+"""Archives in, a row for every listed image out: once, bitwise the same, however often killed."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, Ended, execute
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+
+from cxr import checkpoint, decoding, models, parts, scoring, sources, transforms
+from cxr.resizing import resize
+
+PLANTED = ("Roentgen", "P4711", "18450327")
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def radiograph(seed: int) -> bytes:
+    """A JPEG of 150 x 130 px, other for each seed."""
+    y, x = np.mgrid[:150, :130]
+    generator = np.random.default_rng(seed)
+    shadow = 110 + 60 * np.sin(9 * x / 130 + seed) * np.cos(7 * y / 150) + 40 * x / 130
+    pixels = (shadow + generator.normal(0, 4, shadow.shape)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def dicom(seed: int) -> bytes:
+    """A chest radiograph with a patient's name, number and birth date."""
+    pixels = np.asarray(Image.open(io.BytesIO(radiograph(seed))))
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    header.PatientName, header.PatientID = "Roentgen^Wilhelm", "P4711"
+    header.PatientBirthDate = "18450327"
+    header.Modality, header.BodyPartExamined, header.ViewPosition = "CR", "CHEST", "PA"
+    header.Rows, header.Columns = pixels.shape
+    header.BitsAllocated = header.BitsStored = 8
+    header.HighBit, header.PixelRepresentation, header.SamplesPerPixel = 7, 0, 1
+    header.PhotometricInterpretation = "MONOCHROME2"
+    header.PixelData = pixels.tobytes()
+    buffer = io.BytesIO()
+    header.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """42 images in a folder, a zip, a tar.gz and a zip within a zip; 3 of them broken."""
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "loose" / "deep").mkdir(parents=True)
+    for i in range(6):
+        (folder / "loose" / "deep" / f"{i}.jpeg").write_bytes(radiograph(i))
+    (folder / "loose" / "DICOM").write_bytes(dicom(6))
+    (folder / "loose" / "half.jpeg").write_bytes(radiograph(7)[:2000])
+    (folder / "loose" / "empty.dcm").write_bytes(b"")
+    (folder / "loose" / "readme.txt").write_text("not an image")
+    (folder / "loose" / ".DS_Store").write_bytes(b"junk")
+    with zipfile.ZipFile(folder / "old.zip", "w", zipfile.ZIP_DEFLATED) as members:
+        members.comment = b"Roentgen P4711"
+        for i in range(10, 20):
+            members.writestr(f"scans/{i}.jpeg", radiograph(i))
+        members.writestr("__MACOSX/scans/._10.jpeg", b"junk")
+    with tarfile.open(folder / "more.tar.gz", "w:gz", pax_headers={"comment": "P4711"}) as tar:
+        for i in range(20, 40):
+            data = radiograph(i) if i != 30 else b"no image at all"
+            entry = tarfile.TarInfo(f"{60 - i}.jpeg")
+            entry.size = len(data)
+            entry.uname = "Roentgen"
+            tar.addfile(entry, io.BytesIO(data))
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as members:
+        for i in range(40, 43):
+            members.writestr(f"{i}.jpeg", radiograph(i))
+    with zipfile.ZipFile(folder / "outer.zip", "w", zipfile.ZIP_DEFLATED) as members:
+        members.writestr("inner.zip", inner.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(archive: Path) -> dict[str, bytes]:
+    """The bytes of every image by its address."""
+    found = {
+        str(path): path.read_bytes()
+        for path in (archive / "loose").rglob("*")
+        if path.is_file() and path.name not in ("readme.txt", ".DS_Store")
+    }
+    for i in range(10, 20):
+        found[f"{archive}/old.zip!/scans/{i}.jpeg"] = radiograph(i)
+    for i in range(20, 40):
+        data = radiograph(i) if i != 30 else b"no image at all"
+        found[f"{archive}/more.tar.gz!/{60 - i}.jpeg"] = data
+    for i in range(40, 43):
+        found[f"{archive}/outer.zip!/inner.zip!/{i}.jpeg"] = radiograph(i)
+    return found
+
+
+def score(checkpoint_folder: str, output: Path, *words: str) -> Ended:
+    return execute("score", "--checkpoint", checkpoint_folder, "--output", str(output), *words)
+
+
+def rows(output: Path) -> dict[str, dict[str, object]]:
+    """The rows of all parts by uri."""
+    table = pq.read_table(output / "scores").to_pylist()
+    by_uri = {row["uri"]: row for row in table}
+    assert len(by_uri) == len(table)
+    return by_uri
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    archive: Path, small_checkpoint: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Ended, Path]:
+    """A job that nothing interrupted."""
+    output = tmp_path_factory.mktemp("scored") / "out"
+    return score(small_checkpoint, output, "--input", str(archive)), output
+
+
+@pytest.fixture
+def copied(undisturbed: tuple[Ended, Path], tmp_path: Path) -> Path:
+    """The undisturbed job's output, to do harm to."""
+    shutil.copytree(undisturbed[1], tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_every_listed_image_has_one_row_that_says_what_became_of_it(
+    undisturbed: tuple[Ended, Path], expected: dict[str, bytes]
+) -> None:
+    ended, output = undisturbed
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == (f"scored 39 of 42; refused 0; unreadable 3 -> {output}")
+    found = rows(output)
+    assert found.keys() == expected.keys()
+    for uri, row in found.items():
+        data = expected[uri]
+        broken = uri.endswith(("half.jpeg", "empty.dcm", "!/30.jpeg"))
+        assert row["status"] == ("unreadable" if broken else "scored"), uri
+        if data:
+            assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        if broken:
+            assert row["reason"]
+            assert row["prob_pneumonia"] is row["logit"] is row["prediction"] is None
+        else:
+            assert row["reason"] == ""
+            assert 0 < row["prob_pneumonia"] < 1  # type: ignore[operator]
+            assert (row["width"], row["height"]) == (130, 150)
+
+
+def test_scores_are_what_the_checkpoints_model_gives(
+    undisturbed: tuple[Ended, Path], expected: dict[str, bytes], small_checkpoint: str
+) -> None:
+    saved = checkpoint.load(small_checkpoint)
+    found = rows(undisturbed[1])
+    for uri in [uri for uri in expected if found[uri]["status"] == "scored"][::7]:
+        pixels = decoding.decode(expected[uri], min_px=64).pixels
+        assert pixels is not None
+        images = transforms.normalize(
+            torch.from_numpy(resize(pixels, 64).copy())[None, None], saved.recipe.normalization
+        )
+        with torch.no_grad():
+            logit = models.logit(saved.model(images)).item()
+        assert found[uri]["logit"] == pytest.approx(logit, abs=1e-4)
+        prob = 1 / (1 + np.exp(-logit / saved.temperature))
+        assert found[uri]["prob_pneumonia"] == pytest.approx(prob, abs=1e-5)
+        called = prob >= saved.operating_point.threshold
+        assert found[uri]["prediction"] == ("PNEUMONIA" if called else "NORMAL")
+
+
+def test_the_csv_is_the_parts_sorted_by_uri(undisturbed: tuple[Ended, Path]) -> None:
+    output = undisturbed[1]
+    with (output / "scores.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    found = rows(output)
+    assert [line["uri"] for line in lines] == sorted(found)
+    for line in lines:
+        row = found[line["uri"]]
+        assert line["status"] == row["status"]
+        assert line["logit"] == "" if row["logit"] is None else float(line["logit"]) == row["logit"]
+        assert line["warnings"] == "; ".join(row["warnings"])  # type: ignore[arg-type]
+
+
+def test_the_summary_counts_everything(
+    undisturbed: tuple[Ended, Path], small_checkpoint: str
+) -> None:
+    summary = json.loads((undisturbed[1] / "summary.json").read_text())
+    saved = checkpoint.load(small_checkpoint)
+    assert (summary["listed"], summary["scored"]) == (42, 39)
+    assert (summary["refused"], summary["unreadable"]) == (0, 3)
+    assert sum(summary["reasons"]["unreadable"].values()) == 3
+    assert summary["skipped"] == {".txt": 1, "hidden or system file": 2}
+    assert summary["formats"] == {"jpeg": 39, "dicom": 1, "": 2}
+    assert summary["checkpoint"]["fingerprint"] == saved.fingerprint
+    point = summary["checkpoint"]["operating_point"]
+    assert point["sensitivity"] == saved.operating_point.sensitivity
+    assert point["n"] == 6
+    assert summary["start_up_seconds"] > 0
+    called = [row["prediction"] for row in rows(undisturbed[1]).values()]
+    assert summary["called_pneumonia"] == called.count("PNEUMONIA")
+
+
+def texts(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        if path.suffix == ".parquet":
+            yield str(pq.read_table(path).to_pylist())
+        if path.is_file():
+            yield path.read_bytes().decode("latin-1")
+
+
+def test_no_patient_data_leave(undisturbed: tuple[Ended, Path]) -> None:
+    """Planted in DICOM tags, a zip's comment, a tar's headers: none is in any output or line."""
+    ended, output = undisturbed
+    assert "DICOM" in ended.out or any("DICOM" in text for text in texts(output))
+    for text in [*texts(output), ended.out, ended.err]:
+        assert not [planted for planted in PLANTED if planted in text]
+
+
+def damage_nothing_left(output: Path) -> None:
+    for path in (output / "scores").iterdir():
+        path.unlink()
+
+
+def damage_some_missing(output: Path) -> None:
+    for path in sorted((output / "scores").iterdir())[::2]:
+        path.unlink()
+
+
+def damage_half_written(output: Path) -> None:
+    part = min((output / "scores").iterdir())
+    (output / "scores" / f"{part.name}.1234.part").write_bytes(part.read_bytes()[:300])
+    part.write_bytes(part.read_bytes()[:300])
+
+
+def damage_flipped_bytes(output: Path) -> None:
+    part = min((output / "scores").iterdir())
+    data = bytearray(part.read_bytes())
+    data[40:60] = bytes(byte ^ 0x55 for byte in data[40:60])
+    part.write_bytes(data)
+
+
+def damage_foreign_part(output: Path) -> None:
+    part = max((output / "scores").iterdir())
+    part.with_name("part-0000999.parquet").write_bytes(part.read_bytes())
+    part.with_name("notes.parquet").write_bytes(part.read_bytes())
+    part.unlink()
+
+
+def damage_results_missing(output: Path) -> None:
+    (output / "scores.csv").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_nothing_left, damage_some_missing, damage_half_written, damage_flipped_bytes,
+     damage_foreign_part, damage_results_missing],
+)  # fmt: skip
+def test_a_job_goes_on_wherever_it_was_stopped(
+    damage: Callable[[Path], None],
+    copied: Path,
+    undisturbed: tuple[Ended, Path],
+    archive: Path,
+    small_checkpoint: str,
+) -> None:
+    damage(copied)
+    (copied / "summary.json").unlink()
+    ended = score(small_checkpoint, copied, "--input", str(archive))
+    assert ended.code == 0, ended.err
+    assert rows(copied) == rows(undisturbed[1])
+    csvs = [(folder / "scores.csv").read_bytes() for folder in (copied, undisturbed[1])]
+    assert csvs[0] == csvs[1]
+
+
+def test_a_finished_job_does_nothing_and_says_so(
+    copied: Path, archive: Path, small_checkpoint: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    ended = score(small_checkpoint, copied, "--input", str(archive))
+    assert "nothing to do" in ended.out
+    assert ended.out.splitlines()[-1].startswith("scored 39 of 42; refused 0; unreadable 3 ->")
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+def test_other_settings_into_the_same_output_are_refused(
+    copied: Path, archive: Path, small_checkpoint: str, tmp_path: Path
+) -> None:
+    saved = checkpoint.load(small_checkpoint)
+    other = str(tmp_path / "other")
+    recipe = dataclasses.replace(saved.recipe, seed=1)
+    checkpoint.save(other, recipe, saved.model, saved.validation, {})
+    for checkpoint_folder, words, named in (
+        (other, ("--input", str(archive)), "checkpoint"),
+        (small_checkpoint, ("--input", str(archive / "loose")), "inputs"),
+        (small_checkpoint, ("--input", str(archive), "--any-body-part", "True"), "any_body_part"),
+    ):
+        ended = score(checkpoint_folder, copied, *words)
+        assert ended.code == 1
+        assert f"holds scores of {named}" in ended.err
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.doc").write_text("years of work")
+    ended = score(small_checkpoint, foreign, "--input", str(archive))
+    assert "exists already" in ended.err
+    assert [path.name for path in foreign.iterdir()] == ["thesis.doc"]
+
+
+def test_update_scores_only_what_is_new(small_checkpoint: str, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.jpeg").write_bytes(radiograph(i))
+    assert score(small_checkpoint, output, "--input", str(folder)).code == 0
+    first = rows(output)
+    kept = {path: path.stat().st_mtime_ns for path in (output / "scores").iterdir()}
+    for i in range(5, 8):
+        (folder / f"0{i}.jpeg").write_bytes(radiograph(i))
+    (folder / "3.jpeg").unlink()
+    assert "nothing to do" in score(small_checkpoint, output, "--input", str(folder)).out
+    ended = score(small_checkpoint, output, "--input", str(folder), "--update", "True")
+    assert "update: 3 new; 1 of the 5 known are gone" in ended.out
+    assert ended.out.splitlines()[-1].startswith("scored 8 of 8;")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    again = rows(output)
+    assert {uri: again[uri] for uri in first} == first
+    assert len(again) == 8
+    ended = score(small_checkpoint, output, "--input", str(folder), "--update", "True")
+    assert "nothing to do" in ended.out
+
+
+def test_a_file_that_vanishes_after_the_listing_is_explained(
+    small_checkpoint: str, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.jpeg").write_bytes(radiograph(i))
+    assert score(small_checkpoint, output, "--input", str(folder)).code == 0
+    damage_nothing_left(output)
+    (folder / "1.jpeg").unlink()
+    ended = score(small_checkpoint, output, "--input", str(folder))
+    assert ended.out.splitlines()[-1].startswith("scored 2 of 3; refused 0; unreadable 1 ->")
+    assert rows(output)[f"{folder}/1.jpeg"]["reason"] == (
+        "cannot be read: No such file or directory"
+    )
+
+
+def test_too_many_failures_are_an_exit_code_of_their_own(
+    copied: Path, archive: Path, small_checkpoint: str
+) -> None:
+    words = ("--input", str(archive), "--max-failed-fraction")
+    assert score(small_checkpoint, copied, *words, "0.08").code == 0
+    ended = score(small_checkpoint, copied, *words, "0.07")
+    assert ended.code == 3
+    assert "7.1% have no score, more than the 7.0%" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--input", "/nowhere/at/all"), "/nowhere/at/all: not found. Give files, folders"),
+        (("--input", str(ROOT / "jobs")), "no radiographs found. Passed over: 3 .py."),
+        (("--input",), "input: give at least one"),
+        (("--input", "x", "--max-failed-fraction", "2"), "max_failed_fraction: 2.0 is not 0 to 1"),
+    ],
+)
+def test_bad_input_is_one_clear_message(
+    words: tuple[str, ...], message: str, small_checkpoint: str, tmp_path: Path
+) -> None:
+    ended = score(small_checkpoint, tmp_path / "out", *words)
+    assert ended.code == 1
+    assert message in ended.err
+    assert ended.err.startswith("error: ")
+
+
+def test_a_changed_checkpoint_is_refused(small_checkpoint: str, tmp_path: Path) -> None:
+    for name, message in (("model.safetensors", "changed since"), ("checkpoint.json", "missing")):
+        folder = tmp_path / name
+        shutil.copytree(small_checkpoint, folder)
+        if name == "checkpoint.json":
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(b"\0" + (folder / name).read_bytes()[1:])
+        ended = score(str(folder), tmp_path / "out", "--input", str(ROOT))
+        assert ended.code == 1
+        assert message in ended.err
+
+
+def test_a_full_disk_is_one_clear_message_and_the_job_goes_on_elsewhere_freed(
+    archive: Path, small_checkpoint: str, tmp_path: Path, undisturbed: tuple[Ended, Path]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk needs the right to mount")
+    try:
+        ended = score(small_checkpoint, disk / "out", "--input", str(archive))
+        assert ended.code == 1
+        assert "cannot be written" in ended.err
+        assert "No space left on device" in ended.err
+        assert "Traceback" not in ended.err
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert score(small_checkpoint, disk / "out", "--input", str(archive)).code == 0
+        assert rows(disk / "out") == rows(undisturbed[1])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz") -> pa.Table:
+    """An inventory of so many files, and members of a compressed tar."""
+    step = {"kind": kind, "offset": 0, "packed": 1, "size": 1, "method": 0, "crc": -1}
+    facts = {"size": 1, "modified_ns": 0, "status": "", "reason": "", "warnings": []}
+    table = [
+        {"uri": f"{i:05}", "file": f"{i:05}", "place": [], **facts} for i in range(num_loose)
+    ] + [
+        {"uri": f"t!/{i:05}", "file": "t", "place": [step | {"offset": i}], **facts}
+        for i in range(num_in_tar)
+    ]
+    return pa.Table.from_pylist(table, schema=sources.INVENTORY)
+
+
+@pytest.mark.parametrize(("num_loose", "num_in_tar"), [(1, 0), (7, 3), (500, 0), (300, 700)])
+def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_tar: int) -> None:
+    table = listing(num_loose, num_in_tar)
+    numbers = scoring.number_parts(table)
+    assert numbers[0] == 0
+    assert set(np.diff(numbers)) <= {0, 1}
+    assert np.bincount(numbers).max() <= scoring.PART_ROWS
+    tasks = scoring.tasks(table.append_column("part", pa.array(numbers)))
+    seen = [uri for task in tasks for uri in task["uri"].to_pylist()]
+    assert sorted(seen) == table["uri"].to_pylist()
+    owners: dict[int, int] = {}
+    for index, task in enumerate(tasks):
+        for part in set(task["part"].to_pylist()):
+            assert owners.setdefault(part, index) == index
+    # Two CPUs read a compressed tar twice, each another half.
+    streams = [t for t in tasks if t["uri"][len(t) - 1].as_py().startswith("t!/")]
+    assert len(streams) <= 2 or num_in_tar < 10
+    for task in streams:
+        assert task["uri"].to_pylist() == sorted(task["uri"].to_pylist())
+
+
+def test_parts_survive_packing() -> None:
+    table = listing(3, 2)
+    assert parts.unpack(parts.pack(table)).equals(table)
+
+
+class Job:
+    """The job in a process group of its own, with a cluster of its own."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / "score.py"), *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def actor(self) -> int:
+        """Process id of a predictor."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if "PartPredictor" in " ".join(process.cmdline()):
+                return process.pid
+        raise AssertionError("no predictor")
+
+    def wait_for_parts(self, output: Path, count: int) -> None:
+        until = time.monotonic() + 120
+        while len(list(output.glob("scores/part-*.parquet"))) < count:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < until, "no part within two minutes"
+            time.sleep(0.02)
+
+
+def test_killed_actor_and_killed_driver_end_with_the_rows_of_an_undisturbed_job(
+    small_checkpoint: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pictures = [radiograph(i) for i in range(50)]
+    for i in range(6000):
+        (folder / f"{i:05}.jpeg").write_bytes(pictures[i % 50])
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    words = ["--checkpoint", small_checkpoint, "--input", str(folder), "--output"]
+    first = Job(*words, str(killed))
+    first.wait_for_parts(killed, 2)
+    os.kill(first.actor(), signal.SIGKILL)
+    first.wait_for_parts(killed, len(list(killed.glob("scores/part-*.parquet"))) + 10)
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.communicate()
+    written = len(list(killed.glob("scores/part-*.parquet")))
+    assert written < 90, "too late to test anything"
+    ended = score(small_checkpoint, killed, "--input", str(folder))
+    assert ended.code == 0, ended.err
+    assert "going on: " in ended.out
+    assert score(small_checkpoint, whole, "--input", str(folder)).code == 0
+    assert len(rows(killed)) == 6000
+    assert rows(killed) == rows(whole)

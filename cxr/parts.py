@@ -185,20 +185,32 @@ def part_file(folder: str, part: int) -> str:
     return storage.join(folder, f"part-{part:07}.parquet")
 
 
-def finished_parts(folder: str, sizes: Mapping[int, int]) -> dict[int, pa.Table]:
+def by_part(listed: pa.Table) -> dict[int, pa.Table]:
+    """The rows of each part of a listing, which has a column `part` in rising order."""
+    numbers = np.asarray(listed["part"])
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    ends = [*starts[1:], len(listed)]
+    return {
+        int(numbers[start]): listed.slice(start, end - start)
+        for start, end in zip(starts, ends, strict=True)
+    }
+
+
+def finished_parts(folder: str, listed: Mapping[int, pa.Table]) -> dict[int, pa.Table]:
     """The scores of the parts that are there and whole; what else lies in the folder is deleted.
 
     Args:
         folder: of the parts.
-        sizes: rows of each part.
+        listed: the rows of each part; its scores have to be theirs.
     """
     done = {}
     files = [file.uri for file in storage.list_files(folder)]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         for uri, table in zip(files, pool.map(_read, files), strict=True):
             match = _NAME.fullmatch(uri.rsplit("/", 1)[1])
-            if table is not None and match and sizes.get(int(match[1])) == len(table):
-                done[int(match[1])] = table
+            part = int(match[1]) if match else -1
+            if table is not None and part in listed and table["uri"].equals(listed[part]["uri"]):
+                done[part] = table
             else:
                 storage.delete_file(uri)
     return done

@@ -122,9 +122,9 @@ def score(
     )
     open_output(output, settings)
     manifest, skipped = _manifest(output, settings, update=update)
-    sizes = dict(Counts(manifest["part"].to_pylist()))
+    listed = parts.by_part(manifest)
     folder = storage.join(output, "scores")
-    done = parts.finished_parts(folder, sizes)
+    done = parts.finished_parts(folder, listed)
     missing = manifest.filter(pc.invert(pc.is_in(manifest["part"], pa.array(done, pa.int64()))))
     rates: dict[str, Any] = {}
     if len(missing):
@@ -134,8 +134,8 @@ def score(
             _run(missing, checkpoint, folder, settings, progress.counter, gpu=gpu)
             marks: list[tuple[float, int]] = ray.get(progress.counter.marks.remote())
         rates = _rates(marks, started, _num_actors(len(missing), gpu=gpu))
-        done = parts.finished_parts(folder, sizes)
-        if lost := sizes.keys() - done.keys():
+        done = parts.finished_parts(folder, listed)
+        if lost := listed.keys() - done.keys():
             raise CxrError(f"{folder}: {len(lost)} parts are missing. Run the same command again.")
     elif _is_summed_up(output, len(manifest)):
         print("nothing to do: every listed image has its row")
@@ -267,13 +267,9 @@ def _stream(row: dict[str, Any]) -> str:
 
 def tasks(missing: pa.Table) -> list[pa.Table]:
     """The rows of each task: one part, or of a compressed tar a range of parts in one pass."""
-    numbers = np.asarray(missing["part"])
-    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    ends = [*starts[1:], len(missing)]
     streams: dict[str, list[pa.Table]] = {}
     singles = []
-    for start, end in zip(starts, ends, strict=True):
-        table = missing.slice(start, end - start)
+    for table in parts.by_part(missing).values():
         stream = _stream(table.slice(len(table) - 1).select(["file", "place"]).to_pylist()[0])
         if stream:
             streams.setdefault(stream, []).append(table)
@@ -451,7 +447,11 @@ def _page(
             failures=_failures(scores),
             warnings=_warnings(scores),
             skipped=skipped,
-            facts={name: facts[name] for name in names if facts.get(name) is not None},
+            facts={
+                name: round(value, 1) if isinstance(value, float) else value
+                for name in names
+                if (value := facts.get(name)) is not None
+            },
         )
     )
 

@@ -236,53 +236,41 @@ def test_no_patient_data_leave(undisturbed: tuple[Ended, Path]) -> None:
         assert not [planted for planted in PLANTED if planted in text]
 
 
-def damage_nothing_left(output: Path) -> None:
+def stop_before_the_first_part(output: Path) -> None:
     for path in (output / "scores").iterdir():
         path.unlink()
 
 
-def damage_some_missing(output: Path) -> None:
-    for path in sorted((output / "scores").iterdir())[::2]:
-        path.unlink()
+def stop_between_parts(output: Path) -> None:
+    """Some parts missing, one half written, one with damaged bytes, and files that are no parts."""
+    first, second, third, *others = sorted((output / "scores").iterdir())
+    first.unlink()
+    data = second.read_bytes()
+    second.with_name(f"{second.name}.1234.part").write_bytes(data[:300])
+    second.write_bytes(data[:300])
+    damaged = bytearray(third.read_bytes())
+    damaged[40:60] = bytes(byte ^ 0x55 for byte in damaged[40:60])
+    third.write_bytes(damaged)
+    others[0].with_name("part-0000999.parquet").write_bytes(data)
+    others[0].with_name("notes.parquet").write_bytes(data)
+    others[-1].write_bytes(data)  # Another part's rows under a part's name.
 
 
-def damage_half_written(output: Path) -> None:
-    part = min((output / "scores").iterdir())
-    (output / "scores" / f"{part.name}.1234.part").write_bytes(part.read_bytes()[:300])
-    part.write_bytes(part.read_bytes()[:300])
-
-
-def damage_flipped_bytes(output: Path) -> None:
-    part = min((output / "scores").iterdir())
-    data = bytearray(part.read_bytes())
-    data[40:60] = bytes(byte ^ 0x55 for byte in data[40:60])
-    part.write_bytes(data)
-
-
-def damage_foreign_part(output: Path) -> None:
-    part = max((output / "scores").iterdir())
-    part.with_name("part-0000999.parquet").write_bytes(part.read_bytes())
-    part.with_name("notes.parquet").write_bytes(part.read_bytes())
-    part.unlink()
-
-
-def damage_results_missing(output: Path) -> None:
+def stop_before_the_results(output: Path) -> None:
     (output / "scores.csv").unlink()
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [damage_nothing_left, damage_some_missing, damage_half_written, damage_flipped_bytes,
-     damage_foreign_part, damage_results_missing],
-)  # fmt: skip
+    "stop", [stop_before_the_first_part, stop_between_parts, stop_before_the_results]
+)
 def test_a_job_goes_on_wherever_it_was_stopped(
-    damage: Callable[[Path], None],
+    stop: Callable[[Path], None],
     copied: Path,
     undisturbed: tuple[Ended, Path],
     archive: Path,
     small_checkpoint: str,
 ) -> None:
-    damage(copied)
+    stop(copied)
     (copied / "summary.json").unlink()
     ended = score(small_checkpoint, copied, "--input", str(archive))
     assert ended.code == 0, ended.err
@@ -355,7 +343,7 @@ def test_a_file_that_vanishes_after_the_listing_is_explained(
     for i in range(3):
         (folder / f"{i}.jpeg").write_bytes(radiograph(i))
     assert score(small_checkpoint, output, "--input", str(folder)).code == 0
-    damage_nothing_left(output)
+    stop_before_the_first_part(output)
     (folder / "1.jpeg").unlink()
     ended = score(small_checkpoint, output, "--input", str(folder))
     assert ended.out.splitlines()[-1].startswith("scored 2 of 3; refused 0; unreadable 1 ->")

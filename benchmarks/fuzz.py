@@ -1,0 +1,667 @@
+"""Thousands of damaged radiographs through `cxr.decoding.decode`, which promises never to fail.
+
+    python benchmarks/fuzz.py --output fuzz.json
+    python benchmarks/fuzz.py --only 1234            # one mutation again, and what was done to it
+
+Whole files are damaged at random, headers more than bodies: real JPEG and DICOM files, and small
+JPEG, PNG and DICOM files of many encodings made from one radiograph, so that most decodes take
+milliseconds. Without the real ones, phantoms are drawn. A mutation follows from `--seed`, its own
+number and the files.
+
+Each worker process has an address space that lets a decode take 1 GiB; a want of memory that
+`decode` reports as a reason is as good as any other. The worker announces a mutation before it
+decodes it. One that takes above 10 s is killed (hung), one that takes its process down has died,
+and a new process goes on with the next. An exception that escapes, and a result that is not what
+`Decoded` promises, has raised. Any of the three ends the program with 1.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, encapsulate_extended
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from cxr import cli, phantoms
+from cxr.decoding import Decoded, decode
+from cxr.errors import CxrError, SettingsError
+
+Kind = Literal["jpeg", "png", "dicom"]
+Outcome = Literal["pixels", "refused", "unreadable", "hung", "died", "raised"]
+
+BAD: Final = ("hung", "died", "raised")
+HANG_S: Final = 10.0
+MEMORY_BYTES: Final = 2**30
+HEADER_BYTES: Final = (64, 256, 1024)
+HEADER_SHARE: Final = 0.7
+"""Of the places that are damaged, so many lie in the first 64, 256 or 1024 bytes."""
+LARGE_BYTES: Final = 120_000
+LARGE_SHARE: Final = 0.05
+"""Files above `LARGE_BYTES` take up to 0.3 s to decode, so they have a small share of their kind's
+mutations."""
+
+
+@dataclass(frozen=True)
+class FuzzJob:
+    """How much is damaged."""
+
+    data: Path | None = None
+    """Folder with chest_xray, fullsize and dicom. Without it CXR_REAL_DATA, or ../shared/data
+    beside the repository, or where that is missing phantoms."""
+    num_mutations: int = 20_000
+    """Damaged files to decode."""
+    seed: int = 0
+    """The same seed damages the same files in the same way."""
+    workers: int = 2
+    """Processes that decode."""
+    only: int | None = None
+    """Number of the one mutation to decode again."""
+    output: Path | None = None
+    """JSON file for the results."""
+
+    def __post_init__(self) -> None:
+        for field in ("num_mutations", "workers"):
+            if getattr(self, field) < 1:
+                raise SettingsError(f"{field}: {getattr(self, field)} is below 1.")
+        if self.data and not self.data.is_dir():
+            raise SettingsError(f"data: no folder {self.data}.")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A whole file, to be damaged."""
+
+    kind: Kind
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A damaged file and what was done to it."""
+
+    seed: Seed
+    data: bytes
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one mutation."""
+
+    number: int
+    kind: Kind
+    outcome: Outcome
+    detail: str
+    """The reason, the exception, or the signal."""
+    seconds: float
+    memory_mib: float
+    """What the worker held at most during the decode, less what it held before."""
+
+
+# --- whole files ---------------------------------------------------------------------------------
+
+
+def read_seeds(data: Path | None) -> list[Seed]:
+    """Real files below `data`, else phantoms, and those made from the first of them."""
+    if data:
+        jpegs = sorted(data.glob("chest_xray/train/*/*.jpeg"))
+        originals = sorted(data.glob("fullsize/*/*.jpeg"))
+        dicoms = sorted(data.glob("dicom/*.dcm"))
+        seeds = [
+            *(_read("jpeg", file, data) for file in _evenly(jpegs, 6) + _evenly(originals, 6)),
+            *(_read("dicom", file, data) for file in dicoms),
+        ]
+        if not any(seed.kind == "jpeg" for seed in seeds):
+            raise SettingsError(f"{data}: no JPEG files in chest_xray/train or fullsize.")
+    else:
+        seeds = [
+            Seed("jpeg", f"phantom {px} px", _saved(_phantom(px), "JPEG", quality=92))
+            for px in (224, 224, 224, 1500)
+        ]
+    with Image.open(BytesIO(seeds[0].data)) as image:
+        # Sides that differ and are no multiple of a block.
+        picture = image.convert("L").resize((100, 116))
+    return [*seeds, *made_jpegs(picture), *made_pngs(picture), *made_dicoms(picture)]
+
+
+def _read(kind: Kind, file: Path, data: Path) -> Seed:
+    return Seed(kind, str(file.relative_to(data)), file.read_bytes())
+
+
+def _evenly(files: Sequence[Path], count: int) -> list[Path]:
+    return list(files[:: max(1, len(files) // count)][:count])
+
+
+def _phantom(px: int) -> Image.Image:
+    return Image.fromarray(phantoms.draw(np.random.default_rng(px), "bacteria", px).pixels)
+
+
+def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def made_jpegs(picture: Image.Image) -> list[Seed]:
+    oriented = Image.Exif()
+    oriented[0x0112] = 6
+    color = picture.convert("RGB")
+    made = {
+        "gray": _saved(picture, "JPEG"),
+        "color": _saved(color, "JPEG"),
+        "progressive": _saved(color, "JPEG", progressive=True),
+        "restart markers": _saved(picture, "JPEG", restart_marker_blocks=4),
+        "oriented": _saved(picture, "JPEG", exif=oriented),
+    }
+    return [Seed("jpeg", f"made {name}", data) for name, data in made.items()]
+
+
+def made_pngs(picture: Image.Image) -> list[Seed]:
+    gray = np.asarray(picture)
+    alpha = picture.convert("LA")
+    alpha.putalpha(Image.fromarray(np.maximum(gray, 100)))
+    commented = PngInfo()
+    commented.add_text("Comment", "a radiograph " * 20, zip=True)
+    commented.add_itxt("Title", "a radiograph", zip=True)
+    oriented = Image.Exif()
+    oriented[0x0112] = 6
+    made = {
+        "8 bit": _saved(picture, "PNG"),
+        "16 bit": _saved(Image.fromarray(gray.astype(np.uint16) * 257), "PNG"),
+        "12 of 16 bit": _saved(Image.fromarray(gray.astype(np.uint16) * 16), "PNG"),
+        "palette": _saved(picture.convert("P"), "PNG"),
+        "palette transparent": _saved(picture.convert("P"), "PNG", transparency=b"\xff\x80\0"),
+        "gray transparent": _saved(picture, "PNG", transparency=0),
+        "gray alpha": _saved(alpha, "PNG"),
+        "color": _saved(picture.convert("RGB"), "PNG"),
+        "color alpha": _saved(alpha.convert("RGBA"), "PNG"),
+        "comments": _saved(picture, "PNG", pnginfo=commented, exif=oriented),
+        "animated": _saved(picture, "PNG", save_all=True, append_images=[picture.rotate(9)]),
+    }
+    return [Seed("png", f"made {name}", data) for name, data in made.items()]
+
+
+def made_dicoms(picture: Image.Image) -> list[Seed]:
+    gray = np.asarray(picture)
+    deep = gray.astype(np.uint16) * 16
+    jpeg, j2k = _saved(picture, "JPEG"), _saved(picture, "JPEG2000", no_jp2=True)
+    deep_j2k = _saved(Image.fromarray(deep), "JPEG2000", no_jp2=True)
+    window: dict[str, Any] = {
+        "WindowCenter": 2000,
+        "WindowWidth": 3800,
+        "BitsStored": 12,
+        "HighBit": 11,
+    }
+    offsets: dict[str, Any] = dict(
+        zip(
+            ("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+            encapsulate_extended([jpeg, jpeg]),
+            strict=True,
+        )
+    )
+    made = {
+        "explicit": dicom(deep, ExplicitVRLittleEndian, **window),
+        "implicit": dicom(deep, ImplicitVRLittleEndian, **window),
+        "big endian": dicom(deep, ExplicitVRBigEndian, **window),
+        "deflated": dicom(deep, DeflatedExplicitVRLittleEndian, **window),
+        "rle": _rle(dicom(deep, ExplicitVRLittleEndian, **window)),
+        "jpeg baseline": dicom(gray, JPEGBaseline8Bit, jpeg),
+        "jpeg 2000": dicom(gray, JPEG2000Lossless, j2k),
+        "jpeg 2000 deep": dicom(deep, JPEG2000Lossless, deep_j2k, **window),
+        "jpeg 2000 in boxes": dicom(gray, JPEG2000Lossless, _saved(picture, "JPEG2000")),
+        "8 bit without window": dicom(gray, ExplicitVRLittleEndian),
+        "white is zero": dicom(
+            deep,
+            ExplicitVRLittleEndian,
+            PhotometricInterpretation="MONOCHROME1",
+            PixelPaddingValue=0,
+        ),
+        "signed": dicom(
+            deep.astype(np.int16) - 2000,
+            ExplicitVRLittleEndian,
+            RescaleSlope=2,
+            RescaleIntercept=4000,
+            WindowCenter=4000,
+            WindowWidth=7600,
+            VOILUTFunction="SIGMOID",
+        ),
+        "tables": dicom(
+            gray,
+            ExplicitVRLittleEndian,
+            ModalityLUTSequence=DicomSequence([_table(256, 12, "US")]),
+            VOILUTSequence=DicomSequence([_table(4096, 16, "OW")]),
+        ),
+        "two frames": dicom(
+            gray,
+            ExplicitVRLittleEndian,
+            NumberOfFrames=2,
+            PixelData=2 * gray.tobytes(),
+        ),
+        "frames by offset": dicom(gray, JPEGBaseline8Bit, jpeg, NumberOfFrames=2, **offsets),
+        "without preamble": dicom(deep, ExplicitVRLittleEndian, **window)[132:],
+    }
+    return [Seed("dicom", f"made {name}", data) for name, data in made.items()]
+
+
+def dicom(pixels: NDArray[Any], syntax: UID, frame: bytes | None = None, **values: object) -> bytes:
+    """A chest radiograph as a DICOM file; `frame` is its code stream where it is compressed."""
+    bits = 8 * pixels.dtype.itemsize
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = syntax
+    header.file_meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
+    header.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+    native = pixels.astype(pixels.dtype.newbyteorder(">" if syntax == ExplicitVRBigEndian else "<"))
+    for keyword, value in {
+        "SOPClassUID": ComputedRadiographyImageStorage,
+        "SOPInstanceUID": "1.2.3",
+        "Modality": "CR",
+        "PatientName": "Phantom^Paula",
+        "BodyPartExamined": "CHEST",
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        "PixelData": encapsulate([frame]) if frame else native.tobytes(),
+        **values,
+    }.items():
+        setattr(header, keyword, value)
+    header["PixelData"].VR = "OB" if frame or bits == 8 else "OW"
+    header["PixelData"].is_undefined_length = frame is not None
+    buffer = BytesIO()
+    header.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _table(entries: int, bits: int, kind: str) -> Dataset:
+    levels = np.linspace(0, 2**bits - 1, entries).astype("<u2")
+    item = Dataset()
+    item.LUTDescriptor = [entries, 0, bits]
+    item["LUTDescriptor"].VR = "US"
+    item.LUTData = levels.tobytes() if kind == "OW" else levels.tolist()
+    item["LUTData"].VR = kind
+    return item
+
+
+def _rle(data: bytes) -> bytes:
+    dataset = pydicom.dcmread(BytesIO(data))
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    buffer = BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def mutate(seeds: Sequence[Seed], seed: int, number: int) -> Mutation:
+    """The damaged file of a number: one to eight steps on a file chosen at random."""
+    chance = random.Random(f"{seed}/{number}")
+    chosen = _choose(seeds, chance)
+    data = bytearray(chosen.data)
+    steps = []
+    for _ in range(chance.choice((1, 1, 2, 3, 8))):
+        [step] = chance.choices(STEPS, weights=STEP_WEIGHTS)
+        if data:
+            steps.append(step(data, chance, seeds))
+    if chosen.kind == "png" and chance.random() < 0.8:
+        # Else a wrong checksum is all that would ever be found.
+        _mend_checksums(data)
+        steps.append("mend checksums")
+    return Mutation(chosen, bytes(data), tuple(steps))
+
+
+def _choose(seeds: Sequence[Seed], chance: random.Random) -> Seed:
+    kind = chance.choice(get_args(Kind))
+    small = [seed for seed in seeds if seed.kind == kind and len(seed.data) <= LARGE_BYTES]
+    large = [seed for seed in seeds if seed.kind == kind and len(seed.data) > LARGE_BYTES]
+    return chance.choice(large if large and chance.random() < LARGE_SHARE else small)
+
+
+def _place(data: bytearray, chance: random.Random) -> int:
+    if chance.random() >= HEADER_SHARE:
+        return chance.randrange(len(data))
+    start = 128 if data[128:132] == b"DICM" else 0  # The preamble says nothing.
+    return chance.randrange(start, min(len(data), start + chance.choice(HEADER_BYTES)))
+
+
+def _length(chance: random.Random) -> int:
+    """Of a slice: mostly a few bytes, seldom thousands."""
+    return 2 ** chance.choice((0, 1, 2, 3, 5, 8, 12)) + chance.randrange(4)
+
+
+def _flip_bits(data: bytearray, chance: random.Random, _: Sequence[Seed]) -> str:
+    places = [_place(data, chance) for _ in range(chance.choice((1, 1, 4, 32)))]
+    for at in places:
+        data[at] ^= 1 << chance.randrange(8)
+    return f"flip a bit at each of {places}"
+
+
+def _overwrite(data: bytearray, chance: random.Random, _: Sequence[Seed]) -> str:
+    at, length = _place(data, chance), _length(chance)
+    length = min(length, len(data) - at)
+    written = chance.choice((b"\0" * length, b"\xff" * length, chance.randbytes(length)))
+    data[at : at + length] = written
+    return f"overwrite {length} bytes at {at} with {written[:4].hex()}..."
+
+
+def _write_integer(data: bytearray, chance: random.Random, _: Sequence[Seed]) -> str:
+    at, size = _place(data, chance), chance.choice((2, 4))
+    top = 2 ** (8 * size)
+    # 8192 x 8192 pixels is close to the largest picture that is decoded.
+    number = chance.choice((0, 1, top // 2 - 1, top // 2, top - 1, 8192))
+    order: Literal["little", "big"] = chance.choice(("little", "big"))
+    data[at : at + size] = number.to_bytes(size, order)
+    return f"write {number} at {at} in {size} bytes, {order} endian"
+
+
+def _insert(data: bytearray, chance: random.Random, _: Sequence[Seed]) -> str:
+    at, length = _place(data, chance), _length(chance)
+    data[at:at] = chance.randbytes(length)
+    return f"insert {length} random bytes at {at}"
+
+
+def _delete(data: bytearray, chance: random.Random, _: Sequence[Seed]) -> str:
+    at, length = _place(data, chance), _length(chance)
+    del data[at : at + length]
+    return f"delete {length} bytes at {at}"
+
+
+def _duplicate(data: bytearray, chance: random.Random, _: Sequence[Seed]) -> str:
+    source, at, length = _place(data, chance), _place(data, chance), _length(chance)
+    times = chance.choice((1, 1, 2, 100))
+    data[at:at] = data[source : source + length] * times
+    return f"insert {length} bytes from {source} at {at}, {times} times"
+
+
+def _truncate(data: bytearray, chance: random.Random, _: Sequence[Seed]) -> str:
+    at = chance.randrange(len(data))
+    del data[at:]
+    return f"cut at {at}"
+
+
+def _splice(data: bytearray, chance: random.Random, seeds: Sequence[Seed]) -> str:
+    other = _choose(seeds, chance)
+    at, start = _place(data, chance), chance.randrange(len(other.data))
+    data[at:] = other.data[start:]
+    return f"from {at} on, {other.name} from {start} on"
+
+
+Step = Callable[[bytearray, random.Random, Sequence[Seed]], str]
+
+STEPS: Final[tuple[Step, ...]] = (
+    _flip_bits, _overwrite, _write_integer, _insert, _delete, _duplicate, _truncate, _splice,
+)  # fmt: skip
+STEP_WEIGHTS: Final = (5, 4, 6, 2, 2, 2, 1, 1)
+# Few are cut: what is left of most is soon found to be too short.
+
+
+def _mend_checksums(data: bytearray) -> None:
+    """Make the checksum of each PNG chunk right, as far as the lengths lead."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            return
+        struct.pack_into(">I", data, end, zlib.crc32(memoryview(data)[at + 4 : end]))
+        at = end + 4
+
+
+# --- a worker ------------------------------------------------------------------------------------
+
+
+def work(
+    pipe: "Connection[object, object]",
+    seeds: Sequence[Seed],
+    seed: int,
+    numbers: range,
+    silent: bool,
+) -> None:
+    """Decode mutations, each announced by its number and answered by its trial."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if silent:  # Decoders in other languages write there what they think of a file.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    for whole in seeds:  # Brings in the decoders that are imported when first needed.
+        if len(whole.data) <= LARGE_BYTES:
+            decode(whole.data, any_body_part=True)
+    most = _memory("VmSize") + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    for number in numbers:
+        mutation = mutate(seeds, seed, number)
+        pipe.send(number)
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew.
+        before = _memory("VmRSS")
+        started = time.perf_counter()
+        outcome, detail = attempt(mutation.data)
+        seconds = time.perf_counter() - started
+        memory = (_memory("VmHWM") - before) / 2**20
+        pipe.send(Trial(number, mutation.seed.kind, outcome, detail, seconds, memory))
+
+
+def attempt(data: bytes) -> tuple[Outcome, str]:
+    """Decode, and check the result; the outcome and its reason."""
+    try:
+        decoded = decode(data, any_body_part=True)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # Also the panics of decoders in Rust.
+        return "raised", f"{type(error).__name__}: {error}"
+    if wrong := broken_promise(decoded):
+        return "raised", f"result {wrong}"
+    if decoded.status == "ok":
+        return "pixels", ""
+    return decoded.status, decoded.reason
+
+
+def broken_promise(decoded: Decoded) -> str:
+    """What a result has that it must not have; empty where it is as promised."""
+    if decoded.status not in ("ok", "refused", "unreadable"):
+        return f"has status {decoded.status!r}"
+    if decoded.status == "ok":
+        pixels = decoded.pixels
+        if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 2 or not pixels.size:
+            return "is ok without uint8 pixels (H, W)"
+        return f"is ok with reason {decoded.reason!r}" if decoded.reason else ""
+    if decoded.pixels is not None:
+        return f"is {decoded.status} with pixels"
+    if len(decoded.reason.splitlines()) != 1:
+        return f"is {decoded.status} with reason {decoded.reason!r}, not one line"
+    return ""
+
+
+def _memory(field: Literal["VmRSS", "VmHWM", "VmSize"]) -> int:
+    """Bytes of this process, as Linux counts them."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise CxrError(f"/proc/self/status has no {field}.")
+
+
+# --- all workers ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Worker:
+    """A process and the mutation that it is at."""
+
+    process: SpawnProcess
+    pipe: "Connection[object, object]"
+    numbers: range
+    """Those that it was given."""
+    current: int | None = None
+    """Announced last."""
+    busy: bool = False
+    """Announced, and not answered yet."""
+    since: float = 0.0
+
+
+def fuzz(
+    seeds: Sequence[Seed], seed: int, shares: Sequence[range], silent: bool = True
+) -> list[Trial]:
+    """Decode the mutations of each share in a process of its own; a trial each."""
+
+    def start(numbers: range) -> Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=work, args=(theirs, seeds, seed, numbers, silent), daemon=True
+        )
+        process.start()
+        theirs.close()  # So that the end of the process ends the pipe.
+        return Worker(process, ours, numbers)
+
+    def replace(worker: Worker, outcome: Outcome, detail: str) -> None:
+        """Record the mutation that a worker was lost with, and go on after it."""
+        workers.remove(worker)
+        if worker.current is None:
+            raise CxrError(f"a worker ended ({detail}) before its first mutation.")
+        kind = mutate(seeds, seed, worker.current).seed.kind
+        seconds = time.perf_counter() - worker.since
+        trials[worker.current] = Trial(worker.current, kind, outcome, detail, seconds, 0.0)
+        if left := worker.numbers[worker.numbers.index(worker.current) + 1 :]:
+            workers.append(start(left))
+
+    trials: dict[int, Trial] = {}
+    workers = [start(numbers) for numbers in shares if numbers]
+    while workers:
+        connection.wait([worker.pipe for worker in workers], timeout=1.0)
+        for worker in list(workers):
+            try:
+                while worker.pipe.poll():
+                    message = worker.pipe.recv()
+                    if isinstance(message, Trial):
+                        trials[message.number] = message
+                    elif isinstance(message, int):
+                        worker.current, worker.since = message, time.perf_counter()
+                    worker.busy = not isinstance(message, Trial)
+            except EOFError:
+                worker.process.join()
+                code = worker.process.exitcode or 0
+                if code:  # Also where what it was at last left damage for later.
+                    ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                    replace(worker, "died", ended)
+                else:
+                    workers.remove(worker)
+                continue
+            if worker.busy and time.perf_counter() - worker.since > HANG_S:
+                worker.process.kill()
+                worker.process.join()
+                replace(worker, "hung", f"killed after {HANG_S:.0f} s")
+    return [trials[number] for number in sorted(trials)]
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def print_table(trials: Sequence[Trial]) -> None:
+    counts = Counter((trial.kind, trial.outcome) for trial in trials)
+    print(f"{'damaged':8}" + "".join(f"{outcome:>12}" for outcome in get_args(Outcome)))
+    for kind in get_args(Kind):
+        cells = (f"{counts[kind, outcome]:12,}" for outcome in get_args(Outcome))
+        print(f"{kind:8}" + "".join(cells))
+
+
+def out_of_memory(trials: Sequence[Trial]) -> int:
+    """How many files were given up for want of memory."""
+    return sum("MemoryError" in trial.detail for trial in trials if trial.outcome not in BAD)
+
+
+def main() -> None:
+    job = cli.parse(FuzzJob, str(__doc__))
+    usual = Path(
+        os.environ.get("CXR_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+    )
+    data = job.data or (usual if usual.is_dir() else None)
+    seeds = read_seeds(data)
+    kinds = Counter(seed.kind for seed in seeds)
+    counted = ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Kind))
+    origin = f"real ones from {data}" if data else "phantoms"
+    print(f"{len(seeds)} whole files ({counted}): {origin}, and made ones", flush=True)
+    if job.only is not None:
+        shares = [range(job.only, job.only + 1)]
+    else:
+        shares = [range(first, job.num_mutations, job.workers) for first in range(job.workers)]
+    started = time.perf_counter()
+    trials = fuzz(seeds, job.seed, shares, silent=job.only is None)
+    wall_s = time.perf_counter() - started
+    print_table(trials)
+    slowest = max(trials, key=lambda trial: trial.seconds)
+    largest = max(trials, key=lambda trial: trial.memory_mib)
+    print(f"slowest decode   {slowest.seconds:8.2f} s    (mutation {slowest.number})")
+    print(f"most memory      {largest.memory_mib:8,.0f} MiB  (mutation {largest.number})")
+    print(f"out of memory    {out_of_memory(trials):8,}      (reported as a reason)")
+    print(f"in all           {wall_s:8.1f} s    ({job.workers} workers)")
+    findings = [trial for trial in trials if trial.outcome in BAD]
+    for trial in findings if job.only is None else trials:
+        mutation = mutate(seeds, job.seed, trial.number)
+        print(f"mutation {trial.number}, {mutation.seed.name}: {trial.outcome}: {trial.detail}")
+        for step in mutation.steps:
+            print(f"    {step}")
+    if job.output:
+        results = {
+            "seed": job.seed,
+            "num_mutations": len(trials),
+            "seeds": [f"{seed.kind}: {seed.name}" for seed in seeds],
+            "counts": {
+                kind: {
+                    outcome: sum(t.kind == kind and t.outcome == outcome for t in trials)
+                    for outcome in get_args(Outcome)
+                }
+                for kind in get_args(Kind)
+            },
+            "slowest": dataclasses.asdict(slowest),
+            "most_memory": dataclasses.asdict(largest),
+            "out_of_memory": out_of_memory(trials),
+            "wall_s": wall_s,
+            "findings": [
+                dataclasses.asdict(trial) | {"steps": mutate(seeds, job.seed, trial.number).steps}
+                for trial in findings
+            ],
+        }
+        job.output.write_text(json.dumps(results, indent=2) + "\n")
+        print(f"results: {job.output}")
+    if findings:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

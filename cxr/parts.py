@@ -112,10 +112,13 @@ def read_rows(
     listed: Iterable[dict[str, Any]], image_px: int, any_body_part: bool
 ) -> Iterator[dict[str, Any]]:
     """Read, decode and resize listed files one after another, fetching some ahead."""
-    reader = Reader()
     waiting: deque[tuple[dict[str, Any], Future[bytes | str]]] = deque()
     # Members in their archive's order, by one thread; files of their own, by several.
-    with ThreadPoolExecutor(1) as in_turn, ThreadPoolExecutor(READ_AHEAD) as at_once:
+    with (
+        Reader() as reader,
+        ThreadPoolExecutor(1) as in_turn,
+        ThreadPoolExecutor(READ_AHEAD) as at_once,
+    ):
         for row in listed:
             pool = in_turn if row["place"] else at_once
             waiting.append((row, pool.submit(_fetch, reader, row)))

@@ -2,19 +2,21 @@
 
 Everything that the project reads or writes goes through pyarrow's file systems, so that a path may
 stand wherever an `s3://` or `gs://` URI may.
+Local files are listed and opened by Python itself: pyarrow refuses names that are not UTF-8.
 """
 
+import errno
 import io
 import json
 import os
 import posixpath
 import stat as status
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final
 from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
@@ -33,7 +35,8 @@ class File:
     """A file that a listing found."""
 
     uri: str
-    """Of a local file whose name is not UTF-8, a `file://` URI."""
+    """Of a local file whose name is not UTF-8, a `file://` URI; of a folder that cannot be listed,
+    with a slash at the end."""
     size: int
     """Bytes; -1 where nothing can be read."""
     modified_ns: int
@@ -52,7 +55,24 @@ def absolute(uri: str) -> str:
         uri = unquote(parts.path, errors="surrogateescape")
     if "://" in uri:
         return uri.rstrip("/")
-    return str(Path(uri).expanduser().absolute())
+    path = Path(uri)
+    with suppress(RuntimeError):  # The name of a file, not of a user's folder.
+        path = path.expanduser()
+    path = path.absolute()
+    if ".." in path.parts:
+        # As the system takes it: the folder above the one that a link leads to.
+        below = len(path.parts) - path.parts[::-1].index("..")
+        path = Path(os.path.realpath(Path(*path.parts[:below])), *path.parts[below:])
+    return str(path)
+
+
+def printable(path: str) -> str:
+    """The path, or where it is not UTF-8 a `file://` URI that means it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(path))
+    return path
 
 
 def join(uri: str, *parts: str) -> str:
@@ -84,7 +104,7 @@ def kind(uri: str) -> str:
             # Not pyarrow's, which refuses names that are no UTF-8.
             return "folder" if status.S_ISDIR(Path(path).stat().st_mode) else "file"
         found = system.get_file_info(path).type
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name can be so.
         return "nothing"
     except OSError as error:
         raise StorageError(f"{uri}: cannot be reached: {_cause(error)}.") from None
@@ -121,18 +141,22 @@ def claim(uri: str) -> str:
     return place
 
 
-def list_files(uri: str) -> list[File]:
+def list_files(uri: str, enter: Callable[[str], bool] = lambda _: True) -> list[File]:
     """Every file below a folder, sorted by URI.
 
     Links are followed, and a folder that is reached twice is listed once. What cannot be read
     stands in the list with its problem.
+
+    Args:
+        uri: the folder or bucket prefix.
+        enter: whether to list a local folder below it, by its path; a bucket is listed whole.
 
     Raises:
         StorageError: the folder itself cannot be listed.
     """
     uri = absolute(uri)
     if "://" not in uri:
-        return sorted(_local_files(uri), key=lambda file: file.uri)
+        return sorted(_local_files(uri, enter), key=lambda file: file.uri)
     scheme = uri.split("://", 1)[0] + "://"
     return sorted(
         (
@@ -146,21 +170,25 @@ def list_files(uri: str) -> list[File]:
 
 def stat(uris: list[str]) -> list[File | None]:
     """Size and time of each file; None for one that is not there."""
-    found: list[File | None] = []
-    for uri in uris:
-        system, path = resolve(uri)
-        if isinstance(system, fs.LocalFileSystem):
-            file = _local_file(path)
-            found.append(None if file.problem else file)
-            continue
-        try:
-            info = system.get_file_info(path)
-        except OSError:
-            found.append(None)
-            continue
-        is_file = info.type == fs.FileType.File
-        found.append(File(uri, info.size, info.mtime_ns or 0) if is_file else None)
-    return found
+    return [None if (file := look_up(uri)).problem else file for uri in uris]
+
+
+def look_up(uri: str) -> File:
+    """Size and time of a file, or its problem.
+
+    Raises:
+        StorageError: a scheme that pyarrow does not know.
+    """
+    system, path = resolve(uri)
+    if isinstance(system, fs.LocalFileSystem):
+        return _local_file(path)
+    try:
+        info = system.get_file_info(path)
+    except OSError as error:
+        return File(uri, -1, 0, f"cannot be read: {_cause(error)}")
+    if info.type != fs.FileType.File:
+        return File(uri, -1, 0, "cannot be read: no such file")
+    return File(uri, info.size, info.mtime_ns or 0)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -189,9 +217,8 @@ def open_file(uri: str) -> BinaryIO:
                 # A pipe would be waited for without end.
                 raise StorageError(f"{uri}: cannot be read: not a regular file.")
             return Path(path).open("rb")
-        file = system.open_input_file(path)
-        return io.BufferedReader(cast(io.RawIOBase, file), READ_AHEAD_BYTES)
-    except OSError as error:
+        return io.BufferedReader(_Remote(system.open_input_file(path)), READ_AHEAD_BYTES)
+    except (OSError, ValueError) as error:
         raise StorageError(f"{uri}: cannot be read: {_cause(error)}.") from None
 
 
@@ -290,28 +317,69 @@ def _whole(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
         ) from None
 
 
-def _local_files(root: str) -> Iterator[File]:
-    folders, seen = [root], set()
-    while folders:
-        folder = folders.pop()
+class _Remote(io.RawIOBase):
+    """A file of pyarrow's, whose errors say that reading failed, and not what was read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        with self._failing():
+            return int(self._file.readinto(buffer))
+
+    def readall(self) -> bytes:  # Else in pieces of 8 KiB, a request each.
+        with self._failing():
+            return bytes(self._file.read())
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
         try:
+            yield
+        except OSError as error:
+            raise OSError(errno.EIO, _cause(error)) from None
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _local_files(root: str, enter: Callable[[str], bool]) -> Iterator[File]:
+    # Links last and in order: a folder that two ways lead to has the same name every time.
+    folders, links, seen = [root], list[str](), set()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop()
+        try:
+            facts = Path(folder).stat()
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
             with os.scandir(folder) as entries:
-                facts = Path(folder).stat()
-                if (facts.st_dev, facts.st_ino) in seen:
-                    continue
-                seen.add((facts.st_dev, facts.st_ino))
-                for entry in entries:
-                    if _is_folder(entry):
-                        folders.append(entry.path)
-                    else:
-                        yield _local_file(entry.path)
+                found = sorted(entries, key=lambda entry: entry.name, reverse=True)
         except FileNotFoundError:
             continue  # Deleted since its own folder was listed, or never there.
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if folder == root:
                 raise StorageError(f"{root}: cannot be listed: {_cause(error)}.") from None
             reason = f"a folder that cannot be listed: {_cause(error)}"
-            yield File(_printable(folder), -1, 0, reason)
+            yield File(printable(folder) + "/", -1, 0, reason)
+            continue
+        for entry in found:
+            if not _is_folder(entry):
+                yield _local_file(entry.path)
+            elif enter(entry.path):
+                (links if entry.is_symlink() else folders).append(entry.path)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -322,23 +390,14 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _local_file(path: str) -> File:
-    uri = _printable(path)
+    uri = printable(path)
     try:
         facts = Path(path).stat()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return File(uri, -1, 0, f"cannot be read: {_cause(error)}")
     if not status.S_ISREG(facts.st_mode):
         return File(uri, -1, 0, "cannot be read: not a regular file")
     return File(uri, facts.st_size, facts.st_mtime_ns)
-
-
-def _printable(path: str) -> str:
-    """The path, or where it is not UTF-8 a `file://` URI that means it."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "file://" + quote(os.fsencode(path))
-    return path
 
 
 def _entries(uri: str, *, recursive: bool) -> list[fs.FileInfo]:
@@ -350,8 +409,8 @@ def _entries(uri: str, *, recursive: bool) -> list[fs.FileInfo]:
         raise StorageError(f"{uri}: cannot be listed: {_cause(error)}.") from None
 
 
-def _cause(error: OSError) -> str:
+def _cause(error: OSError | ValueError) -> str:
     # pyarrow: "Failed to open local file '/a'. Detail: [errno 2] No such file or directory"
-    said, _, detail = (error.strerror or str(error)).partition(". Detail: ")
+    said, _, detail = (getattr(error, "strerror", "") or str(error)).partition(". Detail: ")
     reason = detail.partition("] ")[2] or detail
     return said.rstrip(".") + (f" ({reason})" if reason else "")

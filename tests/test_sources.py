@@ -97,12 +97,8 @@ def test_a_hidden_folder_may_be_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    for list_any in (
-        lambda uri: sources.list_radiographs(uri, "train"),
-        sources.list_images,
-    ):
-        with pytest.raises(DataError, match=r"none: not found\. Give a folder"):
-            list_any(str(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"none: not found\. Give a folder"):
+        sources.list_radiographs(str(tmp_path / "none"), "train")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -110,8 +106,6 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     message = r": no radiographs found\. Looked for \.jpeg \.jpg \.png \.dcm .* in 1 files\."
     with pytest.raises(DataError, match=message):
         sources.list_radiographs(str(tmp_path), "train")
-    with pytest.raises(DataError, match=message):
-        sources.list_images(str(tmp_path))
 
 
 @pytest.mark.parametrize(("present", "missing"), [("NORMAL", "PNEUMONIA"), ("PNEUMONIA", "NORMAL")])
@@ -134,21 +128,6 @@ def test_a_missing_split_is_refused_with_those_that_are_there(tmp_path: Path) ->
     plant(tmp_path, *TREE)
     with pytest.raises(DataError, match=r"no folder 'test' with radiographs.*found train, val\."):
         sources.list_radiographs(str(tmp_path), "test")
-
-
-def test_every_file_that_may_be_an_image_is_listed(tmp_path: Path) -> None:
-    names = ("1.2.840.10008.7", "a.JPG", "b.png", "c.dcm", "d/e.dicom", "no_suffix")
-    plant(tmp_path, *names, "notes.txt", ".hidden.png", ".git/x.png")
-    table = sources.list_images(str(tmp_path))
-    assert table["uri"].to_pylist() == [f"{tmp_path}/{name}" for name in names]
-    assert table["size"].to_pylist() == [len(Path(name).name) for name in names]
-
-
-def test_one_file_may_be_named(tmp_path: Path) -> None:
-    plant(tmp_path, "a.jpeg")
-    for uri in (str(tmp_path / "a.jpeg"), (tmp_path / "a.jpeg").as_uri()):
-        table = sources.list_images(uri)
-        assert table.to_pylist() == [{"uri": f"{tmp_path}/a.jpeg", "size": 6}]
 
 
 # Manifests ----------------------------------------------------------------------------------------

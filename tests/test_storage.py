@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and every failure says where and why."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from broken import as_nobody, readable_folder
+from test_archives import bucket
 
 from cxr import storage
 from cxr.errors import StorageError
@@ -82,14 +85,26 @@ def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("none", "No such file"), ("folder", "directory"), ("file/below", "Not a directory")],
+    [
+        ("none", "No such file"),
+        ("folder", "not a regular file"),
+        ("pipe", "not a regular file"),
+        ("file/below", "Not a directory"),
+        ("null\0byte", "embedded null byte"),
+    ],
 )
 def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageError, match=f"{name}: cannot be read: .*{reason}") as caught:
         storage.read_bytes(str(tmp_path / name))
     assert "errno" not in str(caught.value).lower()
+    assert storage.stat([str(tmp_path / name)]) == [None]
+    file = storage.look_up(str(tmp_path / name))
+    assert (file.size, file.modified_ns) == (-1, 0)
+    assert file.problem.startswith("cannot be read: ")
+    assert reason in file.problem
 
 
 def test_files_are_listed_in_order_with_size_and_time(tmp_path: Path) -> None:
@@ -116,15 +131,116 @@ def test_listing_what_is_not_there_finds_nothing(tmp_path: Path) -> None:
 
 def test_a_file_cannot_be_listed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match=r"file: cannot be listed: .*\(Not a directory\)\.$"):
+    with pytest.raises(StorageError, match=r"file: cannot be listed: Not a directory\.$"):
         storage.list_files(str(tmp_path / "file"))
+
+
+def test_links_are_followed_and_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "b" / "c" / "file"), b"data")
+    (tmp_path / "a").symlink_to("b/c")
+    (tmp_path / "b" / "up").symlink_to("..")
+    (tmp_path / "broken").symlink_to("gone")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    files = {Path(file.uri).name: file for file in storage.list_files(str(tmp_path))}
+    assert {name: file.problem for name, file in files.items()} == {
+        "file": "",
+        "broken": "cannot be read: No such file or directory",
+        "loop": "cannot be read: Too many levels of symbolic links",
+        "pipe": "cannot be read: not a regular file",
+    }
+    assert files["file"].uri == f"{tmp_path}/b/c/file"
+    assert {file.size for file in files.values()} == {4, -1}
+
+
+def test_a_folder_that_cannot_be_listed_stands_in_the_list() -> None:
+    with readable_folder() as folder:
+        storage.write_bytes(str(folder / "closed" / "file"), b"data")
+        storage.write_bytes(str(folder / "open"), b"data")
+        (folder / "closed").chmod(0)
+        with as_nobody():
+            closed, opened = storage.list_files(str(folder))
+            with pytest.raises(StorageError, match=r"closed: cannot be listed: Permission denied"):
+                storage.list_files(str(folder / "closed"))
+        assert closed == storage.File(
+            f"{folder}/closed/", -1, 0, "a folder that cannot be listed: Permission denied"
+        )
+        assert (opened.uri, opened.problem) == (f"{folder}/open", "")
+        assert storage.list_files(str(folder), enter=lambda path: "closed" not in path) == [opened]
+
+
+def test_names_that_are_not_utf_8_are_uris(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff #%.bin")
+    path.write_bytes(b"data")
+    [file] = storage.list_files(str(tmp_path))
+    assert file.uri == path.as_uri() == f"file://{tmp_path}/%FF%20%23%25.bin"
+    assert storage.absolute(file.uri) == str(path)
+    assert storage.printable(str(path)) == file.uri
+    assert storage.read_bytes(file.uri) == storage.read_bytes(str(path)) == b"data"
+    assert storage.stat([file.uri]) == [file]
+    assert storage.kind(file.uri) == "file"
+    assert storage.printable("/größer") == "/größer"
+
+
+def test_a_file_is_read_from_any_place_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket(monkeypatch, tmp_path)
+    data = bytes(range(256)) * 400
+    (tmp_path / "file.gz").write_bytes(data)
+    for uri in (f"{tmp_path}/file.gz", "mock://file.gz"):
+        with storage.open_file(uri) as file:
+            assert file.seek(0, 2) == len(data)
+            assert file.read(1) == b""
+            for at in (70_000, 5, 99_999, 0):
+                assert file.seek(at) == at
+                assert file.read(3) == data[at : at + 3]
+                assert file.tell() == at + 3
+        assert file.closed
+        assert storage.read_bytes(uri) == data
+    with pytest.raises(StorageError, match=r"mock://none: cannot be read: .*No such file"):
+        storage.open_file("mock://none")
+
+
+def test_a_whole_file_of_a_bucket_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handle:
+        requests = 0
+        fails = False
+
+        def read(self) -> bytes:
+            self.requests += 1
+            if self.fails:
+                raise OSError("Timeout. Detail: [unknown] The bucket is gone")
+            return b"data"
+
+        def tell(self) -> int:
+            return 0
+
+        def close(self) -> None:
+            pass
+
+    class Bucket:
+        def open_input_file(self, _: str) -> Handle:
+            return handle
+
+    handle = Handle()
+    monkeypatch.setattr(storage, "resolve", lambda uri: (Bucket(), uri))
+    assert storage.read_bytes("s3://bucket/file") == b"data"
+    assert handle.requests == 1
+    handle.fails = True
+    message = r"s3://bucket/file: cannot be read: Timeout \(The bucket is gone\)\.$"
+    with pytest.raises(StorageError, match=message):
+        storage.read_bytes("s3://bucket/file")
 
 
 def test_kinds_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
-    kinds = [storage.kind(str(tmp_path / name)) for name in ("file", "folder", "none", "file/x")]
-    assert kinds == ["file", "folder", "nothing", "nothing"]
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "broken").symlink_to("gone")
+    paths = ("file", "folder", "link", "none", "file/x", "broken", "null\0byte")
+    kinds = [storage.kind(str(tmp_path / path)) for path in paths]
+    assert kinds == ["file", "folder", "folder", *["nothing"] * 4]
     empty = [storage.is_empty(str(tmp_path / name)) for name in ("file", "folder", "none", ".")]
     assert empty == [False, True, True, False]
 
@@ -199,6 +315,17 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert storage.absolute("s3://bucket/a/") == "s3://bucket/a"
     assert storage.join("s3://bucket/", "a", "b") == "s3://bucket/a/b"
     assert storage.join("/", "a") == "/a"
+    assert storage.absolute("~no user/a") == f"{tmp_path}/~no user/a"
+    assert storage.absolute("~/a") == f"{Path.home()}/a"
+
+
+def test_a_way_up_leads_where_the_system_goes(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a/b")
+    assert storage.absolute(f"{tmp_path}/a/../c") == f"{tmp_path}/c"
+    assert storage.absolute(f"{tmp_path}/link/../c") == f"{tmp_path}/a/c"
+    assert storage.absolute(f"{tmp_path}/link/c") == f"{tmp_path}/link/c"
+    assert storage.absolute(f"{tmp_path}/a/../link") == f"{tmp_path}/link"
 
 
 def test_an_unknown_scheme_is_refused() -> None:

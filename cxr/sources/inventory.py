@@ -4,6 +4,7 @@ Nothing that could be a radiograph is left out: a file or archive that cannot be
 list with the reason. Evident other files are counted by kind instead.
 """
 
+import fnmatch
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,11 +17,12 @@ from cxr import storage
 from cxr.errors import DataError, StorageError
 from cxr.sources.archives import (
     SEPARATOR,
+    Member,
+    Reader,
     Step,
     archive_kind,
     check_size,
-    list_members,
-    open_archive,
+    printable,
 )
 from cxr.sources.manifests import beside, read_manifest, required, texts
 from cxr.sources.names import passed_over
@@ -61,8 +63,13 @@ class Found:
     """Files that may be radiographs, by URI."""
     archives: dict[str, list[str] | None] = field(default_factory=dict)
     """Paths that are wanted of each archive, None for all."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Files that are evidently no radiographs, by kind."""
+    others: dict[str, str] = field(default_factory=dict)
+    """The kind of each file that is evidently no radiograph, by URI."""
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Files that are evidently no radiographs and were not named themselves, by kind."""
+        return Counter(kind for uri, kind in self.others.items() if uri not in self.files)
 
     def table(self) -> pa.Table:
         """The files, of schema `INVENTORY`."""
@@ -82,7 +89,7 @@ def list_inputs(inputs: Sequence[str]) -> Found:
     """
     found = Found()
     for each in inputs:
-        _list_input(found, storage.absolute(each))
+        _list_input(found, each)
     if not found.files and not found.archives:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.skipped.items())
         raise DataError(
@@ -91,33 +98,37 @@ def list_inputs(inputs: Sequence[str]) -> Found:
     return found
 
 
-def _list_input(found: Found, uri: str) -> None:
-    archive, _, path = uri.partition(SEPARATOR)
-    if path and archive_kind(archive):
+def _list_input(found: Found, given: str) -> None:
+    archive, path = _split(given)
+    if archive != given and storage.kind(archive) == "file":
         _want(found, archive, path)
         return
+    uri = storage.absolute(given)
     match storage.kind(uri):
         case "file" if archive_kind(uri):
-            _want(found, uri, None)
+            _want(found, uri, "")
         case "file" if uri.lower().endswith((".csv", ".parquet")):
             for entry in _manifest(uri):
-                _name(found, entry)
+                _name(found, entry, uri)
         case "file":
-            _name(found, uri)
+            _name(found, uri, uri)
         case "folder":
             _sift(found, storage.list_files(uri), uri)
         case _ if _GLOB.search(uri):
-            root = uri[: _GLOB.search(uri).start()].rpartition("/")[0] or "/"  # type: ignore[union-attr]
-            pattern = re.compile(_translate(uri))
-            matching = [f for f in storage.list_files(root) if pattern.fullmatch(f.uri)]
-            if not matching:
-                raise DataError(f"{uri}: no file matches.")
-            _sift(found, matching, root)
+            _list_glob(found, uri)
         case _:
             raise DataError(
                 f"{uri}: not found. Give files, folders, bucket prefixes, archives, globs, or a CSV"
                 " or Parquet manifest with a column uri."
             )
+
+
+def _split(address: str) -> tuple[str, str]:
+    """A file and the path in it, empty for the file itself."""
+    for separator in re.finditer(SEPARATOR, address):
+        if archive_kind(address[: separator.start()]):
+            return address[: separator.start()], address[separator.end() :]
+    return address, ""
 
 
 def _manifest(uri: str) -> list[str]:
@@ -126,48 +137,83 @@ def _manifest(uri: str) -> list[str]:
         raise DataError(
             f"{uri}: the manifest lacks column uri; found {', '.join(table.column_names)}."
         )
-    return [beside(uri, required(uri, "uri", i, u)) for i, u in enumerate(texts(table, "uri"))]
+    return [required(uri, "uri", i, text) for i, text in enumerate(texts(table, "uri"))]
 
 
-def _name(found: Found, uri: str) -> None:
+def _name(found: Found, address: str, manifest: str) -> None:
     """A file that was named itself is listed whatever its name."""
-    archive, _, path = uri.partition(SEPARATOR)
-    if archive_kind(archive):
-        _want(found, archive, path or None)
-        return
-    [file] = storage.stat([uri])
-    found.files[uri] = file or File(uri, -1, 0, "cannot be read: no such file")
+    uri, path = _split(address)
+    try:
+        uri = beside(manifest, uri)
+        if archive_kind(uri):
+            _want(found, uri, path)
+            return
+        file = storage.look_up(uri)
+    except StorageError as error:
+        file = File(uri, -1, 0, str(error).removeprefix(f"{uri}: ").rstrip("."))
+    found.files[file.uri] = file
 
 
-def _want(found: Found, archive: str, path: str | None) -> None:
-    wanted = found.archives.setdefault(archive, [])
-    if path is None or wanted is None:
-        found.archives[archive] = None
+def _want(found: Found, archive: str, path: str) -> None:
+    uri = storage.printable(storage.absolute(archive))
+    wanted = found.archives.setdefault(uri, [])
+    if not path or wanted is None:
+        found.archives[uri] = None
     else:
-        wanted.append(path)
+        wanted.append(printable(path))
 
 
 def _sift(found: Found, files: Iterable[File], root: str) -> None:
     for file in files:
         path = storage.absolute(file.uri)[len(root) :]
+        if file.uri.endswith("/"):  # A folder, whatever its suffix.
+            path += "/"
         if kind := passed_over(path):
-            found.skipped[kind] += 1
+            found.others[file.uri] = kind
         elif archive_kind(path) and not file.problem:
-            _want(found, file.uri, None)
+            _want(found, file.uri, "")
         else:
             found.files[file.uri] = file
 
 
-def _translate(glob: str) -> str:
-    """A glob as a regular expression: `*` stays within a folder, `**` does not; what matches a
-    folder matches all that is in it."""
-    parts = re.split(r"(\*\*/?|\*|\?|\[[^]]+\])", glob)
+def _list_glob(found: Found, glob: str) -> None:
+    root = _GLOB.split(glob, maxsplit=1)[0].rpartition("/")[0] or "/"
+    whole, above = _translate(glob), _translate_above(glob, root)
+    files = storage.list_files(root, enter=lambda folder: bool(above.fullmatch(folder)))
+    # Of a folder that cannot be listed nobody knows what in it matches.
+    matching = [
+        file
+        for file in files
+        if whole.fullmatch(storage.absolute(file.uri)) or file.uri.endswith("/")
+    ]
+    if not matching:
+        raise DataError(f"{glob}: no file matches.")
+    _sift(found, matching, root)
+
+
+def _translate(glob: str) -> "re.Pattern[str]":
+    """A glob as a regular expression: what matches a folder matches all that is in it."""
+    return re.compile(_expression(glob) + "(?:/.*)?", re.DOTALL)
+
+
+def _translate_above(glob: str, root: str) -> "re.Pattern[str]":
+    """A regular expression of the folders in or above which something may match."""
+    text = "(?:/.*)?"
+    for part in reversed(glob[len(root) :].strip("/").split("/")):
+        text = "(?:/.*)?" if "**" in part else f"(?:/{_expression(part)}{text})?"
+    return re.compile(re.escape(root.rstrip("/")) + text, re.DOTALL)
+
+
+def _expression(glob: str) -> str:
+    """`*` stays within a folder, `**` does not."""
+    parts = re.split(r"(\*\*/?|\*|\?|\[!?\]?[^]/]*\])", glob)
     meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    text = "".join(
-        meanings.get(part) or (part.replace("[!", "[^") if part[:1] == "[" else re.escape(part))
+    # Brackets as `fnmatch` takes them, without the mark of the end.
+    return "".join(
+        meanings.get(part)
+        or ("(?!/)" + fnmatch.translate(part)[:-2] if part[:1] == "[" else re.escape(part))
         for part in parts
     )
-    return text + "(?:/.*)?"
 
 
 def list_archive(file: str, wanted: Sequence[str] | None) -> tuple[pa.Table, dict[str, int]]:
@@ -181,79 +227,131 @@ def list_archive(file: str, wanted: Sequence[str] | None) -> tuple[pa.Table, dic
         A table of schema `INVENTORY` in the archive's order, and the number of members that were
         passed over by kind. Whatever the archive holds, an exception never.
     """
-    lister = _Lister(file, wanted)
-    lister.list((), file, archive_kind(file))
-    for path in wanted or ():
-        if path not in lister.met:
-            lister.add(f"{file}{SEPARATOR}{path}", (), -1, "unreadable", "no such member")
+    with Reader() as reader:
+        lister = _Lister(file, wanted, reader)
+        lister.walk((), "", archive_kind(file))
+    lister.explain_missing()
     return _table(lister.rows), dict(lister.skipped)
 
 
 class _Lister:
-    """Walks through an archive and the archives in it."""
+    """Walks through an archive and the archives in it. Paths are those in the outermost file."""
 
-    def __init__(self, file: str, wanted: Sequence[str] | None) -> None:
-        self.file, self.wanted = file, wanted
+    def __init__(self, file: str, wanted: Sequence[str] | None, reader: Reader) -> None:
+        self.file, self.reader = file, reader
+        self.wanted = {_plain(path.removesuffix(SEPARATOR)): path for path in wanted or ()}
+        self.all = wanted is None or "" in self.wanted
+        self.met: set[str] = set()
+        # Archives in this one of which something is wanted.
+        self.around = {
+            path[: separator.start()]
+            for path in self.wanted
+            for separator in re.finditer(SEPARATOR, path)
+        }
+        self.times: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
         self.skipped: Counter[str] = Counter()
-        self.met: set[str] = set()
-        self.times: Counter[str] = Counter()
 
-    def list(self, place: tuple[Step, ...], uri: str, kind: str) -> None:
+    def walk(self, place: tuple[Step, ...], archive: str, kind: str) -> None:
         nested: list[tuple[tuple[Step, ...], str, str]] = []
         try:
-            with open_archive(self.file, place, kind) as stream:
-                for member in list_members(stream, kind):
-                    inside = f"{uri}{SEPARATOR}{member.name}"
-                    if not member.name:
-                        self.add(uri, place, -1, member.status, member.reason)
-                    elif member.link:
-                        self.skipped["link or device in an archive"] += 1
-                    elif other := passed_over(member.name):
-                        self.skipped[other] += 1
-                    elif member.step is None or member.status or not archive_kind(member.name):
-                        steps = (*place, member.step) if member.step else place
-                        self.add(inside, steps, member.size, member.status, member.reason)
-                    elif place:
-                        reason = "an archive nested deeper than one level; unpack it first"
-                        self.add(inside, place, member.size, "unreadable", reason)
-                    else:
-                        nested.append(((member.step,), inside, archive_kind(member.name)))
+            for member in self.reader.members(self.file, place, kind):
+                if not member.name:
+                    self.add(archive, place, -1, member.status, member.reason)
+                    continue
+                if inner := self.list_member(member, place, archive):
+                    nested.append(inner)
         except (DataError, StorageError) as error:
-            self.add(uri, place, -1, "unreadable", str(error).removeprefix(f"{self.file}: "))
+            reason = str(error).removeprefix(f"{self.file}: ").rstrip(".")
+            self.add(archive, place, -1, "unreadable", reason)
         except Exception as error:  # What hostile archives make libraries raise has no end.
             reason = f"the archive cannot be listed ({type(error).__name__})"
-            self.add(uri, place, -1, "unreadable", reason)
+            self.add(archive, place, -1, "unreadable", reason)
         # After the outer list, which a compressed archive gives in one pass.
-        for each in nested:
-            self.list(*each)
+        for inner in nested:
+            self.walk(*inner)
 
-    def add(self, uri: str, place: tuple[Step, ...], size: int, status: str, reason: str) -> None:
-        path = uri[len(self.file) + len(SEPARATOR) :]
-        if path and self.wanted is not None:
-            met = [w for w in self.wanted if path == w or path.startswith(f"{w.rstrip('/')}/")]
-            if not met and not any(w.startswith(f"{path}{SEPARATOR}") for w in self.wanted):
-                return
-            self.met.update(met)
-        self.times[uri] += 1
-        warnings = []
-        if (number := self.times[uri]) > 1:
-            uri = f"{uri}#{number}"
-            warnings.append(f"member {number} of this name in the archive")
+    def list_member(
+        self, member: Member, place: tuple[Step, ...], archive: str
+    ) -> tuple[tuple[Step, ...], str, str] | None:
+        """Add a member's row or count it; an archive that is to be listed is given back."""
+        path = f"{archive}{SEPARATOR}{member.name}" if archive else member.name
+        wanted = self.wanted_parts(path, archive)
+        other = passed_over(_plain(path)[len(wanted[-1]) if wanted else 0 :])
+        if member.link:
+            other = "link or device in an archive"
+        if other and _plain(path) not in wanted:  # What was named itself has a row.
+            if wanted:
+                self.skipped[other] += 1
+            return None
+        path, number = self.numbered(path)
+        if number > 1:
+            wanted += self.wanted_parts(path, archive)
+        if not wanted and _plain(path) not in self.around:
+            return None
+        steps = (*place, member.step) if member.step else place
+        warnings = [f"member {number} of this name in the archive"] if number > 1 else []
+        status, reason = member.status, member.reason
+        kind = archive_kind(member.name)
+        if member.link:
+            status, reason = "unreadable", other
+        elif kind and member.step and not status:
+            if not place:
+                return steps, path, kind
+            status = "unreadable"
+            reason = "an archive nested deeper than one level; unpack it first"
+        self.add(path, steps, member.size, status, reason, warnings)
+        return None
+
+    def wanted_parts(self, path: str, archive: str) -> list[str]:
+        """The wanted paths at or above a path, the empty one if all are wanted."""
+        if self.all:
+            return [""]
+        plain = _plain(path)
+        ends = [len(_plain(archive)), *(slash.start() for slash in re.finditer("/", plain))]
+        parts = [plain[:end] for end in (*ends, len(plain)) if plain[:end] in self.wanted]
+        self.met.update(parts)
+        return parts
+
+    def numbered(self, path: str) -> tuple[str, int]:
+        """A path of its own for each member of the same path; which one it is."""
+        number = self.times.get(path, 0) + 1
+        while (own := f"{path}#{number}" if number > 1 else path) in self.times:
+            number += 1
+        self.times[path] = number
+        self.times.setdefault(own, 1)
+        return own, number
+
+    def explain_missing(self) -> None:
+        for part, path in self.wanted.items():
+            if not self.all and part not in self.met:
+                self.add(self.numbered(path)[0], (), -1, "unreadable", "no such member")
+
+    def add(
+        self, path: str, place: tuple[Step, ...], size: int, status: str, reason: str,
+        warnings: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         if size == 0 and not status:
             status, reason = "unreadable", "the file is empty"
         self.rows.append(
             {
-                "uri": uri, "file": self.file, "place": [step._asdict() for step in place],
-                "size": size, "modified_ns": 0, "status": status, "reason": reason,
-                "warnings": warnings,
+                "uri": f"{self.file}{SEPARATOR}{path}" if path else self.file, "file": self.file,
+                "place": [step._asdict() for step in place], "size": size, "modified_ns": 0,
+                "status": status, "reason": reason, "warnings": list(warnings),
             }
         )  # fmt: skip
 
 
+def _plain(path: str) -> str:
+    """A path without what means nothing, such as `./` at its beginning."""
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
 def _row(file: File) -> dict[str, Any]:
     status, reason = ("unreadable", file.problem) if file.problem else ("", "")
-    if too_large := check_size(file.size):
+    if file.size == 0:
+        status, reason = "unreadable", "the file is empty"
+    elif too_large := check_size(file.size):
         status, reason = "refused", too_large
     return {
         "uri": file.uri, "file": file.uri, "place": [], "size": file.size,

@@ -15,7 +15,7 @@ def read_manifest(uri: str) -> pa.Table:
     Raises:
         DataError: it is neither.
     """
-    if uri.endswith(".parquet"):
+    if uri.lower().endswith(".parquet"):
         return storage.read_table(uri)
     texts = dict.fromkeys(("uri", "label", "patient", "split"), pa.string())
     try:
@@ -31,7 +31,8 @@ def texts(table: pa.Table, column: str) -> list[str]:
     """The values of a column as text, empty where there is none."""
     if column not in table.column_names:
         return [""] * len(table)
-    return ["" if value is None else str(value).strip() for value in table[column].to_pylist()]
+    values = table[table.column_names.index(column)]
+    return ["" if value is None else str(value).strip() for value in values.to_pylist()]
 
 
 def required(uri: str, column: str, row: int, text: str) -> str:

@@ -200,14 +200,15 @@ def by_part(listed: pa.Table) -> dict[int, pa.Table]:
 
 
 def finished_parts(folder: str, listed: Mapping[int, pa.Table]) -> dict[int, pa.Table]:
-    """The scores of the parts that are there and whole; what else lies in the folder is deleted.
+    """The scores of the parts that are there and whole; what else is called a part is deleted.
 
     Args:
         folder: of the parts.
         listed: the rows of each part; its scores have to be theirs.
     """
     done = {}
-    files = [file.uri for file in storage.list_files(folder)]
+    found = [file.uri for file in storage.list_files(folder)]
+    files = [uri for uri in found if uri.rsplit("/", 1)[1].startswith("part-")]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         for uri, table in zip(files, pool.map(_read, files), strict=True):
             match = _NAME.fullmatch(uri.rsplit("/", 1)[1])

@@ -596,6 +596,28 @@ def test_impossible_sizes_in_a_zip_are_explained(tmp_path: Path) -> None:
                 Reader().read(refused["file"], place(refused))
 
 
+def test_impossible_64_bit_numbers_in_a_zip_are_explained(tmp_path: Path) -> None:
+    data = zipped({"a.png": b"abc", "b.png": b"def", "c.png": b"ghi"}, zipfile.ZIP_STORED)
+    start, length = data.index(b"PK\1\2"), 46 + len("a.png")
+    entries = [data[start + i * length : start + (i + 1) * length] for i in range(3)]
+    for i in (0, 1):  # Size, packed and offset of two members move to a field of their own.
+        extra = struct.pack("<2H3Q", 1, 24, 2**64 - 1, 2**64 - 1 - i, 2**63 + 5)
+        entry = bytearray(entries[i] + extra)
+        struct.pack_into("<2I", entry, 20, 2**32 - 1, 2**32 - 1)
+        struct.pack_into("<H", entry, 30, len(extra))
+        struct.pack_into("<I", entry, 42, 2**32 - 1)
+        entries[i] = bytes(entry)
+    directory = b"".join(entries)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 3, 3, len(directory), start, 0)
+    rows = listed(saved(tmp_path, "a.zip", data[:start] + directory + end))
+    assert [(inside(row), row["status"], row["reason"]) for row in rows] == [
+        ("a.png", "unreadable", "the archive is damaged or cut short here"),
+        ("b.png", "unreadable", "the archive is damaged or cut short here"),
+        ("c.png", "", ""),
+    ]
+    assert read_all(rows) == {"c.png": b"ghi"}
+
+
 class peak_below:
     """Fails where Python takes more memory meanwhile than so many bytes."""
 

@@ -242,7 +242,7 @@ def stop_before_the_first_part(output: Path) -> None:
 
 
 def stop_between_parts(output: Path) -> None:
-    """Some parts missing, one half written, one with damaged bytes, and files that are no parts."""
+    """Some parts missing, one half written, one with damaged bytes, and parts of nothing."""
     first, second, third, *others = sorted((output / "scores").iterdir())
     first.unlink()
     data = second.read_bytes()
@@ -252,7 +252,6 @@ def stop_between_parts(output: Path) -> None:
     damaged[40:60] = bytes(byte ^ 0x55 for byte in damaged[40:60])
     third.write_bytes(damaged)
     others[0].with_name("part-0000999.parquet").write_bytes(data)
-    others[0].with_name("notes.parquet").write_bytes(data)
     others[-1].write_bytes(data)  # Another part's rows under a part's name.
 
 

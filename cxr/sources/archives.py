@@ -157,7 +157,7 @@ def _zip_members(stream: BinaryIO) -> Iterator[Member]:
             yield member
         yield _cut_short(found)
         return
-    reaching = _reaching(stream, entries)
+    reaching = _reaching(stream, [entry for entry in entries if _is_within(entry, total)])
     for entry in entries:
         # `is_dir` fails where there is no name. Some Windows programs write backslashes.
         if entry.filename.endswith("/") or (entry.filename.endswith("\\") and not entry.file_size):
@@ -166,7 +166,7 @@ def _zip_members(stream: BinaryIO) -> Iterator[Member]:
         if stat.S_ISLNK(entry.external_attr >> 16):
             yield Member(name, None, 0, link=True)
             continue
-        if not 0 <= entry.header_offset <= total - entry.compress_size:
+        if not _is_within(entry, total):
             yield Member(name, None, -1, "unreadable", _DAMAGED)
             continue
         step = Step(
@@ -179,6 +179,10 @@ def _zip_members(stream: BinaryIO) -> Iterator[Member]:
         yield Member(name, step, step.size, status, reason)
 
 
+def _is_within(entry: zipfile.ZipInfo, total: int) -> bool:
+    return 0 <= entry.header_offset <= total - entry.compress_size
+
+
 def _reaching(stream: BinaryIO, entries: Sequence[zipfile.ZipInfo]) -> set[int]:
     """Offsets of members whose bytes reach into another, which really begins there."""
     found: set[int] = set()
@@ -187,7 +191,7 @@ def _reaching(stream: BinaryIO, entries: Sequence[zipfile.ZipInfo]) -> set[int]:
         header = _LOCAL_HEADER.size + len(entry.orig_filename)
         end = entry.header_offset + header + entry.compress_size
         while later and end > later[-1]:
-            stream.seek(max(0, later[-1]))
+            stream.seek(later[-1])
             if stream.read(len(_LOCAL_SIGNATURE)) == _LOCAL_SIGNATURE:
                 found.add(entry.header_offset)
                 break

@@ -1,8 +1,13 @@
 """What a worker computes on: the device, its number format, its memory layout."""
 
 from contextlib import AbstractContextManager
+from typing import Final
 
 import torch
+
+CPU_THREADS: Final = 1
+"""Threads of a process that runs a network on a CPU: VGG16 at 224 px ran at 4.8 images a second in
+two processes of one thread, at 4.4 in one of two (benchmarks/score.py, two cores)."""
 
 
 def device(gpu: bool) -> torch.device:
@@ -13,8 +18,8 @@ def device(gpu: bool) -> torch.device:
 def batch_size(gpu: bool) -> int:
     """Images of a forward pass.
 
-    On a CPU larger ones fall out of its caches: VGG16 at 224 px ran at 3.5 images a second with 8,
-    at 3.0 with 16.
+    On a CPU more gain nothing: VGG16 at 224 px ran at 4.8 images a second with 8, at 4.7 with 16
+    (benchmarks/score.py).
     """
     return 64 if gpu else 8
 

@@ -24,10 +24,6 @@ from cxr.models import Classifier, State
 from cxr.progress import Counter, Progress
 from cxr.recipes import Recipe
 
-ACTOR_THREADS = 4
-"""Threads of an actor on a CPU, at most: enough to share one copy of the weights and of PyTorch,
-few enough to lose nothing."""
-
 
 @dataclass(frozen=True)
 class Pass:
@@ -141,7 +137,7 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
                 }  # fmt: skip
                 work.append(pa.table(row))
     num_images = sum(len(each.pixels.table) for each in passes)
-    size = cluster.num_processes(len(work), ACTOR_THREADS, gpu=gpu)
+    size = cluster.num_processes(len(work), devices.CPU_THREADS, gpu=gpu)
     share = cluster.share(size, gpu=gpu)
     recipes = [each.recipe for each in passes]
     names = ", ".join(dict.fromkeys(recipe.backbone for recipe in recipes))

@@ -1,7 +1,5 @@
 """The actor that holds a trained classifier, one model a process, loaded once."""
 
-from typing import Final
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,9 +17,6 @@ from cxr.models import State
 from cxr.parts import SCORES, pack, unpack
 from cxr.progress import Counter, Progress
 from cxr.recipes import Recipe
-
-THREADS: Final = 1
-"""Threads of a predictor on a CPU."""
 
 
 class Predictor:
@@ -129,7 +124,7 @@ def predict(
         The same rows without `x`, with `logit`, null where there were no pixels.
     """
     batch_size = devices.batch_size(gpu)
-    size = cluster.num_processes(-(-num_images // batch_size), THREADS, gpu=gpu)
+    size = cluster.num_processes(-(-num_images // batch_size), devices.CPU_THREADS, gpu=gpu)
     share = cluster.share(size, gpu=gpu)
     state = ray.put(dict(checkpoint.model.state_dict()))
     return dataset.map_batches(

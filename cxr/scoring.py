@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 from ray.actor import ActorHandle
 
-from cxr import cluster, parts, prediction, sources, storage
+from cxr import cluster, devices, parts, sources, storage
 from cxr.checkpoint import Checkpoint, package_versions
 from cxr.data import READ_CPUS
 from cxr.errors import CxrError, DataError, SettingsError
@@ -286,7 +286,7 @@ def tasks(missing: pa.Table) -> list[pa.Table]:
 
 
 def _num_actors(num_images: int, *, gpu: bool) -> int:
-    return cluster.num_processes(-(-num_images // PART_ROWS), prediction.THREADS, gpu=gpu)
+    return cluster.num_processes(-(-num_images // PART_ROWS), devices.CPU_THREADS, gpu=gpu)
 
 
 def _run(

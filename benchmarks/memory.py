@@ -97,7 +97,7 @@ def random_features(num_images: int, shape: tuple[int, ...], folder: str) -> Sha
         x = [rng.standard_normal(shape, dtype=np.float32).tobytes() for _ in range(len(batch))]
         return batch.append_column("x", pa.array(x, pa.binary()))
 
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    dataset = ray.data.from_blocks(blocks).map_batches(
         fill,
         batch_format="pyarrow",
         batch_size=None,

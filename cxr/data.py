@@ -76,16 +76,17 @@ class Shards:
         """Stream the given folds, or all; the given columns, or all."""
         chosen = self.parts if folds is None else folds
         paths = [pa.table({"path": [path]}) for fold in chosen for path in self.parts.get(fold, ())]
-        # Not read_parquet: it lists files in tasks that claim a whole CPU, for which it would wait
-        # for ever where training workers or actors hold them all.
-        return ray.data.from_arrow(paths).map_batches(
-            _read_parts,  # type: ignore[arg-type]
+        # Not read_parquet, and not from_arrow: both run tasks that claim a whole CPU, for which they
+        # would wait for ever where training workers, actors or trials hold them.
+        found: ray.data.Dataset = ray.data.from_blocks(paths).map_batches(
+            _read_parts,
             fn_args=(columns,),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=READ_CPUS,
             compute=ray.data.TaskPoolStrategy(size=min(NUM_READERS, len(paths))),
         )
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -147,8 +148,8 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
             for start in range(0, len(part), IMAGES_PER_BLOCK)
         ]
         with Progress(f"decoding to {image_px} px", len(listing)) as progress:
-            dataset = ray.data.from_arrow(blocks).map_batches(
-                _decode,  # type: ignore[arg-type]
+            dataset = ray.data.from_blocks(blocks).map_batches(
+                _decode,
                 batch_format="pyarrow",
                 batch_size=None,
                 fn_args=(image_px, progress.counter),

@@ -144,7 +144,7 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
     with Progress(f"frozen convolutions of {names}", num_images) as progress:
         states = [ray.put(each.model.states(frozen=True)) for each in passes]
         done: Any = (
-            ray.data.from_arrow(work)
+            ray.data.from_blocks(work)
             .map_batches(
                 FeatureExtractor,
                 fn_constructor_args=(recipes, states, share.threads, gpu, progress.counter),

@@ -221,7 +221,7 @@ def list_everything(inputs: Sequence[str]) -> tuple[pa.Table, dict[str, int]]:
             pa.table({"file": [file], "wanted": pa.array([wanted], pa.list_(pa.string()))})
             for file, wanted in sorted(found.archives.items())
         ]
-        listed = ray.data.from_arrow(asked).map_batches(
+        listed = ray.data.from_blocks(asked).map_batches(
             parts.list_archives, batch_format="pyarrow", batch_size=None, num_cpus=1
         )
         for row in listed.iter_rows():
@@ -302,8 +302,8 @@ def _run(
     share = cluster.share(size, gpu=gpu)
     point = checkpoint.operating_point
     state = ray.put(dict(checkpoint.model.state_dict()))
-    pixels = ray.data.from_arrow(tasks(missing)).map_batches(
-        parts.read_parts,  # type: ignore[arg-type]
+    pixels = ray.data.from_blocks(tasks(missing)).map_batches(
+        parts.read_parts,
         fn_args=(checkpoint.recipe.image_px, settings.any_body_part),
         batch_format="pyarrow",
         batch_size=None,

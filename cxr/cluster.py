@@ -20,6 +20,7 @@ ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # A hospital expects that nothing calls home.
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Else Ray Train prints every line twice.
+    "RAY_AIR_NEW_OUTPUT": "0",  # Else Ray Tune frames its settings, whatever its verbosity.
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
 }
 """Environment of the job and of a cluster that it starts; what is set already stays."""

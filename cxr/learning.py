@@ -5,8 +5,9 @@ divided by the global sum of weights, so any number of workers computes the same
 and shards of unequal size lose no image.
 """
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,10 +17,16 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
-from cxr import devices, models, transforms
+from cxr import devices, metrics, models, transforms
 from cxr.loading import Batch, Loader
 from cxr.models import State, logit
-from cxr.recipes import Recipe
+from cxr.recipes import FOCAL_GAMMA, Recipe
+
+EMPTY_SCORE: Final = -1.0
+"""Ranks an epoch whose AUC is undefined below all others."""
+
+Entry = dict[str, Any]
+"""What is known of an epoch: losses, accuracies, AUC, seconds."""
 
 TELL_EVERY_S: Final = 15.0
 """Seconds between two lines on how far a long epoch is."""
@@ -60,9 +67,10 @@ class Learner:
         self.device = devices.device(gpu)
         self.model = models.build(recipe)
         self.model.load_state_dict(dict(state), strict=False)
-        self.network: nn.Module = ray.train.torch.prepare_model(
-            (self.model.tail if cached else self.model).to(memory_format=torch.channels_last)
-        )
+        trained = self.model.tail if cached else self.model
+        self.network: nn.Module = trained.to(self.device).to(memory_format=torch.channels_last)
+        if world > 1:
+            self.network = ray.train.torch.prepare_model(self.network)
         self.weights = torch.tensor(class_weights, device=self.device)
         self.optimizer = _optimizer(recipe, self.network)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -129,9 +137,10 @@ class Learner:
             outputs = self._forward(batch, learn=learn).float()
             if batch is not None and len(label):
                 target = label.to(self.device)
-                loss = (
-                    nn.functional.cross_entropy(outputs, target, reduction="none") * weight
-                ).sum()
+                losses = nn.functional.cross_entropy(outputs, target, reduction="none")
+                if self.recipe.class_weighting == "focal":
+                    losses = losses * (1 - torch.exp(-losses)) ** FOCAL_GAMMA
+                loss = (losses * weight).sum()
                 correct = (outputs.argmax(1) == target).sum()
                 totals += torch.tensor(
                     [loss.item(), weight.sum().item(), len(label), correct.item()]
@@ -188,6 +197,52 @@ class Learner:
             dist.all_reduce(values)
             values = values.cpu()
         return values
+
+
+def epochs(
+    learner: Learner, loader: Loader, validation: Loader, history: list[Entry]
+) -> Iterator[tuple[Entry, bool, dict[str, NDArray[Any]]]]:
+    """Train until the recipe's epochs are over, or its patience.
+
+    Args:
+        learner: at the end of the history.
+        loader: of the training rows.
+        validation: of the rows to judge each epoch on.
+        history: entries of the epochs so far; grows.
+
+    Yields:
+        After each epoch its entry, whether it is the best so far, and row, label and logit of each
+        validation image.
+    """
+    while not is_over(history, learner.recipe):
+        started = time.monotonic()
+        trained = learner.train(loader, len(history) + 1)
+        validated, seen = learner.evaluate(validation)
+        finite = bool(np.isfinite(seen["logit"]).all()) and math.isfinite(trained["loss"])
+        auc = metrics.roc_auc(seen["label"], seen["logit"]) if finite else None
+        entry: Entry = {
+            "epoch": len(history) + 1,
+            "train_loss": trained["loss"],
+            "train_accuracy": trained["accuracy"],
+            "val_loss": validated["loss"],
+            "val_accuracy": validated["accuracy"],
+            "val_auc": auc,
+            "score": EMPTY_SCORE if auc is None else auc,
+            "diverged": not finite,
+            "seconds": time.monotonic() - started,
+            "time": time.time(),
+        }
+        is_best = entry["score"] > max((e["score"] for e in history), default=-math.inf)
+        history.append(entry)
+        yield entry, is_best, seen
+
+
+def is_over(history: Sequence[Mapping[str, Any]], recipe: Recipe) -> bool:
+    """Whether the epochs or the patience are used up, or the loss left the finite numbers."""
+    if len(history) >= recipe.epochs or any(entry["diverged"] for entry in history):
+        return True
+    scores = [entry["score"] for entry in history]
+    return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= recipe.patience
 
 
 def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:

@@ -1,10 +1,11 @@
 """How a training worker gets its part of each global batch: from its memory, or from a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from ray.data import DataIterator
@@ -49,18 +50,41 @@ class MemoryLoader:
 
     def __init__(
         self,
-        iterator: DataIterator,
+        x: torch.Tensor,
+        label: torch.Tensor,
+        recipe: Recipe,
+        rows: NDArray[np.int64],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Hold what this worker owns.
+
+        Args:
+            x: pixels or features of the worker's rows, (n, *shape).
+            label: class indices, int64, (n,).
+            recipe: says batch size and seed.
+            rows: row numbers of the whole, sorted, (N,).
+            rank: this worker's number.
+            world: workers in all.
+        """
+        self.x, self.label, self.recipe = x, label, recipe
+        self.rows, self.rank, self.world = rows, rank, world
+
+    @classmethod
+    def read(
+        cls,
+        tables: Iterable[pa.Table],
         recipe: Recipe,
         shape: tuple[int, ...],
         dtype: str,
         rows: NDArray[np.int64],
-        rank: int,
-        world: int,
-    ) -> None:
-        """Read the whole stream once and keep what this worker owns.
+        rank: int = 0,
+        world: int = 1,
+    ) -> "MemoryLoader":
+        """Read all rows once and keep what this worker owns.
 
         Args:
-            iterator: all rows {row, label, x}, the same for every worker.
+            tables: all rows {row, label, x} in any order, the same for every worker.
             recipe: says batch size and seed.
             shape: of one row's array.
             dtype: of one row's array.
@@ -68,16 +92,16 @@ class MemoryLoader:
             rank: this worker's number.
             world: workers in all.
         """
-        self.rows, self.recipe, self.rank, self.world = rows, recipe, rank, world
         num_own = len(range(rank, len(rows), world))
-        self.x = torch.empty(num_own, *shape, dtype=getattr(torch, dtype))
-        self.label = torch.empty(num_own, dtype=torch.int64)
-        for table in iterator.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow"):
+        x = torch.empty(num_own, *shape, dtype=getattr(torch, dtype))
+        label = torch.empty(num_own, dtype=torch.int64)
+        for table in tables:
             position = np.searchsorted(rows, np.asarray(table["row"]))
             mine = np.flatnonzero(position % world == rank)
             target = torch.from_numpy(position[mine] // world)
-            self.x[target] = torch.from_numpy(to_arrays(table, shape, dtype)[mine])
-            self.label[target] = torch.from_numpy(np.asarray(table["label"])[mine])
+            x[target] = torch.from_numpy(to_arrays(table, shape, dtype)[mine])
+            label[target] = torch.from_numpy(np.asarray(table["label"])[mine])
+        return cls(x, label, recipe, rows, rank, world)
 
     def batches(self, epoch: int | None) -> Iterator[Batch]:
         order = np.arange(len(self.rows))
@@ -103,7 +127,7 @@ class StreamLoader:
         rank: int,
         world: int,
     ) -> None:
-        """Arguments as `MemoryLoader`'s, but `iterator` gives this worker's rows alone."""
+        """Arguments as `MemoryLoader.read`'s, but `iterator` gives this worker's rows alone."""
         self.iterator, self.recipe, self.shape, self.dtype = iterator, recipe, shape, dtype
         self.batch_size = recipe.batch_size // world + (rank < recipe.batch_size % world)
 

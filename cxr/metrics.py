@@ -337,7 +337,7 @@ def examine(
     blocks = []
     for start in range(0, num_resamples, _BLOCK):
         rows = min(_BLOCK, num_resamples - start)
-        drawn = _draw_patients(generator, rows, num_patients)
+        drawn = draw_patients(generator, rows, num_patients)
         blocks.append(figures(drawn[:, patient]))
 
     def estimates(group: str, called: Bools) -> dict[str, Estimate]:
@@ -386,8 +386,8 @@ def reliability(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> tuple[Floats, Fl
     _need_probabilities(prob)
     counts, prob_sums, positive_sums = _bin_sums(positive, prob, np.ones((1, len(prob))))
     return (
-        _divide(prob_sums, counts)[0],
-        _divide(positive_sums, counts)[0],
+        divide(prob_sums, counts)[0],
+        divide(positive_sums, counts)[0],
         counts[0],
     )
 
@@ -408,7 +408,7 @@ def most_wrong(
 # which takes some 3 ms for each resample where these take 0.1.
 
 
-def _draw_patients(generator: np.random.Generator, rows: int, num_patients: int) -> Floats:
+def draw_patients(generator: np.random.Generator, rows: int, num_patients: int) -> Floats:
     """How often each patient is drawn in each resample, (rows, num_patients)."""
     drawn = generator.integers(num_patients, size=(rows, num_patients))
     offsets = np.arange(rows)[:, None] * num_patients
@@ -416,27 +416,46 @@ def _draw_patients(generator: np.random.Generator, rows: int, num_patients: int)
     return counts.reshape(rows, num_patients).astype(np.float64)
 
 
-def _threshold_free(positive: Bools, prob: Floats, weights: Floats) -> dict[str, Floats]:
-    order = np.argsort(-prob, kind="stable")
-    starts = np.flatnonzero(np.diff(prob[order], prepend=np.inf))
+def _by_score(positive: Bools, score: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Weight of each class at each of the K distinct scores, the highest first: (B, K) each."""
+    order = np.argsort(-score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=np.inf))
     ordered = weights[:, order]
-    # (B, K): weight of each class at each of the K distinct scores, the highest first.
     hits = np.add.reduceat(ordered * positive[order], starts, axis=1)
     alarms = np.add.reduceat(ordered * ~positive[order], starts, axis=1)
-    num_hits, num_alarms = hits.sum(axis=1), alarms.sum(axis=1)
-    hits_so_far, alarms_so_far = hits.cumsum(axis=1), alarms.cumsum(axis=1)
+    return hits, alarms
 
+
+def _auc(hits: Floats, alarms: Floats) -> Floats:
     # Mann-Whitney: a pair counts half where the scores are tied.
-    ranked = (alarms * (hits_so_far - hits / 2)).sum(axis=1)
+    ranked = (alarms * (hits.cumsum(axis=1) - hits / 2)).sum(axis=1)
+    return divide(ranked, hits.sum(axis=1) * alarms.sum(axis=1))
+
+
+def weighted_auc(positive: Bools, score: Floats, weights: Floats) -> Floats:
+    """The AUC in each of B resamples, (B,), NaN where undefined.
+
+    Args:
+        positive: pneumonia, (N,).
+        score: higher for pneumonia, (N,).
+        weights: how often each image counts in each resample, (B, N).
+    """
+    return _auc(*_by_score(positive, score, weights))
+
+
+def _threshold_free(positive: Bools, prob: Floats, weights: Floats) -> dict[str, Floats]:
+    hits, alarms = _by_score(positive, prob, weights)
+    num_hits = hits.sum(axis=1)
+    hits_so_far, alarms_so_far = hits.cumsum(axis=1), alarms.cumsum(axis=1)
     called = hits_so_far + alarms_so_far
     precision = np.divide(hits_so_far, called, out=np.zeros_like(called), where=called > 0)
     counts, prob_sums, positive_sums = _bin_sums(positive, prob, weights)
     total = weights.sum(axis=1)
     return {
-        "auc": _divide(ranked, num_hits * num_alarms),
-        "average_precision": _divide((hits * precision).sum(axis=1), num_hits),
-        "brier": _divide(weights @ (prob - positive) ** 2, total),
-        "expected_calibration_error": _divide(
+        "auc": _auc(hits, alarms),
+        "average_precision": divide((hits * precision).sum(axis=1), num_hits),
+        "brier": divide(weights @ (prob - positive) ** 2, total),
+        "expected_calibration_error": divide(
             np.abs(prob_sums - positive_sums).sum(axis=1), counts.sum(axis=1)
         ),
     }
@@ -449,18 +468,18 @@ def _at_threshold(
     misses = weights @ (positive & ~called)
     alarms = weights @ (~positive & called)
     cleared = weights @ (~positive & ~called)
-    sensitivity = _divide(hits, hits + misses)
-    specificity = _divide(cleared, cleared + alarms)
+    sensitivity = divide(hits, hits + misses)
+    specificity = divide(cleared, cleared + alarms)
     return {
-        "accuracy": _divide(hits + cleared, weights.sum(axis=1)),
+        "accuracy": divide(hits + cleared, weights.sum(axis=1)),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "ppv": _divide(hits, hits + alarms),
-        "npv": _divide(cleared, cleared + misses),
-        "f1": _divide(2 * hits, 2 * hits + alarms + misses),
+        "ppv": divide(hits, hits + alarms),
+        "npv": divide(cleared, cleared + misses),
+        "f1": divide(2 * hits, 2 * hits + alarms + misses),
         **{
-            f"sensitivity_{kind}": _divide(
+            f"sensitivity_{kind}": divide(
                 weights @ (positive & called & (subtype == kind)),
                 weights @ (positive & (subtype == kind)),
             )
@@ -495,7 +514,7 @@ def _bin_sums(positive: Bools, prob: Floats, weights: Floats) -> tuple[Floats, F
     )
 
 
-def _divide(above: Floats, below: Floats) -> Floats:
+def divide(above: Floats, below: Floats) -> Floats:
     """NaN where there is nothing to divide by."""
     return np.divide(above, below, out=np.full_like(below, np.nan), where=below > 0)
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 from cxr.errors import SettingsError
 
 Convolutions = int | Literal["all"]
-Normalization = Literal["none", "unit", "imagenet", "per_image"]
-ClassWeighting = Literal["none", "fixed", "balanced"]
+Normalization = Literal["none", "unit", "imagenet", "per_image", "equalize"]
+ClassWeighting = Literal["none", "fixed", "balanced", "effective", "focal"]
 Pooling = Literal["flatten", "average"]
 Augmentation = Literal["none", "affine"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -22,6 +22,14 @@ Loading = Literal["memory", "stream"]
 
 FIXED_CLASS_WEIGHTS: Final = (1.0, 0.4)
 """Loss weights of normal and pneumonia under `fixed`, as the 2019 experiment set them."""
+
+EFFECTIVE_NUMBER_BETA: Final = 0.999
+"""A class of n images counts as (1 - beta^n) / (1 - beta) under `effective`: Cui et al. 2019,
+arXiv 1901.05555."""
+
+FOCAL_GAMMA: Final = 2.0
+"""An image's loss is scaled by (1 - probability of its class)^gamma under `focal`: Lin et al. 2017,
+arXiv 1708.02002, and their best value."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,12 @@ class Recipe:
     """Side of the square that each radiograph is resized to, in pixels."""
     normalization: Normalization = "none"
     """none: grey levels 0-255. unit: 0-1. imagenet: channel statistics of ImageNet. per_image:
-    each radiograph to mean 0 and standard deviation 1."""
+    each radiograph to mean 0 and standard deviation 1. equalize: each radiograph's histogram made
+    flat, then as imagenet."""
     class_weighting: ClassWeighting = "none"
-    """Loss weights: none; fixed: 1.0 normal, 0.4 pneumonia; balanced: inverse class frequency."""
+    """How classes count in the loss. none; fixed: 1.0 normal, 0.4 pneumonia; balanced: inverse
+    class frequency; effective: inverse effective number of images; focal: no weights, but images
+    that are told well already count less."""
     pooling: Pooling = "flatten"
     """How the backbone's maps reach the head: every number, or the average of each map."""
     hidden: tuple[int, ...] = (1024, 512)

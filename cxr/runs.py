@@ -28,6 +28,7 @@ from cxr import (
     cluster,
     data,
     features,
+    learning,
     metrics,
     models,
     phantoms,
@@ -339,7 +340,7 @@ def _conclude(
     measured: dict[str, float | None] = dict.fromkeys(
         ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
     )
-    if outcome.best["score"] != training.EMPTY_SCORE:
+    if outcome.best["score"] != learning.EMPTY_SCORE:
         each.model.load_state_dict(dict(outcome.state), strict=False)
         saved = checkpoint.save(
             storage.join(folder, "checkpoint"),

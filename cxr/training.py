@@ -8,10 +8,8 @@ features and train what follows; otherwise they see pixels and train the whole c
 import io
 import json
 import logging
-import math
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,21 +26,18 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 
-from cxr import cluster, metrics, models, storage
+from cxr import cluster, models, storage
 from cxr.data import Shards
 from cxr.errors import CxrError, DataError, SettingsError
 from cxr.labels import CLASSES
-from cxr.learning import Learner
-from cxr.loading import Loader, MemoryLoader, StreamLoader
+from cxr.learning import Learner, epochs, is_over
+from cxr.loading import READ_ROWS, Loader, MemoryLoader, StreamLoader
 from cxr.models import Classifier, State
-from cxr.recipes import FIXED_CLASS_WEIGHTS, Recipe
+from cxr.recipes import EFFECTIVE_NUMBER_BETA, FIXED_CLASS_WEIGHTS, Recipe
 from cxr.sharding import SplitConfig
 
 MAX_FAILURES: Final = 3
 """Times that a run restarts from its last epoch after a worker died."""
-
-EMPTY_SCORE: Final = -1.0
-"""Ranks an epoch whose AUC is undefined below all others."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +97,20 @@ def class_weights(recipe: Recipe, labels: NDArray[np.int64]) -> tuple[float, ...
         recipe: says which kind.
         labels: of the training images, (N,).
 
-    `balanced` is N / (classes * images of the class), as scikit-learn's.
+    `balanced` is N / (classes * images of the class), as scikit-learn's; `effective` the inverse
+    effective number of images, scaled so that the weights sum to the number of classes.
     """
-    if recipe.class_weighting == "none":
-        return (1.0,) * len(CLASSES)
-    if recipe.class_weighting == "fixed":
-        return FIXED_CLASS_WEIGHTS
     counts = np.bincount(labels, minlength=len(CLASSES))
-    return tuple(float(len(labels) / (len(CLASSES) * count)) for count in counts)
+    match recipe.class_weighting:
+        case "fixed":
+            return FIXED_CLASS_WEIGHTS
+        case "balanced":
+            return tuple(float(len(labels) / (len(CLASSES) * count)) for count in counts)
+        case "effective":
+            inverse = (1 - EFFECTIVE_NUMBER_BETA) / (1 - EFFECTIVE_NUMBER_BETA**counts)
+            return tuple(float(w) for w in inverse / inverse.sum() * len(CLASSES))
+        case _:  # none, and focal, which weighs images and not classes.
+            return (1.0,) * len(CLASSES)
 
 
 def check_workers(num_workers: int, recipe: Recipe, *, gpu: bool) -> None:
@@ -252,7 +253,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             resumed = torch.load(Path(folder) / "state.pt", weights_only=True)
     for task in config["tasks"]:
         history = histories.setdefault(task.recipe.name, [])
-        if not _is_over(history, task.recipe):
+        if not is_over(history, task.recipe):
             state = resumed if resumed.get("name") == task.recipe.name else None
             _train_one(task, histories, state, gpu=config["gpu"], rank=rank, world=world)
 
@@ -275,35 +276,22 @@ def _train_one(
     if resumed is not None:
         learner.restore(resumed)
     stream = (recipe, task.shape, task.dtype)
-    train_data = ray.train.get_dataset_shard(f"{recipe.name}/train")
-    loader: Loader = (
-        MemoryLoader(train_data, *stream, task.rows, rank, world)
+    train_rows = ray.train.get_dataset_shard(f"{recipe.name}/train")
+    train_data: Loader = (
+        MemoryLoader.read(
+            train_rows.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow"),
+            *stream,
+            task.rows,
+            rank,
+            world,
+        )
         if recipe.loading == "memory"
-        else StreamLoader(train_data, *stream, rank, world)
+        else StreamLoader(train_rows, *stream, rank, world)
     )
-    validation_data = ray.train.get_dataset_shard(f"{recipe.name}/validation")
-    validation = StreamLoader(validation_data, *stream, rank, world)
-    while not _is_over(history, recipe):
-        started = time.monotonic()
-        trained = learner.train(loader, len(history) + 1)
-        validated, seen = learner.evaluate(validation)
-        finite = bool(np.isfinite(seen["logit"]).all()) and math.isfinite(trained["loss"])
-        auc = metrics.roc_auc(seen["label"], seen["logit"]) if finite else None
-        entry: dict[str, Any] = {
-            "epoch": len(history) + 1,
-            "train_loss": trained["loss"],
-            "train_accuracy": trained["accuracy"],
-            "val_loss": validated["loss"],
-            "val_accuracy": validated["accuracy"],
-            "val_auc": auc,
-            "score": EMPTY_SCORE if auc is None else auc,
-            "diverged": not finite,
-            "seconds": time.monotonic() - started,
-            "peak_memory_mb": _most(memory.peak_mb, world),
-            "time": time.time(),
-        }
-        is_best = entry["score"] > max((e["score"] for e in history), default=-math.inf)
-        history.append(entry)
+    validation_rows = ray.train.get_dataset_shard(f"{recipe.name}/validation")
+    validation = StreamLoader(validation_rows, *stream, rank, world)
+    for entry, is_best, seen in epochs(learner, train_data, validation, history):
+        entry["peak_memory_mb"] = _most(memory.peak_mb, world)
         # Every rank reports: ray.train.report is a barrier.
         if rank > 0:
             ray.train.report(entry)
@@ -316,7 +304,7 @@ def _train_one(
                 storage.move_in(Path(folder) / "best.pt", storage.join(task.output, "best.pt"))
             write_history(task.output, history)
             # A finished recipe is not resumed, and its state is three times its weights.
-            state = {} if _is_over(history, recipe) else learner.state()
+            state = {} if is_over(history, recipe) else learner.state()
             torch.save(state | {"name": recipe.name}, Path(folder) / "state.pt")
             (Path(folder) / "histories.json").write_text(json.dumps(histories))
             ray.train.report(entry, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -335,13 +323,6 @@ def _print_epoch(recipe: Recipe, entry: Mapping[str, Any]) -> None:
 
 def _as_tensors(columns: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(column) for name, column in columns.items()}
-
-
-def _is_over(history: Sequence[Mapping[str, Any]], recipe: Recipe) -> bool:
-    if len(history) >= recipe.epochs or any(entry["diverged"] for entry in history):
-        return True
-    scores = [entry["score"] for entry in history]
-    return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= recipe.patience
 
 
 def _most(value: float, world: int) -> float:

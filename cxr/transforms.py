@@ -3,6 +3,7 @@
 from typing import Final, get_args
 
 import torch
+from torchvision.transforms.v2.functional import equalize
 
 from cxr.errors import ImageError, SettingsError
 from cxr.recipes import Normalization
@@ -24,7 +25,7 @@ def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tenso
 
     Args:
         pixels: grey levels 0-255, uint8 or float32, (N, 1, H, W), bone bright.
-        normalization: `"none"`, `"unit"`, `"imagenet"` or `"per_image"`.
+        normalization: `"none"`, `"unit"`, `"imagenet"`, `"per_image"` or `"equalize"`.
 
     Returns:
         float32 (N, 3, H, W); the grey plane repeated, since the backbones expect RGB.
@@ -33,7 +34,8 @@ def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tenso
         ImageError: `pixels` is neither uint8 nor float32, or does not have one channel.
         SettingsError: an unknown normalization.
 
-    Source: channel statistics of ImageNet as in torchvision's classification presets.
+    Source: channel statistics of ImageNet as in torchvision's classification presets; histogram
+    equalization as torchvision's and Pillow's.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 1:
         raise ImageError(f"expected grey pixels (N, 1, H, W), found {tuple(pixels.shape)}.")
@@ -53,6 +55,8 @@ def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tenso
         mean = grey.mean(dim=(2, 3), keepdim=True)
         std = grey.std(dim=(2, 3), keepdim=True, correction=0)
         return ((grey - mean) / std.clamp(min=1.0)).expand(-1, 3, -1, -1)
+    if normalization == "equalize":
+        grey = equalize(grey.round().clamp(0, 255).to(torch.uint8)).float()
     mean = torch.tensor(IMAGENET_MEAN, device=grey.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=grey.device).view(1, 3, 1, 1)
     return (grey / 255 - mean) / std

@@ -165,6 +165,53 @@ def scoring_text(**changes: Any) -> str:
     return " ".join(read(reports.scoring_page(scoring(**changes))).text.split())
 
 
+def trial(auc: float | None, *, reason: str = "", **setting: Any) -> reports.TrialResult:
+    def around(value: float) -> reports.Interval:
+        return reports.Interval(value, value - 0.011, value + 0.007)
+
+    return reports.TrialResult(
+        setting=setting,
+        auc=None if auc is None else around(auc),
+        balanced_accuracy=None if auc is None else around(auc - 0.05),
+        fold_aucs=[] if reason else [auc, 0.955, 0.966],
+        seconds=1_234.5,
+        reason=reason,
+    )
+
+
+def tuning(**changes: Any) -> reports.TuningReport:
+    difference = reports.Interval(0.021, -0.004, 0.046)
+    values: dict[str, Any] = {
+        "title": "A title",
+        "data": "chest_xray",
+        "recipe": {"backbone": "squeezenet1_1"},
+        "grid": {"normalization": ["none", "per_image"], "class_weighting": ["none", "balanced"]},
+        "sampled": [],
+        "trials": [
+            trial(0.911, normalization="none", class_weighting="none"),
+            trial(None, normalization="none", class_weighting="balanced", reason="it diverged"),
+            trial(0.977, normalization="per_image", class_weighting="none"),
+            trial(None, normalization="per_image", class_weighting="balanced"),
+        ],
+        "effects": [
+            reports.Effect("normalization", "per_image", "none", difference, 5_232, 2_790),
+            reports.Effect("class_weighting", "balanced", "none", difference, 5_200, 2_780),
+        ],
+        "answers": ["per_image against none: AUC +0.021 [-0.004, +0.046], n = 2,790 patients"],
+        "num_folds": 3,
+        "num_images": 5_232,
+        "num_patients": 2_790,
+        "notes": ["2 images could not be read: truncated"],
+        "facts": {"versions": {"torch": "2.8.0"}},
+    }
+    return reports.TuningReport(**(values | changes))
+
+
+def tuning_text(**changes: Any) -> str:
+    """What a reader sees, with single spaces."""
+    return " ".join(read(reports.tuning_page(tuning(**changes))).text.split())
+
+
 # ---------------------------------------------------------------- evaluation
 
 
@@ -471,6 +518,184 @@ def test_histogram_shows_one_image_beside_thousands() -> None:
     assert len(heights) == 2
     assert ">images (logarithmic)</text>" in drawn
     assert ">1,000</text>" in drawn
+
+
+# ---------------------------------------------------------------- tuning
+
+
+def test_tuning_page_shows_the_numbers_it_was_given() -> None:
+    text = tuning_text()
+    for words in (
+        "Cross-validation on chest_xray: 5,232 images of 2,790 patients in 3 folds",
+        "Trials 2 judged of 4 1 failed, 1 undefined",
+        "Best AUC 0.977 95% [0.966, 0.984] the highest of 2: optimistic",
+        "Best setting per_image, none normalization, class_weighting Images 5,232",
+        "2 images could not be read: truncated",
+        "AUC +0.021 [-0.004, +0.046], n = 2,790 patients",
+        "normalization, against none",
+        "+0.021 [-0.004, +0.046]",
+        "5,200 images of 2,780 patients",
+        "0.977, 0.955, 0.966 1,234.5",
+        "backbone squeezenet1_1",
+        "versions.torch 2.8.0",
+    ):
+        assert words in text
+    assert "phantoms" not in text
+
+
+def test_tuning_page_has_every_setting_on_both_maps() -> None:
+    text = tuning_text()
+    assert (
+        "AUC class_weighting normalization none balanced "
+        "none 0.911 [0.900, 0.918] failed per_image 0.977 [0.966, 0.984] best undefined 0.911 0.977"
+    ) in text
+    assert (
+        "Balanced accuracy class_weighting normalization none balanced "
+        "none 0.861 [0.850, 0.868] failed per_image 0.927 [0.916, 0.934] best undefined 0.861 0.927"
+    ) in text
+
+
+def test_tuning_page_lists_all_trials_best_first() -> None:
+    text = tuning_text()
+    table = text[text.index("4 trials, the highest AUC first") :]
+    ranks = [table.index(f"{name} ") for name in ("per_image, none", "none, none")]
+    ranks += [table.index(f"{name} ") for name in ("none, balanced", "per_image, balanced")]
+    assert ranks == sorted(ranks)
+
+
+def test_tuning_page_says_why_a_trial_has_no_auc() -> None:
+    text = tuning_text()
+    assert "none, balanced failed 0 of 3 it diverged" in text
+    assert "per_image, balanced undefined 2 of 3 the AUC is undefined in 1 of 3 folds" in text
+    assert "undefined, 0.955, 0.966" in text
+    assert not re.search(r"\b(nan|None)\b", text.replace("None of them", ""))
+    found = [trial(0.9, normalization="none", class_weighting="none")]
+    assert "Trials without an AUC" not in tuning_text(trials=found)
+    assert "not tried" in tuning_text(trials=found)
+
+
+def test_tuning_page_says_what_it_is_not_for() -> None:
+    text = tuning_text()
+    assert "The best of 2 trials is optimistic" in text
+    assert "Nothing was chosen on the test split" in text
+    assert "not for clinical use" in text
+    phantoms = tuning_text(data="phantoms, 240 of them")
+    assert "they say nothing about radiographs of patients" in phantoms
+
+
+def test_tuning_page_is_self_contained_and_the_same_each_time() -> None:
+    page = reports.tuning_page(tuning())
+    assert_self_contained(page)
+    assert reports.tuning_page(tuning()) == page
+
+
+def test_tuning_page_with_hostile_names() -> None:
+    other = "$x^2$ &amp; font-family: y"
+    settings: list[dict[str, Any]] = [{HOSTILE: HOSTILE, other: other, "<rate>": 0.1}]
+    settings += [{HOSTILE: other, other: other, "<rate>": 0.2}]
+    page = reports.tuning_page(
+        tuning(
+            title=HOSTILE,
+            data=HOSTILE,
+            recipe={HOSTILE: HOSTILE},
+            grid={HOSTILE: [HOSTILE, other], other: [other], "third": [HOSTILE]},
+            sampled=["<rate>"],
+            trials=[
+                trial(0.9, third=HOSTILE, **settings[0]),
+                trial(None, reason=HOSTILE, third=HOSTILE, **settings[1]),
+            ],
+            effects=[reports.Effect(HOSTILE, HOSTILE, other, reports.Interval(0, 0, 0), 1, 1)],
+            answers=[HOSTILE],
+            notes=[HOSTILE],
+            facts={HOSTILE: {HOSTILE: [HOSTILE]}},
+        )
+    )
+    assert "<script" not in page
+    assert "<rate" not in page
+    assert_self_contained(page)
+
+
+def test_tuning_page_of_one_factor_is_one_column() -> None:
+    trials = [trial(0.911, batch_size=16), trial(0.977, batch_size=64.0)]
+    changes = {"grid": {"batch_size": ["16", "64"]}, "trials": trials, "effects": []}
+    text = tuning_text(**changes)
+    assert "AUC batch_size AUC 16 0.911 [0.900, 0.918] 64 0.977 [0.966, 0.984] best" in text
+    assert "Best setting 64 batch_size" in text
+    assert "none failed" in text
+    assert "Effects" not in text
+
+
+def test_tuning_page_of_three_factors_has_maps_for_each_value_of_the_third() -> None:
+    grid = {"a": ["a1", "a2"], "b": ["b1", "b2"], "c": ["c1", "c2"]}
+    aucs = iter(np.arange(0.901, 0.909, 0.001))
+    trials = [
+        trial(float(next(aucs)), a=a, b=b, c=c)
+        for a in grid["a"]
+        for b in grid["b"]
+        for c in grid["c"]
+    ]
+    page = reports.tuning_page(tuning(grid=grid, trials=trials))
+    text = " ".join(read(page).text.split())
+    assert page.count('class="heat"') == 4
+    for third, figures in (("c1", (1, 3, 5, 7)), ("c2", (2, 4, 6, 8))):
+        found = text[text.index(f"AUC, c {third}") :]
+        cells = re.findall(r"0\.(\d{3}) \[", found)[:4]
+        assert cells == [f"90{figure}" for figure in figures]
+    # One scale and one best over all maps of a figure.
+    assert page.count('class="best"') == 2
+    assert_self_contained(page)
+
+
+def test_tuning_page_marks_equal_settings_alike() -> None:
+    grid = {"a": ["a1", "a2", "a3"]}
+    trials = [trial(0.9, a="a1"), trial(0.95, a="a2"), trial(0.95, a="a3")]
+    page = reports.tuning_page(tuning(grid=grid, trials=trials))
+    assert page.count('class="best"') == 4
+    assert "Best setting a2 a 1 other setting with the same AUC" in " ".join(
+        read(page).text.split()
+    )
+
+
+def test_tuning_page_shows_sampled_settings() -> None:
+    rates = (1e-4, 1e-3, 3e-2)
+    trials = [
+        trial(None if rate > 0.01 else 0.9 + rate, learning_rate=rate, dropout=0.2 + rate)
+        for rate in rates
+    ]
+    page = reports.tuning_page(
+        tuning(grid={}, sampled=["learning_rate", "dropout", "absent"], trials=trials)
+    )
+    text = " ".join(read(page).text.split())
+    assert page.count("2 trials with an AUC, 1 without.") == 2
+    assert ">learning_rate (logarithmic)</text>" in page
+    assert ">dropout</text>" in page
+    assert "absent undefined : no trial has an AUC" in text
+    assert "Best setting learning_rate 0.001, dropout 0.201" in text
+    assert "Rows:" not in text
+    assert_self_contained(page)
+
+
+def test_tuning_page_shows_the_best_of_the_trials_in_a_cell() -> None:
+    grid = {"a": ["a1", "a2"]}
+    trials = [trial(0.9, a="a1", rate=0.1), trial(0.95, a="a1", rate=0.2)]
+    trials += [trial(None, a="a2", rate=0.1, reason="it diverged")]
+    text = tuning_text(grid=grid, trials=trials, sampled=["rate"])
+    assert "a1 0.950 [0.939, 0.957] best 1 of 2 trials a2 failed" in text
+    assert "it shows the one with the highest AUC" in text
+
+
+@pytest.mark.parametrize("num_trials", [0, 1])
+def test_tuning_page_of_nothing_judged(num_trials: int) -> None:
+    trials = [trial(None, normalization="none", class_weighting="none", reason="no space left")]
+    changes: dict[str, Any] = {"trials": trials[:num_trials], "effects": [], "answers": []}
+    changes |= {"sampled": ["learning_rate"], "notes": [], "facts": None, "recipe": {}}
+    text = tuning_text(**changes)
+    assert "Best AUC undefined no trial has an AUC" in text
+    assert "No trial has a figure here." in text
+    assert ("no space left" in text) == bool(num_trials)
+    assert ("No trial was started." in text) == (not num_trials)
+    assert not re.search(r"\b(nan|None)\b", text.replace("None of them", ""))
+    assert_self_contained(reports.tuning_page(tuning(**changes)))
 
 
 # ---------------------------------------------------------------- thumbnail

@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 TABLE = (
-    *("errors", "recipes", "labels", "storage", "download", "sources", "decoding", "resizing"),
+    *(
+        "errors",
+        "recipes",
+        "space",
+        "labels",
+        "storage",
+        "download",
+        "sources",
+        "decoding",
+        "resizing",
+    ),
     *("transforms", "models", "metrics", "checkpoint", "splits", "progress", "devices", "cluster"),
     *(
         "data",
@@ -20,13 +30,12 @@ TABLE = (
         "loading",
         "learning",
         "training",
-        "tuning",
         "parts",
         "prediction",
         "reports",
         "scoring",
     ),
-    *("evaluation", "phantoms", "runs", "cli"),
+    *("evaluation", "phantoms", "runs", "effects", "tuning", "cli"),
 )
 """Every room, each below all that it may import. A new room takes its place here."""
 

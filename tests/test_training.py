@@ -18,9 +18,12 @@ import psutil
 import pytest
 import torch
 from conftest import Ended
+from torchvision.ops import sigmoid_focal_loss
 
-from cxr import checkpoint, metrics, models, runs, training
+from cxr import checkpoint, learning, metrics, models, runs, training
 from cxr.errors import SettingsError
+from cxr.learning import Learner
+from cxr.loading import MemoryLoader
 from cxr.metrics import probabilities
 from cxr.recipes import Recipe
 from cxr.runs import RunSettings
@@ -143,6 +146,34 @@ def test_class_weights() -> None:
     assert training.class_weights(fixed, labels) == (1.0, 0.4)
     none = dataclasses.replace(RECIPE, class_weighting="none")
     assert training.class_weights(none, labels) == (1.0, 1.0)
+    focal = dataclasses.replace(RECIPE, class_weighting="focal")
+    assert training.class_weights(focal, labels) == (1.0, 1.0)
+
+
+def test_effective_weights_are_those_of_cui_et_al() -> None:
+    """Their equation 5, with beta 0.999, scaled to sum to the number of classes."""
+    effective = dataclasses.replace(RECIPE, class_weighting="effective")
+    weights = training.class_weights(effective, np.repeat([0, 1], [1341, 3875]))
+    numbers = [(1 - 0.999**n) / (1 - 0.999) for n in (1341, 3875)]
+    assert sum(weights) == pytest.approx(2)
+    assert weights[0] / weights[1] == pytest.approx(numbers[1] / numbers[0])
+
+
+def test_focal_loss_is_that_of_lin_et_al() -> None:
+    recipe = dataclasses.replace(RECIPE, class_weighting="focal", batch_size=5)
+    learner = Learner(
+        recipe, {}, (1.0, 1.0), cached=False, shape=(64, 64), dtype="uint8", gpu=False, rank=0,
+        world=1,
+    )  # fmt: skip
+    pixels = torch.randint(0, 256, (9, 64, 64), dtype=torch.uint8)
+    label = torch.arange(9) % 2
+    loader = MemoryLoader(pixels, label, recipe, np.arange(9))
+    means, seen = learner.evaluate(loader)
+    # torchvision's is of one logit, which is the difference of our two.
+    expected = sigmoid_focal_loss(
+        torch.from_numpy(seen["logit"]), label.float(), alpha=-1, gamma=2, reduction="mean"
+    )
+    assert means["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_more_workers_than_cpus_are_refused_at_once(ray_cluster: None) -> None:
@@ -158,7 +189,7 @@ def test_a_diverging_recipe_does_not_take_the_others_with_it(
 ) -> None:
     wild = dataclasses.replace(RECIPE, name="wild", optimizer="sgd", learning_rate=1e30)
     lost, kept = fit([wild, RECIPE], small_set, cache, tmp_path, 1)
-    assert lost.best["score"] == training.EMPTY_SCORE
+    assert lost.best["score"] == learning.EMPTY_SCORE
     assert len(lost.history) == 1
     assert kept.best["val_auc"] is not None
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torchvision.models import VGG16_Weights
 
 from cxr import transforms
@@ -61,7 +62,15 @@ def test_per_image_leaves_a_blank_image_finite() -> None:
     assert torch.equal(normalize(blank, "per_image"), torch.zeros(1, 3, 8, 8))
 
 
-@pytest.mark.parametrize("normalization", ["none", "unit", "imagenet", "per_image"])
+def test_equalize_is_pillows_then_imagenets() -> None:
+    pixels = drawn()
+    flat = [np.asarray(ImageOps.equalize(Image.fromarray(image.numpy()))) for image in pixels[:, 0]]
+    expected = normalize(torch.from_numpy(np.stack(flat))[:, None], "imagenet")
+    torch.testing.assert_close(normalize(pixels, "equalize"), expected)
+    torch.testing.assert_close(normalize(pixels.float(), "equalize"), expected)
+
+
+@pytest.mark.parametrize("normalization", ["none", "unit", "imagenet", "per_image", "equalize"])
 def test_normalization_treats_each_image_alone(normalization: Normalization) -> None:
     pixels = drawn()
     images = normalize(pixels, normalization)

@@ -1,5 +1,5 @@
 """What a person reads after a run: a page on one model, a page and a table on several, a page on
-the scores of a bulk job.
+the scores of a bulk job, a page on a search over settings.
 
 Pages are single HTML files that load nothing: figures are inline SVG, thumbnails base64 JPEG, and
 there is no script. They can be mailed, archived and opened without a network.
@@ -15,14 +15,19 @@ from cxr.reports.comparison import (
 from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
 from cxr.reports.page import thumbnail
 from cxr.reports.scoring import FailedKind, ScoringReport, SuspiciousImage, scoring_page
+from cxr.reports.tuning import Effect, Interval, TrialResult, TuningReport, tuning_page
 
 __all__ = [
     "PUBLISHED",
+    "Effect",
     "EvaluationReport",
     "FailedKind",
+    "Interval",
     "PublishedResult",
     "ScoringReport",
     "SuspiciousImage",
+    "TrialResult",
+    "TuningReport",
     "VersionResult",
     "WrongImage",
     "comparison_page",
@@ -30,4 +35,5 @@ __all__ = [
     "evaluation_page",
     "scoring_page",
     "thumbnail",
+    "tuning_page",
 ]

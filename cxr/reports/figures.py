@@ -83,6 +83,9 @@ SCORE_BINS = 20
 _MAX_LINEAR_RATIO = 40
 """Between the fullest and the emptiest bin; beyond it the lesser bar would be a hairline."""
 
+_MAX_LINEAR_SPAN = 20
+"""Between the greatest and the least number under a scatter; beyond it the least would crowd."""
+
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -283,9 +286,9 @@ def learning_curves(histories: Mapping[str, History], key: str, label: str) -> H
                 color=SERIES[index % len(SERIES)],
                 linestyle=_DASHES[index // len(SERIES) % len(_DASHES)],
                 marker="o",
-                label=_fitted(name),
+                label=fitted(name),
             )
-        columns = max(1, 50 // (max(len(_fitted(name)) for name in histories) + 6))
+        columns = max(1, 50 // (max(len(fitted(name)) for name in histories) + 6))
         on.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
     return figure(
@@ -293,7 +296,7 @@ def learning_curves(histories: Mapping[str, History], key: str, label: str) -> H
     )
 
 
-def _fitted(name: str) -> str:
+def fitted(name: str) -> str:
     """A name cut to what leaves room for the axes; the table has it in full."""
     return name if len(name) <= _NAME_CHARS else name[: _NAME_CHARS - 3] + "..."
 
@@ -348,7 +351,7 @@ def bars(
             axes.annotate(
                 label, (width, row), (5, 0), textcoords="offset points", va="center", fontsize=8.5
             )
-        axes.set_yticks(range(len(values)), [_fitted(name) for name in values])
+        axes.set_yticks(range(len(values)), [fitted(name) for name in values])
         axes.tick_params("y", length=0, labelcolor=PALETTE["ink"])
         axes.grid(axis="y", visible=False)
         axes.invert_yaxis()
@@ -356,8 +359,101 @@ def bars(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         patches = [
-            Patch(color=SERIES[index], label=_fitted(group)) for index, group in enumerate(groups)
+            Patch(color=SERIES[index], label=fitted(group)) for index, group in enumerate(groups)
         ]
         on.legend(handles=patches, loc="outside upper left", ncols=3, handlelength=1.2)
 
     return figure(name, text, draw, (WIDE[0], 1.2 + 0.36 * len(values)))
+
+
+# ---------------------------------------------------------------- many settings
+
+
+def differences(
+    name: str,
+    text: str,
+    rows: Sequence[tuple[str, float, float, float]],
+    span: tuple[float, float],
+    xlabel: str,
+) -> Html:
+    """Differences with their intervals around a line at zero, each with its figures.
+
+    Args:
+        name: of the figure, unique on the page.
+        text: what a screen reader says.
+        rows: label, low end, difference and high end each, from the top.
+        span: what the axis covers; holds zero.
+        xlabel: under the axis.
+    """
+
+    def draw(on: Figure) -> None:
+        axes = on.subplots()
+        axes.axvline(0, color=PALETTE["muted"], linewidth=1, linestyle=":")
+        for row, (_, low, value, high) in enumerate(rows):
+            axes.plot([low, high], [row, row], color=PALETTE["accent"], solid_capstyle="butt")
+            axes.plot([value], [row], color=PALETTE["accent"], marker="o", markersize=6)
+            axes.annotate(
+                f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
+                (1.03, row),
+                xycoords=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=8.5,
+            )
+        axes.set_yticks(range(len(rows)), [fitted(label) for label, *_ in rows])
+        axes.tick_params("y", length=0, labelcolor=PALETTE["ink"])
+        axes.grid(axis="y", visible=False)
+        margin = 0.06 * (span[1] - span[0]) or 0.01
+        axes.set(xlim=(span[0] - margin, span[1] + margin), ylim=(len(rows) - 0.4, -0.6))
+        axes.set(xlabel=xlabel)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:+g}"))
+
+    return figure(name, text, draw, (WIDE[0], 0.75 + 0.34 * len(rows)))
+
+
+def scatter(
+    name: str,
+    text: str,
+    points: Sequence[tuple[float, float, float, float]],
+    missing: Sequence[float],
+    xlabel: str,
+    ylabel: str,
+) -> Html:
+    """A figure with its interval against a number; the axis is logarithmic for a wide range.
+
+    Args:
+        name: of the figure, unique on the page.
+        text: what a screen reader says.
+        points: number, low end, figure and high end each, not empty.
+        missing: numbers without a figure; crosses at the foot.
+        xlabel: under the axis.
+        ylabel: beside it.
+    """
+    numbers = [number for number, *_ in points] + list(missing)
+    logarithmic = min(numbers) > 0 and max(numbers) > _MAX_LINEAR_SPAN * min(numbers)
+
+    def draw(on: Figure) -> None:
+        axes = on.subplots()
+        for number, low, value, high in points:
+            axes.plot([number, number], [low, high], color=PALETTE["muted"], linewidth=0.9)
+            axes.plot([number], [value], color=PALETTE["accent"], marker="o", zorder=3)
+        if missing:
+            axes.plot(
+                missing,
+                [0.04] * len(missing),
+                transform=axes.get_xaxis_transform(),
+                linestyle="none",
+                marker="x",
+                color=PALETTE["warm"],
+                label=f"without {ylabel}",
+            )
+            on.legend(loc="outside upper right", handlelength=1.2)
+        if logarithmic:
+            axes.set(xscale="log")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set(xlabel=f"{xlabel} (logarithmic)" if logarithmic else xlabel, ylabel=ylabel)
+        # Room at the foot: a cross there is no figure.
+        axes.margins(y=0.16)
+
+    return figure(name, text, draw, WIDE)

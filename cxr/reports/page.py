@@ -110,6 +110,8 @@ def tiles(values: Iterable[tuple[str, str, Sequence[str]]]) -> Html:
 def _figure_kind(figure: str) -> str:
     if figure == UNDEFINED:
         return "figure missing"
+    if any(character.isalpha() for character in figure):
+        return "figure words"
     return "figure long" if len(figure) > _WIDE_FIGURE_CHARS else "figure"
 
 
@@ -283,8 +285,10 @@ section {
 }
 .tiles dd.long { font-size: 27px; line-height: 46px; }
 .tiles dd.missing { color: var(--warm); font-size: 24px; line-height: 1.9; }
+.tiles dd.words { font-size: 20px; line-height: 1.15; letter-spacing: -.01em; min-height: 46px; }
 .grid { display: grid; gap: 30px; grid-template-columns: repeat(3, minmax(0, 1fr)); }
 .grid.two { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.grid.one { grid-template-columns: minmax(0, 1fr); }
 .grid.photos { gap: 22px 18px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 figure { margin: 0; min-width: 0; }
 figcaption { margin-top: 8px; font-size: 13px; line-height: 1.45; }
@@ -331,6 +335,35 @@ h3 + p { margin: 0; }
 .confusion tbody th { vertical-align: middle; }
 .confusion b { display: block; font-size: 24px; line-height: 1.2; }
 .confusion td small { color: var(--ink); }
+.scroll { overflow-x: auto; }
+.heat { table-layout: fixed; max-width: calc(106px + var(--columns) * 170px); }
+.heat th, .heat td { border: 0; padding: 4px; overflow-wrap: anywhere; }
+.heat thead th { text-align: center; }
+.heat tr > :first-child { width: 106px; padding-left: 0; text-align: left; }
+.heat tbody th { vertical-align: middle; font-size: 13px; }
+.heat tbody td { position: relative; height: 88px; padding: 4px 6px; text-align: center;
+  vertical-align: middle; isolation: isolate; line-height: 1.3; }
+.heat tbody td::before { content: ""; position: absolute; inset: 2px; z-index: -1;
+  border-radius: 8px; background: var(--accent); opacity: calc(.06 + .44 * var(--share)); }
+.heat .empty::before { background: repeating-linear-gradient(45deg, transparent 0 6px,
+  var(--muted) 6px 7px); opacity: .35; }
+.heat tbody .empty { padding: 4px 2px; color: var(--muted); font-size: 10.5px;
+  overflow-wrap: normal; }
+.heat .empty span { padding: 1px 3px; border-radius: 3px; background: var(--card); }
+.heat .best::after { content: ""; position: absolute; inset: 2px; border-radius: 8px;
+  border: 2px solid var(--ink); pointer-events: none; }
+.heat b { display: block; font-size: 15px; white-space: nowrap; }
+.heat td small { color: var(--ink); font-size: 10.5px; line-height: 1.25; }
+.heat td .mark { font-weight: 700; }
+.scale { display: flex; align-items: center; gap: 8px; max-width: 260px; }
+.scale i { flex: 1; height: 8px; border-radius: 4px; opacity: .5;
+  background: linear-gradient(90deg, transparent, var(--accent)); border: 1px solid var(--muted); }
+.caution { margin: 16px 0 0; max-width: 78ch; color: var(--muted); font-size: 14px; }
+.figures.trials th:first-child { width: 26%; }
+.figures.trials th:nth-child(2) { width: 17%; }
+.trials th:nth-child(3) { width: 17%; }
+.trials th { overflow-wrap: anywhere; }
+.trials td:last-child, .trials thead th:last-child { text-align: right; }
 .compared thead tr:first-child th { color: var(--ink); font-size: 13px; }
 .compared thead tr:first-child th:not(:first-child):not(:empty) {
   border-bottom: 2px solid var(--accent); }
@@ -353,6 +386,7 @@ table + ul { margin-top: 18px; color: var(--muted); font-size: 13.5px; }
 ul { margin: 0; padding-left: 1.2em; }
 li + li { margin-top: 4px; }
 @media (max-width: 1160px) {
+  .grid.maps { grid-template-columns: minmax(0, 1fr); }
   .stacked thead { display: none; }
   .stacked tr { display: block; padding: 12px 0; border-bottom: 1px solid var(--line); }
   .stacked tr:last-child { border: 0; }
@@ -362,7 +396,7 @@ li + li { margin-top: 4px; }
   .stacked td::before { content: attr(data-label); color: var(--muted); text-align: left; }
 }
 @media (max-width: 960px) {
-  .grid, .grid.two { grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); }
+  .grid, .grid.two:not(.maps) { grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); }
 }
 @media (max-width: 760px) {
   main { padding: 24px 14px 40px; }
@@ -373,6 +407,7 @@ li + li { margin-top: 4px; }
   .tiles > div:last-child:nth-child(odd) { grid-column: 1 / -1; }
   .tiles dd.figure { font-size: 30px; }
   .tiles dd.missing { font-size: 20px; }
+  .tiles dd.words { font-size: 17px; min-height: 35px; }
   .tiles dd.long { font-size: 23px; line-height: 35px; }
   .grid.photos { gap: 16px 12px; grid-template-columns: repeat(2, minmax(0, 1fr)); }
   th, td { padding: 8px; }
@@ -386,6 +421,17 @@ li + li { margin-top: 4px; }
   .figures td:last-child:nth-child(2) { grid-column: 1 / -1; }
   .figures td:not(:nth-child(2):last-child)::before { content: attr(data-label);
     display: block; color: var(--muted); font-size: 12px; }
+  .heat tr > :first-child { width: auto; }
+  .heat thead td { display: none; }
+  .heat thead th[colspan] { grid-column: 1 / -1; }
+  .heat tr { display: grid; grid-template-columns: repeat(var(--columns), minmax(46px, 1fr)); }
+  .heat tr > th:first-child { grid-column: 1 / -1; padding: 10px 0 2px; }
+  .heat thead th { padding: 2px; font-size: 11px; }
+  .heat tbody td { display: grid; align-content: center; height: auto; min-height: 78px;
+    padding: 4px 3px; }
+  .heat tbody .empty { font-size: 9.5px; }
+  .figures.trials th:first-child { width: auto; }
+  .trials td:last-child { text-align: left; }
   .reasons thead { display: none; }
   .reasons tr { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 6px 18px;
     padding: 12px 0; border-bottom: 1px solid var(--line); }

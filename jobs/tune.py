@@ -1,0 +1,84 @@
+"""Search for the best settings by patient-disjoint cross-validation, and say what each is worth.
+
+python jobs/tune.py --version best --data chest_xray --weights squeezenet1_1-features.safetensors
+python jobs/tune.py --data URI --search normalization=none,imagenet learning_rate --trials 20
+
+Interrupted, it goes on when the same command is run again with the same --output.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from cxr import cli, cluster, recipes, space, storage, tuning
+from cxr.data import default_cache
+from cxr.recipes import Recipe
+from cxr.runs import RunSettings
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """What to search, on what."""
+
+    version: Literal["v0", "v1", "v2", "v3", "best"] = "v2"
+    """The version whose settings vary."""
+    recipe: str | None = None
+    """JSON file with a recipe, instead of a version."""
+    search: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FACTOR [FACTOR ...]")] = (
+        "normalization",
+        "class_weighting",
+    )
+    """normalization and class_weighting are tried in full, or in part, as in
+    normalization=none,imagenet; learning_rate, weight_decay, dropout and head_width are drawn."""
+    trials: int | None = None
+    """Settings in all. Default: the whole grid, or four draws at each of its points."""
+    data: str | None = None
+    """Labelled radiographs as for jobs/train.py. Without it, synthetic ones are drawn."""
+    weights: str | None = None
+    """Pretrained weights as for jobs/train.py."""
+    output: str | None = None
+    """Folder of the search: empty, or that of the same search. Default: runs/<time>-tune."""
+    folds: int = 5
+    """Patient-disjoint, class-stratified folds; each setting is judged on all."""
+    limit: int | None = None
+    """Use at most so many images: whole patients, classes in proportion."""
+    workers: int = 1
+    """Training processes of a trial that trains the backbone."""
+    gpu: Literal["auto", "on", "off"] = "auto"
+    """Compute on GPUs: auto where the cluster has one."""
+    cache: str = dataclasses.field(default_factory=default_cache)
+    """Where pixels, features and weights are kept; on a cluster a place that all nodes reach."""
+    settings: Recipe = recipes.RECIPES["v2"]
+    """Fields of the recipe, over those of the version; defaults shown are those of v2."""
+
+
+def chosen() -> TuneJob:
+    """The command line, over the values of the version or recipe that it names."""
+    job = cli.parse(TuneJob, __doc__)
+    if job.recipe:
+        base = Recipe.from_json(storage.read_bytes(job.recipe).decode())
+    else:
+        base = recipes.named(job.version)
+    return cli.parse(TuneJob, __doc__, TuneJob(settings=base))
+
+
+def main() -> None:
+    job = chosen()
+    wanted = space.parse(job.search, job.trials)
+    names = ("data", "weights", "output", "folds", "limit", "workers", "gpu", "cache")
+    settings = RunSettings(**{name: getattr(job, name) for name in names})
+    settings = tuning.resolve(job.settings, settings)
+    cluster.connect()
+    found = tuning.search(job.settings, wanted, settings)
+    print(tuning.table(found))
+    for answer in found.answers:
+        print(answer)
+    print(f"report: {found.report}")
+    data = f" --data {settings.data}" if settings.data else ""
+    print(f"next: python jobs/train.py --recipe {found.best_recipe}{data}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,94 @@
+"""Paired comparison of settings: scikit-learn's AUC, and intervals that know what is shared."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
+
+from cxr import effects
+
+N, FOLDS = 400, 4
+GENERATOR = np.random.default_rng(0)
+LABEL = GENERATOR.integers(0, 2, N)
+PATIENT = [f"p{i // 2}" for i in range(N)]
+FOLD = np.arange(N) // 2 % FOLDS
+SHARED = LABEL + GENERATOR.normal(0, 1.2, N)
+"""What all settings see of an image, so that their scores move together."""
+
+GRID = {"normalization": ("none", "unit"), "class_weighting": ("none", "focal")}
+SETTINGS = [
+    {"normalization": a, "class_weighting": b}
+    for a in GRID["normalization"]
+    for b in GRID["class_weighting"]
+]
+LOGITS = np.stack(
+    [
+        SHARED + GENERATOR.normal(0, 0.1, N) + (0.4 * LABEL if s["normalization"] == "unit" else 0)
+        for s in SETTINGS
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def judged() -> effects.Judged:
+    return effects.judge(LABEL, FOLD, PATIENT, LOGITS, num_resamples=400)
+
+
+def test_each_folds_figures_are_scikit_learns(judged: effects.Judged) -> None:
+    for t in range(len(SETTINGS)):
+        for k in range(FOLDS):
+            label, scores = LABEL[k == FOLD], LOGITS[t][k == FOLD]
+            assert judged.auc[t, k] == pytest.approx(roc_auc_score(label, scores))
+            false, true, thresholds = roc_curve(label, scores)
+            called = scores >= thresholds[np.argmax(true - false)]
+            assert judged.balanced_accuracy[t, k] == pytest.approx(
+                balanced_accuracy_score(label, called)
+            )
+
+
+def test_a_difference_is_averaged_over_the_other_factor(judged: effects.Judged) -> None:
+    found = effects.compare(SETTINGS, judged, GRID, N, N // 2)
+    assert [(e.factor, e.level, e.reference) for e in found] == [
+        ("normalization", "unit", "none"),
+        ("class_weighting", "focal", "none"),
+    ]
+    means = judged.auc.mean(axis=1)
+    expected = ((means[2] - means[0]) + (means[3] - means[1])) / 2
+    assert found[0].difference.value == pytest.approx(expected)
+    assert found[0].difference.low > 0
+    assert found[1].difference.low < 0 < found[1].difference.high
+
+
+def test_a_paired_interval_is_narrower_than_either_figures(judged: effects.Judged) -> None:
+    paired = effects.compare(SETTINGS, judged, GRID, N, N // 2)[0].difference
+    alone = effects.interval(judged.auc[0], judged.resampled_auc[0])
+    assert alone is not None
+    assert paired.high - paired.low < (alone.high - alone.low) / 2
+
+
+def test_a_failed_setting_is_left_out_with_its_partner() -> None:
+    logits = LOGITS.copy()
+    logits[2, 7] = np.nan
+    judged = effects.judge(LABEL, FOLD, PATIENT, logits, num_resamples=50)
+    assert effects.interval(judged.auc[2], judged.resampled_auc[2]) is None
+    found = effects.compare(SETTINGS, judged, GRID, N, N // 2)
+    means = judged.auc.mean(axis=1)
+    assert found[0].difference.value == pytest.approx(means[3] - means[1])
+    assert found[1].difference.value == pytest.approx(means[1] - means[0])
+
+
+def test_resamples_repeat(judged: effects.Judged) -> None:
+    again = effects.judge(LABEL, FOLD, PATIENT, LOGITS, num_resamples=400)
+    assert np.array_equal(again.resampled_auc, judged.resampled_auc)
+
+
+def test_the_answer_is_a_sentence_with_its_interval_and_n(judged: effects.Judged) -> None:
+    found = effects.compare(SETTINGS, judged, GRID, N, N // 2)
+    difference = found[0].difference
+    assert effects.sentence(found, "normalization") == (
+        f"normalization: unit against none helps: AUC {difference.value:+.4f}"
+        f" [{difference.low:+.4f}, {difference.high:+.4f}], n = 400 images of 200 patients."
+    )
+    assert "shows no difference" in effects.sentence(found, "class_weighting")
+    assert effects.sentence([], "normalization") == (
+        "normalization: no two values could be compared."
+    )

@@ -1,0 +1,183 @@
+"""A search: settings judged on the same folds, resumable, never waiting for itself."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, Ended, execute
+from sklearn.metrics import roc_auc_score
+
+from cxr import space
+from cxr.recipes import Recipe
+
+SMALL = (
+    "--version", "best", "--weights", "none", "--backbone", "alexnet", "--image-px", "64",
+    "--epochs", "2", "--folds", "3",
+)  # fmt: skip
+GRID = ("--search", "normalization=none,imagenet", "class_weighting=none,focal")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def searched(
+    ray_cluster: None, small_set: Path, cache: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Ended, Path]:
+    """A search over two normalizations and two weightings."""
+    output = tmp_path_factory.mktemp("search") / "out"
+    words = (*SMALL, *GRID, "--data", str(small_set), "--cache", cache, "--output", str(output))
+    return execute("tune", *words), output
+
+
+def test_a_search_leaves_what_its_docstring_lists(searched: tuple[Ended, Path]) -> None:
+    ended, output = searched
+    assert ended.code == 0, ended.err
+    assert {path.name for path in output.iterdir()} == {
+        "search.json", "trials", "trials.parquet", "best.json", "report.html",
+    }  # fmt: skip
+    trials = pq.read_table(output / "trials.parquet").to_pylist()
+    assert len(trials) == 4
+    for trial in trials:
+        assert len(trial["fold_aucs"]) == 3
+        assert trial["auc"] == pytest.approx(np.mean(trial["fold_aucs"]))
+        assert trial["auc_low"] <= trial["auc"] <= trial["auc_high"]
+    best = max(trials, key=lambda trial: trial["auc"])
+    recipe = Recipe.from_json((output / "best.json").read_text())
+    assert recipe.normalization == best["normalization"]
+    assert recipe.class_weighting == best["class_weighting"]
+    assert "4 of 4: " in ended.out
+    assert "normalization: imagenet against none" in ended.out
+    assert "n = 48 images of " in ended.out
+
+
+def test_every_image_is_judged_once_by_a_model_that_did_not_see_its_patient(
+    searched: tuple[Ended, Path],
+) -> None:
+    for folder in (searched[1] / "trials").iterdir():
+        folds = [pq.read_table(folder / f"fold-{k}.parquet") for k in range(3)]
+        rows = np.concatenate([np.asarray(fold["row"]) for fold in folds])
+        assert sorted(rows.tolist()) == list(range(48))
+
+
+def test_best_json_trains_to_the_trials_figure(
+    searched: tuple[Ended, Path], small_set: Path, cache: str, tmp_path: Path
+) -> None:
+    """The AUC of fold 0, which jobs/train.py holds out by default."""
+    ended = execute(
+        "train", "--recipe", str(searched[1] / "best.json"), "--data", str(small_set), "--weights",
+        "none", "--folds", "3", "--cache", cache, "--output", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    result = json.loads((tmp_path / "run" / "tuned" / "result.json").read_text())
+    trials = pq.read_table(searched[1] / "trials.parquet").to_pylist()
+    best = max(trials, key=lambda trial: trial["auc"])
+    assert result["auc"] == pytest.approx(best["fold_aucs"][0], abs=1e-6)
+
+
+def test_an_interrupted_search_goes_on_and_repeats_nothing(
+    searched: tuple[Ended, Path], small_set: Path, cache: str
+) -> None:
+    output = searched[1]
+    before = pq.read_table(output / "trials.parquet").drop_columns(["seconds"])
+    lost = space.identity({"normalization": "imagenet", "class_weighting": "focal"})
+    (output / "trials" / lost / "fold-1.parquet").unlink()
+    (output / "trials.parquet").unlink()
+    kept = {p: p.stat().st_mtime_ns for p in (output / "trials").glob("*/fold-*.parquet")}
+    words = (*SMALL, *GRID, "--data", str(small_set), "--cache", cache, "--output", str(output))
+    ended = execute("tune", *words)
+    assert "going on: 3 of 4 settings are done" in ended.out
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert pq.read_table(output / "trials.parquet").drop_columns(["seconds"]).equals(before)
+
+
+def test_another_search_into_the_same_output_is_refused(
+    searched: tuple[Ended, Path], small_set: Path, cache: str
+) -> None:
+    words = (*SMALL, "--data", str(small_set), "--cache", cache, "--output", str(searched[1]))
+    ended = execute("tune", *words, "--search", "normalization")
+    assert ended.code == 1
+    assert "holds a search with space" in ended.err
+
+
+def test_a_trial_that_crashes_is_listed_with_its_reason_and_the_others_go_on(
+    searched: tuple[Ended, Path], small_set: Path, cache: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    (output / "trials").mkdir(parents=True)
+    (output / "search.json").write_bytes((searched[1] / "search.json").read_bytes())
+    crashing = space.identity({"normalization": "none", "class_weighting": "none"})
+    (output / "trials" / crashing).write_text("a file where a folder should be")
+    words = (*SMALL, *GRID, "--data", str(small_set), "--cache", cache, "--output", str(output))
+    ended = execute("tune", *words)
+    assert ended.code == 0, ended.err
+    trials = pq.read_table(output / "trials.parquet").to_pylist()
+    failed = [trial for trial in trials if trial["auc"] is None]
+    assert len(trials) == 4
+    assert len(failed) == 1
+    assert (failed[0]["normalization"], failed[0]["class_weighting"]) == ("none", "none")
+    assert "cannot be written" in failed[0]["reason"]
+
+
+def test_whole_networks_are_searched_through_ray_train_even_on_one_cpu(
+    small_set: Path, tmp_path: Path
+) -> None:
+    """Two trials that each start a run of Ray Train, and one CPU for everything."""
+    words = [
+        *SMALL, "--frozen", "0", "--epochs", "1", "--folds", "2", "--search",
+        "class_weighting=none,balanced", "--data", str(small_set), "--cache",
+        str(tmp_path / "cache"), "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    program = f"""
+import runpy, sys
+from cxr import cluster
+cluster.connect(num_cpus=1)
+sys.argv = ["tune.py", *{words!r}]
+runpy.run_path({str(ROOT / "jobs" / "tune.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=420, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert len(trials) == 2
+    for trial in trials:
+        setting = {"class_weighting": trial["class_weighting"]}
+        folder = tmp_path / "out" / "trials" / space.identity(setting)
+        for k, auc in enumerate(trial["fold_aucs"]):
+            table = pq.read_table(folder / f"fold-{k}.parquet")
+            assert auc == pytest.approx(roc_auc_score(table["label"], table["logit"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--search", "colour"), "unknown factor 'colour'. Choices: normalization"),
+        (("--folds", "40"), "cannot fill 40 patient-disjoint folds"),
+        (("--data", "/nowhere"), "/nowhere: not found"),
+        (("--trials", "3"), "trials: 3 cannot try the 25 points of the grid"),
+    ],
+)
+def test_bad_input_is_one_clear_message(
+    words: tuple[str, ...],
+    message: str,
+    ray_cluster: None,
+    small_set: Path,
+    cache: str,
+    tmp_path: Path,
+    run_job: Callable[..., Ended],
+) -> None:
+    common = (*SMALL, "--data", str(small_set), "--cache", cache, "--output", str(tmp_path / "o"))
+    ended = run_job("tune", *common, *words)
+    assert ended.code == 1
+    assert message in ended.err
+    assert not (tmp_path / "o").exists()

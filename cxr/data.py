@@ -76,8 +76,8 @@ class Shards:
         """Stream the given folds, or all; the given columns, or all."""
         chosen = self.parts if folds is None else folds
         paths = [pa.table({"path": [path]}) for fold in chosen for path in self.parts.get(fold, ())]
-        # Not read_parquet, and not from_arrow: both run tasks that claim a whole CPU, for which they
-        # would wait for ever where training workers, actors or trials hold them.
+        # Not read_parquet, and not from_arrow: both run tasks that claim a whole CPU, for which
+        # they would wait for ever where training workers, actors or trials hold them.
         found: ray.data.Dataset = ray.data.from_blocks(paths).map_batches(
             _read_parts,
             fn_args=(columns,),

@@ -93,9 +93,7 @@ def parse(search: Sequence[str], trials: int | None) -> Space:
         elif name in SAMPLED and not chosen:
             sampled.append(name)
         elif name in SAMPLED:
-            raise SettingsError(
-                f"search: {name} is drawn from {SAMPLED[name]}; give no values."
-            )
+            raise SettingsError(f"search: {name} is drawn from {SAMPLED[name]}; give no values.")
         else:
             raise SettingsError(
                 f"search: unknown factor {name!r}. Choices: {', '.join([*GRID, *SAMPLED])}."

@@ -1,0 +1,128 @@
+"""Memory of `jobs/score.py` against the size of the archive, and the time to list many names.
+
+    python benchmarks/archive.py --sizes 2000 20000 --names 100000
+
+The archive is so many small JPEG files in one folder (copies of 50 drawn ones), the model an AlexNet
+at 64 px with random weights. Counted is the memory of the job and of every process that it started,
+Ray's own included: the sum of their proportional set sizes, in which memory that several share
+counts once, sampled once a second.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+
+from cxr import checkpoint, cli, models, phantoms, sources
+from cxr.errors import CxrError
+from cxr.recipes import RECIPES
+
+ROOT = Path(__file__).parent.parent
+NUM_DRAWN = 50
+
+
+@dataclass(frozen=True)
+class ArchiveBenchmark:
+    """How large the archives are."""
+
+    sizes: tuple[int, ...] = (2000, 20000)
+    """Images of each archive that is scored."""
+    names: int = 100_000
+    """Files of the folder that is listed."""
+    output: Path | None = None
+    """JSON file for the results."""
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A classifier that costs little to run."""
+    recipe = dataclasses.replace(RECIPES["v0"], image_px=64, hidden=(8,), dropout=(0.0, 0.0))
+    validation = pa.table(
+        {
+            "label": [0, 0, 1, 1],
+            "logit": [-1.0, 0.2, -0.1, 1.0],
+            "subtype": [""] * 4,
+            "patient": [0, 1, 2, 3],
+        }
+    )
+    checkpoint.save(str(folder), recipe, models.build(recipe), validation, {})
+
+
+def write_images(folder: Path, drawn: list[bytes], count: int) -> None:
+    folder.mkdir()
+    for index in range(count):
+        (folder / f"{index:06}.jpeg").write_bytes(drawn[index % len(drawn)])
+
+
+def peak_mib(process: "subprocess.Popen[bytes]") -> float:
+    """The most memory of a process and its descendants until it ends, MiB."""
+    peak = 0.0
+    while process.poll() is None:
+        total = 0
+        for each in [psutil.Process(process.pid)] + _descendants(process.pid):
+            try:
+                total += each.memory_full_info().pss
+            except psutil.Error:
+                continue
+        peak = max(peak, total / 2**20)
+        time.sleep(1)
+    return peak
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def main() -> None:
+    job = cli.parse(ArchiveBenchmark, str(__doc__))
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        settings = phantoms.PhantomSettings(num_train=NUM_DRAWN, image_px=128)
+        files = phantoms.write(settings, root / "drawn").rglob("train/*/*.jpeg")
+        drawn = [path.read_bytes() for path in files]
+        write_checkpoint(root / "checkpoint")
+        for size in job.sizes:
+            write_images(root / f"{size}", drawn, size)
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / "jobs" / "score.py"), "--checkpoint",
+                 str(root / "checkpoint"), "--input", str(root / f"{size}"), "--output",
+                 str(root / f"out-{size}")],
+                env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            peak = peak_mib(process)
+            if process.returncode:
+                raise CxrError(f"the job over {size} images ended with {process.returncode}.")
+            summary = json.loads((root / f"out-{size}" / "summary.json").read_text())
+            results.append(
+                {
+                    "images": size,
+                    "peak_mib": peak,
+                    "images_per_second": summary["images_per_second"],
+                }
+            )
+            print(f"{size:8,} images: peak {peak:8,.0f} MiB of all processes,"
+                  f" {summary['images_per_second']:.0f} images/s", flush=True)  # fmt: skip
+        write_images(root / "names", [b""], job.names)
+        started = time.monotonic()
+        count = len(sources.list_inputs([str(root / "names")]).table())
+        listed_s = time.monotonic() - started
+        print(f"{count:8,} names listed in {listed_s:.1f} s")
+    if job.output:
+        content = {"jobs": results, "names": count, "listed_s": listed_s}
+        job.output.write_text(json.dumps(content, indent=2) + "\n")
+        print(f"results: {job.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -2,10 +2,10 @@
 
     python benchmarks/archive.py --sizes 2000 20000 --names 100000
 
-The archive is so many small JPEG files in one folder (copies of 50 drawn ones), the model an AlexNet
-at 64 px with random weights. Counted is the memory of the job and of every process that it started,
-Ray's own included: the sum of their proportional set sizes, in which memory that several share
-counts once, sampled once a second.
+The archive is so many small JPEG files in one folder (copies of 50 drawn ones), the model an
+AlexNet at 64 px with random weights. Counted is the memory of the job and of every process that it
+started, Ray's own included: the sum of their proportional set sizes, in which memory that several
+share counts once, sampled once a second.
 """
 
 import dataclasses
@@ -65,13 +65,8 @@ def peak_mib(process: "subprocess.Popen[bytes]") -> float:
     """The most memory of a process and its descendants until it ends, MiB."""
     peak = 0.0
     while process.poll() is None:
-        total = 0
-        for each in [psutil.Process(process.pid)] + _descendants(process.pid):
-            try:
-                total += each.memory_full_info().pss
-            except psutil.Error:
-                continue
-        peak = max(peak, total / 2**20)
+        pids = [process.pid, *(each.pid for each in _descendants(process.pid))]
+        peak = max(peak, sum(_pss(pid) for pid in pids) / 2**20)
         time.sleep(1)
     return peak
 
@@ -81,6 +76,14 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.Error:
         return []
+
+
+def _pss(pid: int) -> int:
+    """Bytes; 0 for a process that has ended."""
+    try:
+        return int(psutil.Process(pid).memory_full_info().pss)
+    except psutil.Error:
+        return 0
 
 
 def main() -> None:

@@ -46,8 +46,8 @@ from cxr.recipes import Recipe
 from cxr.reports import PUBLISHED, VersionResult, comparison_page
 
 PHANTOMS: Final = phantoms.PhantomSettings(num_train=32, num_val=8, num_test=80)
-"""The embedded default: few, so that all four versions train in about three minutes (191 s on
-two slow cores, where VGG16's convolutions pass 3.5 images a second)."""
+"""The embedded default: few, so that all four versions train within three minutes (171 s on
+two slow cores, where VGG16's convolutions pass 4 to 5 images a second)."""
 
 
 @dataclass(frozen=True)

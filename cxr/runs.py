@@ -46,7 +46,7 @@ from cxr.recipes import Recipe
 from cxr.reports import PUBLISHED, VersionResult, comparison_page
 
 PHANTOMS: Final = phantoms.PhantomSettings(num_train=32, num_val=8, num_test=80)
-"""The embedded default: few, so that all four versions train within three minutes (171 s on
+"""The embedded default: few, so that all four versions train in about two minutes (116 s on
 two slow cores, where VGG16's convolutions pass 4 to 5 images a second)."""
 
 

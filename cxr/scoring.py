@@ -45,6 +45,9 @@ PART_ROWS: Final = 64
 PARTS_PER_CPU: Final = 4
 """Parts that each CPU has to compute of a small archive, at least, so that none waits for long."""
 
+MIN_WRITERS: Final = 2
+"""Tasks that write parts at once, at least; with more predictors as many as there are."""
+
 NUM_SUSPICIOUS: Final = 12
 """Thumbnails of the most suspicious images."""
 
@@ -324,7 +327,12 @@ def _run(
         num_gpus=share.num_gpus,
     )  # fmt: skip
     try:
-        scored.write_datasink(parts.PartSink(folder), ray_remote_args={"num_cpus": READ_CPUS})
+        scored.write_datasink(
+            parts.PartSink(folder),
+            ray_remote_args={"num_cpus": READ_CPUS},
+            # Each is a process that takes seconds to start: without a bound Ray started ten.
+            concurrency=max(MIN_WRITERS, size),
+        )
     except ray.exceptions.RayTaskError as error:
         # What a worker raised, without the trace of the machinery around it.
         if isinstance(error.cause, CxrError):

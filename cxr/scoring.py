@@ -123,7 +123,7 @@ def score(
     settings = ScoreSettings(
         tuple(storage.absolute(each) for each in inputs), any_body_part, checkpoint.fingerprint
     )
-    open_output(output, settings)
+    check_output(output, settings)
     manifest, skipped = _manifest(output, settings, update=update)
     listed = parts.by_part(manifest)
     folder = storage.join(output, "scores")
@@ -160,8 +160,8 @@ def _is_summed_up(output: str, num_listed: int) -> bool:
     return storage.kind(place) == "file" and storage.read_json(place)["listed"] == num_listed
 
 
-def open_output(output: str, settings: ScoreSettings) -> None:
-    """Take an empty folder for scores, or one of the same settings.
+def check_output(output: str, settings: ScoreSettings) -> None:
+    """Accept an empty folder for scores, or one of the same settings.
 
     Raises:
         SettingsError: it holds scores of other settings.
@@ -170,7 +170,6 @@ def open_output(output: str, settings: ScoreSettings) -> None:
     place = storage.join(output, "settings.json")
     if storage.kind(place) == "nothing":
         storage.check_empty(output)
-        storage.write_json(place, settings.to_json())
         return
     kept, asked = storage.read_json(place), settings.to_json()
     for name, value in asked.items():
@@ -203,6 +202,8 @@ def _manifest(
     table = table.append_column("part", pa.array(first + number_parts(table)))
     if known is not None:
         table = pa.concat_tables([known, table])
+    # Not before: inputs that name nothing leave nothing behind.
+    storage.write_json(storage.join(output, "settings.json"), settings.to_json())
     storage.write_json(listing, {"skipped": skipped})
     # Last: a manifest that is there is whole.
     storage.write_table(place, table)

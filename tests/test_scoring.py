@@ -387,6 +387,7 @@ def test_a_folder_without_radiographs_is_one_clear_message(
     ended = score(small_checkpoint, tmp_path / "out", "--input", str(tmp_path / "in"))
     assert ended.code == 1
     assert "in: no radiographs found. Passed over: 2 .txt." in ended.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_changed_checkpoint_is_refused(small_checkpoint: str, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def _run(shared: _Shared, wanted: Space, settings: RunSettings) -> dict[str, str
     resources: dict[str, float] = {"CPU": HEAD_CPUS} if shared.cached else {"CPU": RUN_CPUS}
     concurrent = None if shared.cached else _num_runs(settings.workers, gpu=shared.gpu)
     tuner = tune.Tuner(
-        tune.with_resources(functools.partial(_trial, shared=shared), resources),
+        tune.with_resources(tune.with_parameters(_trial, shared=shared), resources),
         param_space={"setting": tune.grid_search(list(waiting.values()))},
         tune_config=tune.TuneConfig(
             metric="auc", mode="max", max_concurrent_trials=concurrent, reuse_actors=True

@@ -77,7 +77,8 @@ def main() -> None:
         print(answer)
     print(f"report: {found.report}")
     data = f" --data {settings.data}" if settings.data else ""
-    print(f"next: python jobs/train.py --recipe {found.best_recipe}{data}")
+    weights = f" --weights {job.weights}" if job.weights else ""
+    print(f"next: python jobs/train.py --recipe {found.best_recipe}{data}{weights}")
 
 
 if __name__ == "__main__":

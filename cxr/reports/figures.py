@@ -393,7 +393,7 @@ def differences(
             axes.plot([low, high], [row, row], color=PALETTE["accent"], solid_capstyle="butt")
             axes.plot([value], [row], color=PALETTE["accent"], marker="o", markersize=6)
             axes.annotate(
-                f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{value:+.4f} [{low:+.4f}, {high:+.4f}]",
                 (1.03, row),
                 xycoords=axes.get_yaxis_transform(),
                 va="center",

@@ -2,12 +2,13 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -34,6 +35,10 @@ logarithm. `dropout` is the rate before each dense layer of the head, `head_widt
 one hidden layer."""
 
 
+Sampler = Literal["random", "optuna"]
+"""How factors are drawn: at random beforehand, or by Optuna from the figures of earlier trials."""
+
+
 @dataclass(frozen=True)
 class Space:
     """The settings of a search."""
@@ -46,10 +51,14 @@ class Space:
     """Settings in all."""
     seed: int = 0
     """Of the draws."""
+    sampler: Sampler = "random"
+    """Who draws."""
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """Every setting; where factors are drawn, the grid's points take turns."""
+        """Every setting that is known beforehand; the grid's points take turns in the draws."""
+        if self.sampler == "optuna":
+            return []
         points = [
             dict(zip(self.grid, values, strict=True))
             for values in itertools.product(*self.grid.values())
@@ -67,10 +76,11 @@ class Space:
             "sampled": list(self.sampled),
             "trials": self.trials,
             "seed": self.seed,
+            "sampler": self.sampler,
         }
 
 
-def parse(search: Sequence[str], trials: int | None) -> Space:
+def parse(search: Sequence[str], trials: int | None, sampler: Sampler = "random") -> Space:
     """The space that a command line means.
 
     Args:
@@ -78,9 +88,11 @@ def parse(search: Sequence[str], trials: int | None) -> Space:
             `normalization=none,imagenet`.
         trials: settings in all; None for the whole grid, and for four draws at each of its points
             where factors are drawn.
+        sampler: who draws.
 
     Raises:
-        SettingsError: an unknown or repeated factor or value, no factor, or too few trials.
+        SettingsError: an unknown or repeated factor or value, no factor, too few trials, or
+            nothing for Optuna to draw.
     """
     grid: dict[str, tuple[str, ...]] = {}
     sampled = []
@@ -102,14 +114,22 @@ def parse(search: Sequence[str], trials: int | None) -> Space:
         raise SettingsError(f"search: no factor. Choices: {', '.join([*GRID, *SAMPLED])}.")
     points = math.prod(len(values) for values in grid.values())
     wanted = trials if trials is not None else points * (4 if sampled else 1)
-    if wanted < points:
+    if sampler == "optuna" and not sampled:
+        raise SettingsError(
+            f"sampler: optuna has nothing to draw. Add one of {', '.join(SAMPLED)} to --search."
+        )
+    if sampler == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise SettingsError("sampler: optuna is not installed. pip install -e '.[optuna]'.")
+    if wanted < 1:
+        raise SettingsError(f"trials: {wanted} is below 1.")
+    if sampler == "random" and wanted < points:
         raise SettingsError(f"trials: {wanted} cannot try the {points} points of the grid.")
     if wanted > points and not sampled:
         raise SettingsError(
             f"trials: the grid has {points} points, and nothing else varies between {wanted}"
             f" trials. Leave --trials out, or add one of {', '.join(SAMPLED)} to --search."
         )
-    return Space(grid, tuple(sampled), wanted)
+    return Space(grid, tuple(sampled), wanted, sampler=sampler)
 
 
 def apply(recipe: Recipe, setting: Setting) -> Recipe:

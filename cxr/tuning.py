@@ -7,16 +7,14 @@ OUT/trials.parquet          a row a setting
 OUT/best.json               a recipe that jobs/train.py --recipe trains as it is
 OUT/report.html
 
-Trials share what they can: pixels are decoded once, the frozen part of the backbone runs once for
-each normalization, and heads train from those features inside the trial's own process. Where the
-backbone is trained, a trial is a run of Ray Train, and trials follow one another. A fold that has
-its file is not trained again, so an interrupted search goes on where it was.
+Pixels are decoded once, and the frozen part of the backbone runs once for each normalization. A
+fold that has its file is not trained again, so an interrupted search goes on where it was. Drawn
+settings of whole networks, whose trials are long, are stopped after a few folds where others are
+ahead.
 """
 
 import dataclasses
-import functools
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import torch
 from numpy.typing import NDArray
 from ray import tune
 
@@ -36,26 +32,21 @@ from cxr import (
     data,
     effects,
     features,
-    learning,
-    metrics,
     models,
     phantoms,
     runs,
     space,
     storage,
     training,
+    trials,
 )
 from cxr.checkpoint import package_versions
-from cxr.data import Shards
 from cxr.errors import CxrError, SettingsError
-from cxr.learning import Learner
-from cxr.loading import MemoryLoader
-from cxr.metrics import Floats
-from cxr.models import State
 from cxr.recipes import Recipe
 from cxr.reports import Effect, TrialResult, TuningReport, tuning_page
 from cxr.runs import RunSettings
 from cxr.space import Setting, Space
+from cxr.trials import Shared
 
 HEAD_CPUS: Final = 1
 """CPUs of a trial that trains heads: each has one thread."""
@@ -77,22 +68,6 @@ class Search:
     report: str
     best_recipe: str
     """Its place."""
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """What the trials have in common."""
-
-    recipe: Recipe
-    folder: str
-    folds: int
-    cached: bool
-    shards: Mapping[str, Shards]
-    """Pixels, or features of the frozen part, by normalization."""
-    state: "ray.ObjectRef[State]"
-    """Pretrained tensors that training may change, by the classifier's names."""
-    workers: int
-    gpu: bool
 
 
 def search(recipe: Recipe, wanted: Space, settings: RunSettings) -> Search:
@@ -182,7 +157,7 @@ def _prepare(
     folds: NDArray[np.int64],
     *,
     gpu: bool,
-) -> tuple[_Shared, pa.Table]:
+) -> tuple[Shared, pa.Table]:
     """Decode once, and run the frozen part once for each normalization."""
     loaded = runs.load_model(recipe, settings)
     pixels = data.decode_shards(listing, folds, recipe.image_px, settings.cache)
@@ -198,9 +173,9 @@ def _prepare(
     kept = loaded.model.states(frozen=False) if cached else loaded.model.state_dict()
     # The head's start is drawn from the seed by each trial: its widths may differ.
     state = {key: value for key, value in kept.items() if key.startswith("features.")}
-    shared = _Shared(
+    shared = Shared(
         recipe, storage.join(str(settings.output), "trials"), settings.folds, cached, shards,
-        ray.put(state), settings.workers, gpu,
+        ray.put(state), settings.workers, gpu, stops=bool(wanted.sampled) and not cached,
     )  # fmt: skip
     return shared, pixels.table
 
@@ -208,32 +183,37 @@ def _prepare(
 # ---------------------------------------------------------------- trials
 
 
-def _run(shared: _Shared, wanted: Space, settings: RunSettings) -> dict[str, str]:
-    """Run what is not finished; the reasons of trials that failed, by their name."""
-    folders = {space.identity(s): s for s in wanted.settings}
-    waiting = {
-        name: setting
-        for name, setting in folders.items()
-        if any(storage.kind(fold_file(shared.folder, name, k)) == "nothing"
-               for k in range(shared.folds))
-    }  # fmt: skip
-    if len(waiting) < len(folders):
-        print(f"going on: {len(folders) - len(waiting)} of {len(folders)} settings are done")
-    if not waiting:
+def _run(shared: Shared, wanted: Space, settings: RunSettings) -> dict[str, str]:
+    """Run what is not finished; why trials have no figure for every fold, by their name."""
+    finished = trials.finished(shared)
+    if wanted.sampler == "optuna":
+        for setting in trials.settings(shared.folder):
+            if setting not in finished:  # It is drawn anew.
+                trials.forget(shared, setting)
+    if finished:
+        print(f"going on: {len(finished)} of {wanted.trials} settings are done", flush=True)
+    # A stopped trial stops again for the same reason if all that came before it are there.
+    waiting = [s for s in wanted.settings if shared.stops or s not in finished]
+    left = len(waiting) if wanted.settings else wanted.trials - len(finished)
+    if not left:
         return {}
+    draws = {"search_alg": _optuna(wanted, finished, shared), "num_samples": left}
     resources: dict[str, float] = {"CPU": HEAD_CPUS} if shared.cached else {"CPU": RUN_CPUS}
-    concurrent = None if shared.cached else _num_runs(settings.workers, gpu=shared.gpu)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, shared=shared), resources),
-        param_space={"setting": tune.grid_search(list(waiting.values()))},
+        tune.with_resources(tune.with_parameters(trials.judge, shared=shared), resources),
+        param_space={"setting": tune.grid_search(waiting)} if waiting else None,
         tune_config=tune.TuneConfig(
-            metric="auc", mode="max", max_concurrent_trials=concurrent, reuse_actors=True
+            max_concurrent_trials=None if shared.cached else _num_runs(shared),
+            # Importing PyTorch takes longer than a head; a network's trial may be stopped.
+            reuse_actors=shared.cached,
+            scheduler=_stopping(shared.folds) if shared.stops else None,
+            **({} if waiting else draws),
         ),
         run_config=tune.RunConfig(
             name=f"tune-{int(time.time())}",
             storage_path=storage.join(str(settings.output), "ray"),
             verbose=0,
-            callbacks=[_Lines(len(waiting))],
+            callbacks=[_Lines(left)],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
@@ -241,15 +221,54 @@ def _run(shared: _Shared, wanted: Space, settings: RunSettings) -> dict[str, str
     storage.delete(storage.join(str(settings.output), "ray"))
     reasons = {}
     for result in (grid[index] for index in range(len(grid))):
-        if result.error is not None and result.config:
-            name = space.identity(result.config["setting"])
+        name = space.identity((result.config or {}).get("setting", {}))
+        if result.error is not None:
             reasons[name] = str(result.error).strip().splitlines()[-1]
+        elif (num_folds := (result.metrics or {}).get("folds", 0)) < shared.folds:
+            reasons[name] = f"stopped after {num_folds} of {shared.folds} folds: others were ahead"
     return reasons
 
 
-def _num_runs(workers: int, *, gpu: bool) -> int:
+def _stopping(folds: int) -> Any:
+    """Stop a trial whose AUC after 1, 2, 4, ... folds is in the lower half of those before it."""
+    return tune.schedulers.ASHAScheduler(
+        time_attr="folds", metric="score", mode="max", max_t=folds, grace_period=1,
+        reduction_factor=2,
+    )  # fmt: skip
+
+
+def _optuna(wanted: Space, finished: Sequence[Setting], shared: Shared) -> Any:
+    """Optuna's sampler, told of the settings that are judged already."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    kinds = optuna.distributions
+    ranges: dict[str, Any] = {
+        f"setting/{name}": kinds.CategoricalDistribution(values)
+        for name, values in wanted.grid.items()
+    }
+    for name in wanted.sampled:
+        low, high = space.SAMPLED[name]
+        ranges[f"setting/{name}"] = (
+            kinds.IntDistribution(int(low), int(high), log=True)
+            if name == "head_width"
+            else kinds.FloatDistribution(low, high, log=name != "dropout")
+        )
+    points = [{f"setting/{name}": v for name, v in setting.items()} for setting in finished]
+    scores = [trials.score(shared, setting) for setting in finished]
+    # Another seed when going on: the same one would draw what is finished once more.
+    seed = wanted.seed + len(finished)
+    return OptunaSearch(
+        ranges, metric="score", mode="max", seed=seed,
+        points_to_evaluate=points or None, evaluated_rewards=scores or None,
+    )  # fmt: skip
+
+
+def _num_runs(shared: Shared) -> int:
     """Runs of Ray Train that the cluster holds at once: on CPUs one, which has them all."""
-    return max(1, int(ray.cluster_resources().get("GPU", 0)) // workers) if gpu else 1
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    return max(1, num_gpus // shared.workers) if shared.gpu else 1
 
 
 class _Lines(tune.Callback):
@@ -290,127 +309,11 @@ class _Lines(tune.Callback):
         )
 
 
-def fold_file(folder: str, name: str, fold: int) -> str:
-    """Where the logits of a setting's fold are: row, label, logit; its metadata hold the epochs."""
-    return storage.join(folder, name, f"fold-{fold}.parquet")
-
-
-def _trial(config: Mapping[str, Any], shared: _Shared) -> None:
-    """One setting, judged on each fold by a model that did not see it."""
-    logging.disable(logging.WARNING)
-    setting = config["setting"]
-    recipe = space.apply(shared.recipe, setting)
-    folder = storage.join(shared.folder, space.identity(setting))
-    storage.write_json(storage.join(folder, "setting.json"), dict(setting))
-    if shared.cached:
-        _train_heads(recipe, shared, folder)
-    else:
-        _train_whole(recipe, shared, folder)
-    aucs = []
-    for fold in range(shared.folds):
-        table = storage.read_table(storage.join(folder, f"fold-{fold}.parquet"))
-        aucs.append(_auc(table))
-    tune.report({"auc": float(np.mean(aucs))})
-
-
-def _auc(table: pa.Table) -> float:
-    """NaN where it is undefined."""
-    logits, label = np.asarray(table["logit"]), np.asarray(table["label"])
-    if not np.isfinite(logits).all():
-        return float("nan")
-    auc = metrics.roc_auc(label, logits)
-    return float("nan") if auc is None else auc
-
-
-def _train_heads(recipe: Recipe, shared: _Shared, folder: str) -> None:
-    torch.set_num_threads(1)
-    shards = shared.shards[recipe.normalization]
-    x, label, fold_of = _arrays(shards)
-    row = np.asarray(shards.table["row"])
-    state: State = ray.get(shared.state)
-    for fold in range(shared.folds):
-        place = storage.join(folder, f"fold-{fold}.parquet")
-        if storage.kind(place) == "file":
-            continue
-        started = time.monotonic()
-        seen, unseen = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        learner = Learner(
-            recipe, state, training.class_weights(recipe, label[seen]), cached=True,
-            shape=shards.shape, dtype=shards.dtype, gpu=shared.gpu, rank=0, world=1,
-        )  # fmt: skip
-        loader, validation = (
-            MemoryLoader(x[rows], torch.from_numpy(label[rows]), recipe, row[rows])
-            for rows in (seen, unseen)
-        )
-        history: list[learning.Entry] = []
-        kept: dict[str, NDArray[Any]] = {}
-        for _, is_best, columns in learning.epochs(learner, loader, validation, history):
-            if is_best:
-                kept = columns
-        _write_fold(place, pa.table(kept), history, time.monotonic() - started)
-
-
-def _train_whole(recipe: Recipe, shared: _Shared, folder: str) -> None:
-    if all(
-        storage.kind(storage.join(folder, f"fold-{fold}.parquet")) == "file"
-        for fold in range(shared.folds)
-    ):
-        return
-    model = models.build(recipe)
-    state: State = ray.get(shared.state)
-    model.load_state_dict(dict(state), strict=False)
-    plans = [
-        training.Plan(
-            dataclasses.replace(recipe, name=f"fold-{fold}"),
-            shards=shared.shards[recipe.normalization],
-            cached=False,
-            train_folds=tuple(k for k in range(shared.folds) if k != fold),
-            validation_folds=(fold,),
-            output=storage.join(folder, f"fold-{fold}"),
-        )
-        for fold in range(shared.folds)
-    ]
-    starts = [model] * len(plans)
-    outcomes = training.fit(plans, starts, folder, num_workers=shared.workers, gpu=shared.gpu)
-    for fold, outcome in enumerate(outcomes):
-        seconds = sum(entry["seconds"] for entry in outcome.history)
-        place = storage.join(folder, f"fold-{fold}.parquet")
-        _write_fold(place, outcome.validation, outcome.history, seconds)
-        storage.delete(storage.join(folder, f"fold-{fold}"))
-    storage.delete(storage.join(folder, "ray"))
-
-
-@functools.lru_cache(maxsize=1)
-def _read(folder: str) -> tuple[torch.Tensor, NDArray[np.int64], NDArray[np.int64]]:
-    shards = data.load_shards(folder)
-    assert shards is not None
-    rows = np.asarray(shards.table["row"])
-    tables = (
-        data.read_part(path, ("row", "label", "x"))
-        for paths in shards.parts.values()
-        for path in paths
-    )
-    loader = MemoryLoader.read(tables, Recipe(), shards.shape, shards.dtype, rows)
-    return loader.x, loader.label.numpy(), np.asarray(shards.table["fold"])
-
-
-def _arrays(shards: Shards) -> tuple[torch.Tensor, NDArray[np.int64], NDArray[np.int64]]:
-    """Features, classes and folds of all rows, in order; kept from trial to trial."""
-    return _read(shards.folder)
-
-
-def _write_fold(
-    place: str, table: pa.Table, history: Sequence[Mapping[str, Any]], seconds: float
-) -> None:
-    content = json.dumps({"history": list(history), "seconds": seconds})
-    storage.write_table(place, table.replace_schema_metadata({"cxr": content}))
-
-
 # ---------------------------------------------------------------- results
 
 
 def _conclude(
-    shared: _Shared,
+    shared: Shared,
     wanted: Space,
     settings: RunSettings,
     table: pa.Table,
@@ -418,29 +321,29 @@ def _conclude(
     name: str,
 ) -> Search:
     output = str(settings.output)
-    tried = wanted.settings
-    logits, seconds = _read_trials(shared, tried, table)
+    tried = wanted.settings or trials.settings(shared.folder)
+    logits, seconds = trials.read(shared, tried, table)
     folds = np.asarray(table["fold"])
     patients = table["patient"].to_pylist()
     judged = effects.judge(np.asarray(table["label"]), folds, patients, logits)
     num_patients = len(set(patients))
-    trials = tuple(
+    results = tuple(
         _result(setting, judged, index, seconds[index], reasons)
         for index, setting in enumerate(tried)
     )
     found = effects.compare(tried, judged, wanted.grid, len(table), num_patients)
     answers = tuple(effects.sentence(found, factor) for factor in wanted.grid)
-    ranked = [(trial.auc.value, -index) for index, trial in enumerate(trials) if trial.auc]
+    ranked = [(trial.auc.value, -index) for index, trial in enumerate(results) if trial.auc]
     if not ranked:
         raise CxrError(
             f"{output}: no trial gave a figure. The first reason:"
-            f" {next(iter(trial.reason for trial in trials))}"
+            f" {next(iter(trial.reason for trial in results), 'none began')}"
         )
     best = space.apply(shared.recipe, tried[-max(ranked)[1]])
     best = dataclasses.replace(best, name="tuned")
     best_recipe = storage.join(output, "best.json")
     storage.write_bytes(best_recipe, best.to_json().encode())
-    storage.write_table(storage.join(output, "trials.parquet"), _table(trials))
+    storage.write_table(storage.join(output, "trials.parquet"), _table(results))
     report = storage.join(output, "report.html")
     page = tuning_page(
         TuningReport(
@@ -451,7 +354,7 @@ def _conclude(
             },
             grid=wanted.grid,
             sampled=wanted.sampled,
-            trials=trials,
+            trials=results,
             effects=found,
             answers=answers,
             num_folds=settings.folds,
@@ -467,29 +370,11 @@ def _conclude(
         )
     )
     storage.write_bytes(report, page.encode())
-    return Search(trials, tuple(found), answers, best, report, best_recipe)
+    return Search(results, tuple(found), answers, best, report, best_recipe)
 
 
 def _words(factor: str) -> str:
     return factor.replace("_", " ")
-
-
-def _read_trials(
-    shared: _Shared, tried: Sequence[Setting], table: pa.Table
-) -> tuple[Floats, list[float]]:
-    """The logits of each setting, (T, N), NaN where there are none; and the seconds it took."""
-    logits = np.full((len(tried), len(table)), np.nan)
-    seconds = [0.0] * len(tried)
-    for index, setting in enumerate(tried):
-        for fold in range(shared.folds):
-            place = fold_file(shared.folder, space.identity(setting), fold)
-            if storage.kind(place) == "file":
-                judged = storage.read_table(place)
-                at = np.asarray(pc.index_in(judged["row"], table["row"]))
-                logits[index, at] = np.asarray(judged["logit"])
-                content = json.loads((judged.schema.metadata or {})[b"cxr"])
-                seconds[index] += content["seconds"]
-    return logits, seconds
 
 
 def _result(

@@ -34,6 +34,8 @@ class TuneJob:
     normalization=none,imagenet; learning_rate, weight_decay, dropout and head_width are drawn."""
     trials: int | None = None
     """Settings in all. Default: the whole grid, or four draws at each of its points."""
+    sampler: space.Sampler = "random"
+    """Who draws: random, or optuna by earlier trials' figures (pip install -e '.[optuna]')."""
     data: str | None = None
     """Labelled radiographs as for jobs/train.py. Without it, synthetic ones are drawn."""
     weights: str | None = None
@@ -66,7 +68,7 @@ def chosen() -> TuneJob:
 
 def main() -> None:
     job = chosen()
-    wanted = space.parse(job.search, job.trials)
+    wanted = space.parse(job.search, job.trials, job.sampler)
     names = ("data", "weights", "output", "folds", "limit", "workers", "gpu", "cache")
     settings = RunSettings(**{name: getattr(job, name) for name in names})
     settings = tuning.resolve(job.settings, settings)

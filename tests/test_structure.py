@@ -35,7 +35,7 @@ TABLE = (
         "reports",
         "scoring",
     ),
-    *("evaluation", "phantoms", "runs", "effects", "tuning", "cli"),
+    *("evaluation", "phantoms", "runs", "effects", "trials", "tuning", "cli"),
 )
 """Every room, each below all that it may import. A new room takes its place here."""
 

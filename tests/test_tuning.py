@@ -4,17 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, Ended, execute
+from ray import tune
 from sklearn.metrics import roc_auc_score
 
-from cxr import space
+from cxr import space, trials, tuning
 from cxr.recipes import Recipe
+from cxr.runs import RunSettings
 
 SMALL = (
     "--version", "best", "--weights", "none", "--backbone", "alexnet", "--image-px", "64",
@@ -44,13 +47,13 @@ def test_a_search_leaves_what_its_docstring_lists(searched: tuple[Ended, Path]) 
     assert {path.name for path in output.iterdir()} == {
         "search.json", "trials", "trials.parquet", "best.json", "report.html",
     }  # fmt: skip
-    trials = pq.read_table(output / "trials.parquet").to_pylist()
-    assert len(trials) == 4
-    for trial in trials:
+    found = pq.read_table(output / "trials.parquet").to_pylist()
+    assert len(found) == 4
+    for trial in found:
         assert len(trial["fold_aucs"]) == 3
         assert trial["auc"] == pytest.approx(np.mean(trial["fold_aucs"]))
         assert trial["auc_low"] <= trial["auc"] <= trial["auc_high"]
-    best = max(trials, key=lambda trial: trial["auc"])
+    best = max(found, key=lambda trial: trial["auc"])
     recipe = Recipe.from_json((output / "best.json").read_text())
     assert recipe.normalization == best["normalization"]
     assert recipe.class_weighting == best["class_weighting"]
@@ -78,8 +81,8 @@ def test_best_json_trains_to_the_trials_figure(
     )  # fmt: skip
     assert ended.code == 0, ended.err
     result = json.loads((tmp_path / "run" / "tuned" / "result.json").read_text())
-    trials = pq.read_table(searched[1] / "trials.parquet").to_pylist()
-    best = max(trials, key=lambda trial: trial["auc"])
+    found = pq.read_table(searched[1] / "trials.parquet").to_pylist()
+    best = max(found, key=lambda trial: trial["auc"])
     assert result["auc"] == pytest.approx(best["fold_aucs"][0], abs=1e-6)
 
 
@@ -119,12 +122,40 @@ def test_a_trial_that_crashes_is_listed_with_its_reason_and_the_others_go_on(
     words = (*SMALL, *GRID, "--data", str(small_set), "--cache", cache, "--output", str(output))
     ended = execute("tune", *words)
     assert ended.code == 0, ended.err
-    trials = pq.read_table(output / "trials.parquet").to_pylist()
-    failed = [trial for trial in trials if trial["auc"] is None]
-    assert len(trials) == 4
+    found = pq.read_table(output / "trials.parquet").to_pylist()
+    failed = [trial for trial in found if trial["auc"] is None]
+    assert len(found) == 4
     assert len(failed) == 1
     assert (failed[0]["normalization"], failed[0]["class_weighting"]) == ("none", "none")
     assert "cannot be written" in failed[0]["reason"]
+
+
+def test_optuna_draws_from_finished_trials_and_goes_on(
+    ray_cluster: None, small_set: Path, cache: str, tmp_path: Path
+) -> None:
+    words = (
+        *SMALL, "--data", str(small_set), "--cache", cache, "--output", str(tmp_path / "out"),
+        "--search", "normalization=none,imagenet", "learning_rate", "head_width",
+        "--sampler", "optuna", "--trials", "4",
+    )  # fmt: skip
+    assert execute("tune", *words).code == 0
+    before = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert len(before) == 4
+    for trial in before:
+        assert 1e-5 <= trial["learning_rate"] <= 1e-2
+        assert 16 <= trial["head_width"] <= 1024
+        assert trial["normalization"] in ("none", "imagenet")
+        assert np.isfinite(trial["fold_aucs"]).all()
+    folders = sorted((tmp_path / "out" / "trials").iterdir())
+    (folders[1] / "fold-1.parquet").unlink()
+    ended = execute("tune", *words)
+    assert ended.code == 0, ended.err
+    assert "going on: 3 of 4 settings are done" in ended.out
+    after = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert len(after) == 4
+    kept = [t["learning_rate"] for t in after if t["learning_rate"] in
+            [b["learning_rate"] for b in before]]  # fmt: skip
+    assert len(kept) == 3
 
 
 def test_whole_networks_are_searched_through_ray_train_even_on_one_cpu(
@@ -148,14 +179,45 @@ runpy.run_path({str(ROOT / "jobs" / "tune.py")!r}, run_name="__main__")
         capture_output=True, text=True, timeout=420, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    trials = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
-    assert len(trials) == 2
-    for trial in trials:
+    found = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert len(found) == 2
+    for trial in found:
         setting = {"class_weighting": trial["class_weighting"]}
         folder = tmp_path / "out" / "trials" / space.identity(setting)
         for k, auc in enumerate(trial["fold_aucs"]):
             table = pq.read_table(folder / f"fold-{k}.parquet")
             assert auc == pytest.approx(roc_auc_score(table["label"], table["logit"]))
+
+
+def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = space.parse(("learning_rate",), 4)
+    rates = [setting["learning_rate"] for setting in wanted.settings]
+
+    def judge(config: Mapping[str, Any], shared: trials.Shared) -> None:
+        for num_folds in range(1, shared.folds + 1):
+            score = config["setting"]["learning_rate"]
+            tune.report({"auc": score, "score": score, "folds": num_folds})
+
+    monkeypatch.setattr(trials, "judge", judge)
+    shared = trials.Shared(
+        Recipe(), str(tmp_path / "trials"), 3, cached=False, shards={}, state=None, workers=1,
+        gpu=False, stops=True,
+    )  # fmt: skip
+    reasons = tuning._run(shared, wanted, RunSettings(output=str(tmp_path / "out")))
+    expected, rungs = {}, {1: [], 2: []}
+    for setting, rate in zip(wanted.settings, rates, strict=True):
+        for num_folds, before in rungs.items():
+            # Successive halving: the lower half of those before it ends here.
+            if before and rate < np.median(before):
+                reason = f"stopped after {num_folds} of 3 folds: others were ahead"
+                expected[space.identity(setting)] = reason
+            before.append(rate)
+            if space.identity(setting) in expected:
+                break
+    assert 0 < len(expected) < 4
+    assert reasons == expected
 
 
 @pytest.mark.parametrize(
@@ -165,6 +227,7 @@ runpy.run_path({str(ROOT / "jobs" / "tune.py")!r}, run_name="__main__")
         (("--folds", "40"), "cannot fill 40 patient-disjoint folds"),
         (("--data", "/nowhere"), "/nowhere: not found"),
         (("--trials", "3"), "trials: 3 cannot try the 25 points of the grid"),
+        (("--sampler", "optuna"), "sampler: optuna has nothing to draw"),
     ],
 )
 def test_bad_input_is_one_clear_message(

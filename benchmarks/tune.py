@@ -1,12 +1,16 @@
-"""What sharing saves a search: the whole grid at once, against each setting on its own.
+"""What sharing saves a search: the whole grid at once, against each trial on its own.
 
     python benchmarks/tune.py --data chest_xray --weights squeezenet1_1-features.safetensors
 
 Ours is `tuning.search` over the full grid with a fresh cache: decoding once, the frozen part once
-for each normalization, all heads from the same features. The other way is the same function for one
-setting at a time, each with a fresh cache, so that it decodes and passes over the images itself:
-what a loop over jobs would do, Ray's start not counted. A few settings are measured and scaled to
-all, which is said in the output.
+for each normalization, all heads from the same features. The others share less, each with a fresh
+cache, Ray's start not counted:
+
+- alone: `tuning.search` for one setting at a time. Its folds and epochs still share their features.
+- jobs: `runs.train` for one fold of one setting at a time, what a loop over jobs/train.py does. Its
+  epochs still share their features.
+
+A few of both are measured and scaled to all, which the output says.
 """
 
 import dataclasses
@@ -16,10 +20,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr import cli, cluster, recipes, space, tuning
+from cxr import cli, cluster, recipes, runs, space, tuning
 from cxr.errors import SettingsError
 from cxr.runs import RunSettings
-from cxr.space import Space
+from cxr.space import Setting, Space
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,10 @@ class TuneBenchmark:
     """Weights of the backbone."""
     version: str = "best"
     """Whose settings vary."""
-    limit: int = 500
-    """Images of both."""
+    limit: int | None = None
+    """Use at most so many images."""
     alone: int = 2
-    """Settings that are measured on their own."""
+    """Settings that are measured on their own, and folds that are."""
     folds: int = 5
     """Of the cross-validation."""
     output: Path | None = None
@@ -46,41 +50,59 @@ class TuneBenchmark:
             raise SettingsError(f"alone: {self.alone} is below 1.")
 
 
-def seconds(job: TuneBenchmark, wanted: Space) -> float:
-    """Wall clock of a search with nothing cached."""
+def searching(job: TuneBenchmark, wanted: Space) -> float:
+    """Seconds of a search with nothing cached."""
     recipe = recipes.named(job.version)
     with tempfile.TemporaryDirectory() as folder:
-        settings = RunSettings(
-            data=job.data, weights=job.weights, limit=job.limit, folds=job.folds,
-            output=f"{folder}/out", cache=f"{folder}/cache",
-        )  # fmt: skip
+        settings = tuning.resolve(recipe, fresh(job, folder))
         started = time.monotonic()
-        tuning.search(recipe, wanted, tuning.resolve(recipe, settings))
+        tuning.search(recipe, wanted, settings)
         return time.monotonic() - started
+
+
+def training(job: TuneBenchmark, setting: Setting) -> float:
+    """Seconds of a run on one fold with nothing cached."""
+    recipe = space.apply(recipes.named(job.version), setting)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = runs.resolve([recipe], fresh(job, folder))
+        started = time.monotonic()
+        runs.train([recipe], settings)
+        return time.monotonic() - started
+
+
+def fresh(job: TuneBenchmark, folder: str) -> RunSettings:
+    return RunSettings(
+        data=job.data, weights=job.weights, limit=job.limit, folds=job.folds,
+        output=f"{folder}/out", cache=f"{folder}/cache",
+    )  # fmt: skip
 
 
 def main() -> None:
     job = cli.parse(TuneBenchmark, str(__doc__))
     whole = space.parse(("normalization", "class_weighting"), None)
     cluster.connect()
-    together = seconds(job, whole)
-    # From the grid's corners, so that slow and fast normalizations are both among them.
-    step = max(1, len(whole.settings) // job.alone)
-    taken = whole.settings[:: step + 1][: job.alone]
+    # Settings that differ in both factors.
+    taken = whole.settings[:: len(whole.settings) // job.alone + 1][: job.alone]
     alone = [
-        seconds(job, dataclasses.replace(
+        searching(job, dataclasses.replace(
             whole, grid={name: (value,) for name, value in setting.items()}, trials=1))
         for setting in taken
     ]  # fmt: skip
-    scaled = sum(alone) / len(alone) * len(whole.settings)
-    print(f"\n{job.limit} images, {len(whole.settings)} settings, {job.folds} folds")
-    print(f"together   {together:8.1f} s")
-    print(f"alone      {scaled:8.1f} s   scaled from {len(alone)} settings: "
-          + ", ".join(f"{value:.1f} s" for value in alone))  # fmt: skip
-    print(f"ratio      {scaled / together:8.1f}")
+    jobs = [training(job, setting) for setting in taken]
+    together = searching(job, whole)
+    num = len(whole.settings)
+    scaled = {
+        "alone": sum(alone) / len(alone) * num,
+        "jobs": sum(jobs) / len(jobs) * num * job.folds,
+    }
+    print(f"\n{num} settings, {job.folds} folds, {job.limit or 'all'} images")
+    print(f"together {together:9.1f} s")
+    for (name, value), each in zip(scaled.items(), (alone, jobs), strict=True):
+        taken_s = ", ".join(f"{second:.1f} s" for second in each)
+        print(f"{name:8} {value:9.1f} s, {value / together:5.1f} times; scaled from {taken_s}")
     if job.output:
-        results = {"limit": job.limit, "together_s": together, "alone_s": alone,
-                   "settings": len(whole.settings), "ratio": scaled / together}  # fmt: skip
+        results = {"limit": job.limit, "settings": num, "folds": job.folds,
+                   "together_s": together, "alone_s": alone, "jobs_s": jobs}  # fmt: skip
         job.output.write_text(json.dumps(results, indent=2) + "\n")
         print(f"results: {job.output}")
 

@@ -45,6 +45,32 @@ class Share:
     """GPUs that it claims from Ray, 0 or 1."""
 
 
+@dataclass(frozen=True)
+class Workers:
+    """How many processes train together."""
+
+    least: int
+    """Training waits until so many fit the cluster."""
+    most: int
+    """More join where nodes do; as many as `least` for a fixed number."""
+
+
+def parse_workers(text: str) -> Workers:
+    """What `--workers` means: `4`, or `1:4` for any number between.
+
+    Raises:
+        SettingsError: neither of the two.
+    """
+    least, _, most = text.partition(":")
+    try:
+        workers = Workers(int(least), int(most or least))
+    except ValueError:
+        raise SettingsError(f"workers: {text!r} is no number. Give 4, or 1:4 for 1 to 4.") from None
+    if not 1 <= workers.least <= workers.most:
+        raise SettingsError(f"workers: {text} does not go up from 1. Give 4, or 1:4 for 1 to 4.")
+    return workers
+
+
 def connect(num_cpus: int | None = None) -> None:
     """Join the cluster that this job was submitted to, or start one on this machine.
 

@@ -62,8 +62,9 @@ class RunSettings:
     torchvision's names. Default: none with synthetic radiographs, else imagenet."""
     output: str | None = None
     """Folder of the run; must be empty or not exist. Default: runs/<date and time>."""
-    workers: int = 1
-    """Training processes, each with its share of the CPUs, or one GPU."""
+    workers: str = "1"
+    """Training processes, each with its share of the CPUs, or one GPU: 4, or 1:4 for as many as the
+    cluster has room for, which may change on the way."""
     gpu: Literal["auto", "on", "off"] = "auto"
     """Compute on GPUs: auto where the cluster has one."""
     limit: int | None = None
@@ -79,8 +80,7 @@ class RunSettings:
     nodes reach."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise SettingsError(f"workers: {self.workers} is below 1.")
+        cluster.parse_workers(self.workers)
         if self.folds < 2:
             raise SettingsError(f"folds: {self.folds} is below 2.")
         if not 0 <= self.fold < self.folds:
@@ -154,8 +154,9 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     """
     output = str(settings.output)
     gpu = cluster.use_gpu(settings.gpu)
+    workers = cluster.parse_workers(settings.workers)
     for recipe in recipes:
-        training.check_workers(settings.workers, recipe, gpu=gpu)
+        training.check_workers(workers, recipe, gpu=gpu)
     where = settings.data or str(phantoms.cached(PHANTOMS, Path(settings.cache)))
     name = where.rsplit("/", 1)[-1] if settings.data else "phantoms"
     listing, folds = labelled_folds(where, settings)
@@ -175,7 +176,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
             [_plan(each, settings, output) for each in prepared],
             [each.model for each in prepared],
             output,
-            num_workers=settings.workers,
+            workers=workers,
             gpu=gpu,
         )
     left_out: dict[str, str] = {}

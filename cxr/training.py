@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 
 from cxr import cluster, models, storage
+from cxr.cluster import Workers
 from cxr.data import Shards
 from cxr.errors import CxrError, DataError, SettingsError
 from cxr.labels import CLASSES
@@ -38,6 +39,9 @@ from cxr.sharding import SplitConfig
 
 MAX_FAILURES: Final = 3
 """Times that a run restarts from its last epoch after a worker died."""
+
+
+ONE_WORKER: Final = Workers(1, 1)
 
 
 @dataclass(frozen=True)
@@ -113,25 +117,23 @@ def class_weights(recipe: Recipe, labels: NDArray[np.int64]) -> tuple[float, ...
             return (1.0,) * len(CLASSES)
 
 
-def check_workers(num_workers: int, recipe: Recipe, *, gpu: bool) -> None:
+def check_workers(workers: Workers, recipe: Recipe, *, gpu: bool) -> None:
     """Refuse at once what Ray would wait for without end.
 
     Raises:
         SettingsError: more workers than the cluster has CPUs or GPUs, or than a streamed batch has
             images.
     """
-    if num_workers < 1:
-        raise SettingsError(f"workers: {num_workers} is below 1.")
     kind = "GPU" if gpu else "CPU"
     have = int(ray.cluster_resources().get(kind, 0))
-    if num_workers > have:
+    if workers.least > have:
         raise SettingsError(
-            f"workers: {num_workers} workers need {num_workers} {kind}s, this cluster has {have}."
-            f" Lower --workers to {have}, or let more nodes join."
+            f"workers: {workers.least} workers need {workers.least} {kind}s, this cluster has"
+            f" {have}. Lower --workers to {have}, or let more nodes join."
         )
-    if recipe.loading == "stream" and recipe.batch_size < num_workers:
+    if recipe.loading == "stream" and recipe.batch_size < workers.most:
         raise SettingsError(
-            f"workers: a batch of {recipe.batch_size} cannot be divided among {num_workers}"
+            f"workers: a batch of {recipe.batch_size} cannot be divided among {workers.most}"
             " workers. Lower --workers or raise --batch-size."
         )
 
@@ -141,7 +143,7 @@ def fit(
     starts: Sequence[Classifier],
     output: str,
     *,
-    num_workers: int = 1,
+    workers: Workers = ONE_WORKER,
     gpu: bool = False,
 ) -> list[Outcome]:
     """Train recipes data-parallel, one after another.
@@ -152,7 +154,7 @@ def fit(
         plans: what to train on what.
         starts: the classifier of each plan with its pretrained weights.
         output: folder of the run, path or URI; Ray Train keeps its state in `ray/` below.
-        num_workers: training processes.
+        workers: training processes.
         gpu: a GPU for each.
 
     Returns:
@@ -165,8 +167,9 @@ def fit(
     """
     for plan in plans:
         _check_classes(plan)
-        check_workers(num_workers, plan.recipe, gpu=gpu)
-    share = cluster.share(num_workers, gpu=gpu)
+        check_workers(workers, plan.recipe, gpu=gpu)
+    share = cluster.share(workers.least, gpu=gpu)
+    elastic = workers.most > workers.least
     columns = ("row", "label", "x")
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
@@ -184,7 +187,8 @@ def fit(
             whole=[f"{plan.name}/train" for plan in plans if plan.recipe.loading == "memory"]
         ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,
+            # Ray's own signature lacks the pair that it takes.
+            num_workers=(workers.least, workers.most) if elastic else workers.least,  # type: ignore[arg-type]
             use_gpu=gpu,
             resources_per_worker={"CPU": share.num_cpus} | ({"GPU": 1} if gpu else {}),
         ),

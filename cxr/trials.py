@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ray import tune
 
 from cxr import data, learning, metrics, models, space, storage, training
+from cxr.cluster import Workers
 from cxr.data import Shards
 from cxr.learning import EMPTY_SCORE, Learner
 from cxr.loading import MemoryLoader
@@ -47,7 +48,7 @@ class Shared:
     """Pixels, or features, by normalization."""
     state: "ray.ObjectRef[State]"
     """Pretrained tensors that training may change, by the classifier's names."""
-    workers: int
+    workers: Workers
     """Processes of a run of Ray Train."""
     gpu: bool
     """Whether to compute on GPUs."""
@@ -208,7 +209,7 @@ def _train_networks(recipe: Recipe, shared: Shared, setting: Setting, folds: Seq
         for fold in folds
     ]
     starts = [model] * len(plans)
-    outcomes = training.fit(plans, starts, output, num_workers=shared.workers, gpu=shared.gpu)
+    outcomes = training.fit(plans, starts, output, workers=shared.workers, gpu=shared.gpu)
     for fold, outcome in zip(folds, outcomes, strict=True):
         seconds = sum(entry["seconds"] for entry in outcome.history)
         place = _fold_file(shared, setting, fold)

@@ -87,7 +87,8 @@ def search(recipe: Recipe, wanted: Space, settings: RunSettings) -> Search:
     """
     output = str(settings.output)
     gpu = cluster.use_gpu(settings.gpu)
-    training.check_workers(settings.workers, recipe, gpu=gpu)
+    workers = cluster.parse_workers(settings.workers)
+    training.check_workers(workers, recipe, gpu=gpu)
     where = settings.data or str(phantoms.cached(runs.PHANTOMS, Path(settings.cache)))
     name = where.rsplit("/", 1)[-1] if settings.data else "phantoms"
     listing, folds = runs.labelled_folds(where, settings)
@@ -175,7 +176,8 @@ def _prepare(
     state = {key: value for key, value in kept.items() if key.startswith("features.")}
     shared = Shared(
         recipe, storage.join(str(settings.output), "trials"), settings.folds, cached, shards,
-        ray.put(state), settings.workers, gpu, stops=bool(wanted.sampled) and not cached,
+        ray.put(state), cluster.parse_workers(settings.workers), gpu,
+        stops=bool(wanted.sampled) and not cached,
     )  # fmt: skip
     return shared, pixels.table
 
@@ -268,7 +270,7 @@ def _optuna(wanted: Space, finished: Sequence[Setting], shared: Shared) -> Any:
 def _num_runs(shared: Shared) -> int:
     """Runs of Ray Train that the cluster holds at once: on CPUs one, which has them all."""
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    return max(1, num_gpus // shared.workers) if shared.gpu else 1
+    return max(1, num_gpus // shared.workers.least) if shared.gpu else 1
 
 
 class _Lines(tune.Callback):

@@ -46,8 +46,8 @@ class TuneJob:
     """Patient-disjoint, class-stratified folds; each setting is judged on all."""
     limit: int | None = None
     """Use at most so many images: whole patients, classes in proportion."""
-    workers: int = 1
-    """Training processes of a trial that trains the backbone."""
+    workers: str = "1"
+    """Training processes of a trial that trains the backbone: 4, or 1:4."""
     gpu: Literal["auto", "on", "off"] = "auto"
     """Compute on GPUs: auto where the cluster has one."""
     cache: str = dataclasses.field(default_factory=default_cache)

@@ -21,6 +21,7 @@ from conftest import Ended
 from torchvision.ops import sigmoid_focal_loss
 
 from cxr import checkpoint, learning, metrics, models, runs, training
+from cxr.cluster import Workers, parse_workers
 from cxr.errors import SettingsError
 from cxr.learning import Learner
 from cxr.loading import MemoryLoader
@@ -59,7 +60,7 @@ def fit(
         [plan(each, output) for each in all_prepared],
         [each.model for each in all_prepared],
         str(output),
-        num_workers=num_workers,
+        workers=Workers(num_workers, num_workers),
     )
 
 
@@ -176,12 +177,20 @@ def test_focal_loss_is_that_of_lin_et_al() -> None:
     assert means["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_workers_are_a_number_or_a_range() -> None:
+    assert parse_workers("4") == Workers(4, 4)
+    assert parse_workers("1:4") == Workers(1, 4)
+    for text in ("four", "", "0", "3:2", "1:x"):
+        with pytest.raises(SettingsError, match="Give 4, or 1:4 for 1 to 4"):
+            parse_workers(text)
+
+
 def test_more_workers_than_cpus_are_refused_at_once(ray_cluster: None) -> None:
     with pytest.raises(SettingsError, match="99 workers need 99 CPUs, this cluster has 2"):
-        training.check_workers(99, RECIPE, gpu=False)
+        training.check_workers(Workers(99, 99), RECIPE, gpu=False)
     streamed = dataclasses.replace(RECIPE, loading="stream", batch_size=1)
     with pytest.raises(SettingsError, match="a batch of 1 cannot be divided among 2 workers"):
-        training.check_workers(2, streamed, gpu=False)
+        training.check_workers(Workers(1, 2), streamed, gpu=False)
 
 
 def test_a_diverging_recipe_does_not_take_the_others_with_it(

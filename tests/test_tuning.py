@@ -16,6 +16,7 @@ from ray import tune
 from sklearn.metrics import roc_auc_score
 
 from cxr import space, trials, tuning
+from cxr.cluster import Workers
 from cxr.recipes import Recipe
 from cxr.runs import RunSettings
 
@@ -202,7 +203,8 @@ def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
 
     monkeypatch.setattr(trials, "judge", judge)
     shared = trials.Shared(
-        Recipe(), str(tmp_path / "trials"), 3, cached=False, shards={}, state=None, workers=1,
+        Recipe(), str(tmp_path / "trials"), 3, cached=False, shards={}, state=None,
+        workers=Workers(1, 1),
         gpu=False, stops=True,
     )  # fmt: skip
     reasons = tuning._run(shared, wanted, RunSettings(output=str(tmp_path / "out")))

@@ -214,8 +214,8 @@ RECIPES: Final[dict[str, Recipe]] = {
         loading="memory",
     ),
 }
-"""v0-v3 by name, and `best`, ours: set beforehand; jobs/tune.py found no better normalization or class
-weighting (README)."""
+"""v0-v3 by name, and `best`, ours: set beforehand; a search over normalization and class weighting
+found none better (README)."""
 
 PUBLISHED: Final = ("v0", "v1", "v2", "v3")
 """The names that `--version all` trains."""

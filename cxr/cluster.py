@@ -2,11 +2,15 @@
 
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from cxr.errors import SettingsError
+from cxr.errors import CxrError, SettingsError
+
+if TYPE_CHECKING:
+    import ray.data
 
 SPARE_CPUS: Final = 0.2
 """CPUs that a process which computes leaves unclaimed, for the tasks that feed it: if training
@@ -15,10 +19,17 @@ workers claimed every CPU, the tasks that read their data would wait for ever.""
 MAX_THREADS: Final = 16
 """Threads of one process at most; a bound, not a measurement."""
 
+NODES_WAIT_S: Final = 900.0
+"""How long a job waits for nodes that an autoscaler may start: a GPU machine of a cloud takes 3 to
+10 minutes until its software is installed."""
+
 
 ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # A hospital expects that nothing calls home.
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Seconds until a group of workers is tried with another size. After a node is gone, Ray's
+    # elastic policy decides for a while by what it had, and then waits for it: 60 by default.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Else Ray Train prints every line twice.
     "RAY_AIR_NEW_OUTPUT": "0",  # Else Ray Tune frames its settings, whatever its verbosity.
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
@@ -43,6 +54,25 @@ class Share:
     """CPUs that it claims from Ray."""
     num_gpus: int
     """GPUs that it claims from Ray, 0 or 1."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Equal processes that share the work of a dataset."""
+
+    least: int
+    """Processes that the cluster has room for, if there is work for so many."""
+    most: int
+    """Processes that there is work for, should nodes join; as `least` on a cluster of our own."""
+    share: Share
+    """What each gets."""
+
+    @property
+    def strategy(self) -> "ray.data.ActorPoolStrategy":
+        """Ray Data's name for it."""
+        import ray.data
+
+        return ray.data.ActorPoolStrategy(min_size=self.least, max_size=self.most)
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,11 @@ def parse_workers(text: str) -> Workers:
     return workers
 
 
+def is_joined() -> bool:
+    """Whether the cluster is one that was there before, and whose nodes may come and go."""
+    return "RAY_ADDRESS" in os.environ
+
+
 def connect(num_cpus: int | None = None) -> None:
     """Join the cluster that this job was submitted to, or start one on this machine.
 
@@ -79,6 +114,9 @@ def connect(num_cpus: int | None = None) -> None:
 
     Args:
         num_cpus: CPUs of a cluster that is started; all of the machine's where None.
+
+    Raises:
+        CxrError: the cluster cannot be joined, or no node with a CPU joins it.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     wanted = ENVIRONMENT | (LOCAL_ENVIRONMENT if address == "local" else {})
@@ -89,41 +127,90 @@ def connect(num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    if address.startswith(("http://", "https://")):
+        raise CxrError(
+            f"RAY_ADDRESS={address}: takes submitted jobs. Run ray job submit --working-dir . --"
+            " python jobs/..., or unset RAY_ADDRESS to compute on this machine."
+        )
     # Workers and actors log errors alone; what a job has to say, it prints.
-    ray.init(
-        address=address,
-        num_cpus=num_cpus,
-        include_dashboard=False if address == "local" else None,
-        logging_level=logging.ERROR,
-        logging_config=ray.LoggingConfig(log_level="ERROR"),
-    )
+    try:
+        ray.init(
+            address=address,
+            num_cpus=num_cpus,
+            include_dashboard=False if address == "local" else None,
+            logging_level=logging.ERROR,
+            logging_config=ray.LoggingConfig(log_level="ERROR"),
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address == "local":
+            raise
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CxrError(
+            f"RAY_ADDRESS={address}: cannot be joined: {cause} Is the cluster up? Unset RAY_ADDRESS"
+            " to compute on this machine."
+        ) from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
+    wait_for("CPU", 1)
+
+
+def wait_for(kind: Literal["CPU", "GPU"], num: int) -> int:
+    """Wait until the cluster has so many, and ask its autoscaler for them, if it has one.
+
+    A cluster of our own has what it has.
+
+    Returns:
+        How many it has in the end: fewer where they have not come after `NODES_WAIT_S`.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    have = int(ray.cluster_resources().get(kind, 0))
+    if have >= num or not is_joined():
+        return have
+    print(
+        f"waiting for nodes: {num} {kind}s are needed, the cluster has {have}; at most"
+        f" {NODES_WAIT_S / 60:.0f} minutes",
+        flush=True,
+    )
+    request_resources(bundles=[{kind: 1}] * num)
+    started = time.monotonic()
+    while have < num and time.monotonic() - started < NODES_WAIT_S:
+        time.sleep(1)
+        have = int(ray.cluster_resources().get(kind, 0))
+    request_resources(bundles=[])  # Else they would be kept for ever.
+    return have
 
 
 def use_gpu(wanted: Literal["auto", "on", "off"]) -> bool:
-    """Whether to compute on GPUs.
+    """Whether to compute on GPUs: `auto` where the cluster has one now, `on` waits for one.
 
     Raises:
         SettingsError: they are wanted, and the cluster has none.
     """
     import ray
 
-    have = int(ray.cluster_resources().get("GPU", 0))
-    if wanted == "on" and not have:
+    if wanted == "on" and not wait_for("GPU", 1):
         raise SettingsError("gpu: this cluster has no GPU. Give --gpu off, or let one join.")
-    return wanted != "off" and have > 0
+    return wanted != "off" and ray.cluster_resources().get("GPU", 0) >= 1
 
 
-def num_processes(wanted: int, threads: int, *, gpu: bool) -> int:
-    """How many processes of so many threads, or of one GPU, the cluster holds; at least 1."""
+def pool(num_tasks: int, threads: int, *, gpu: bool) -> Pool:
+    """The processes for a number of tasks.
+
+    Args:
+        num_tasks: no more processes than these.
+        threads: of each process, where it computes on CPUs.
+        gpu: a GPU for each.
+    """
     import ray
 
     resources = ray.cluster_resources()
     room = resources.get("GPU", 0) if gpu else resources.get("CPU", 1) / threads
-    return max(1, min(int(room), wanted))
+    least = max(1, min(int(room), num_tasks))
+    return Pool(least, max(num_tasks, 1) if is_joined() else least, share(least, gpu=gpu))
 
 
 def share(num_processes: int, *, gpu: bool) -> Share:

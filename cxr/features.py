@@ -137,8 +137,7 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
                 }  # fmt: skip
                 work.append(pa.table(row))
     num_images = sum(len(each.pixels.table) for each in passes)
-    size = cluster.num_processes(len(work), devices.CPU_THREADS, gpu=gpu)
-    share = cluster.share(size, gpu=gpu)
+    pool = cluster.pool(len(work), devices.CPU_THREADS, gpu=gpu)
     recipes = [each.recipe for each in passes]
     names = ", ".join(dict.fromkeys(recipe.backbone for recipe in recipes))
     with Progress(f"frozen convolutions of {names}", num_images) as progress:
@@ -147,12 +146,12 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
             ray.data.from_blocks(work)
             .map_batches(
                 FeatureExtractor,
-                fn_constructor_args=(recipes, states, share.threads, gpu, progress.counter),
+                fn_constructor_args=(recipes, states, pool.share.threads, gpu, progress.counter),
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=size),
-                num_cpus=share.num_cpus,
-                num_gpus=share.num_gpus,
+                compute=pool.strategy,
+                num_cpus=pool.share.num_cpus,
+                num_gpus=pool.share.num_gpus,
             )
             .take_all()
         )

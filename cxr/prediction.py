@@ -124,17 +124,16 @@ def predict(
         The same rows without `x`, with `logit`, null where there were no pixels.
     """
     batch_size = devices.batch_size(gpu)
-    size = cluster.num_processes(-(-num_images // batch_size), devices.CPU_THREADS, gpu=gpu)
-    share = cluster.share(size, gpu=gpu)
+    pool = cluster.pool(-(-num_images // batch_size), devices.CPU_THREADS, gpu=gpu)
     state = ray.put(dict(checkpoint.model.state_dict()))
     return dataset.map_batches(
         Predictor,
-        fn_constructor_args=(checkpoint.recipe, state, share.threads, gpu, counter),
+        fn_constructor_args=(checkpoint.recipe, state, pool.share.threads, gpu, counter),
         batch_size=batch_size,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=size),
-        num_cpus=share.num_cpus,
-        num_gpus=share.num_gpus,
+        compute=pool.strategy,
+        num_cpus=pool.share.num_cpus,
+        num_gpus=pool.share.num_gpus,
     )
 
 

@@ -136,7 +136,7 @@ def score(
         with Progress(f"scoring with {checkpoint.recipe.name}", len(missing)) as progress:
             _run(missing, checkpoint, folder, settings, progress.counter, gpu=gpu)
             marks: list[tuple[float, int]] = ray.get(progress.counter.marks.remote())
-        rates = _rates(marks, started, _num_actors(len(missing), gpu=gpu))
+        rates = _rates(marks, started, _pool(len(missing), gpu=gpu).least)
         done = parts.finished_parts(folder, listed)
         if lost := listed.keys() - done.keys():
             raise CxrError(f"{folder}: {len(lost)} parts are missing. Run the same command again.")
@@ -289,8 +289,8 @@ def tasks(missing: pa.Table) -> list[pa.Table]:
     return ranges + singles  # What takes longest first.
 
 
-def _num_actors(num_images: int, *, gpu: bool) -> int:
-    return cluster.num_processes(-(-num_images // PART_ROWS), devices.CPU_THREADS, gpu=gpu)
+def _pool(num_images: int, *, gpu: bool) -> cluster.Pool:
+    return cluster.pool(-(-num_images // PART_ROWS), devices.CPU_THREADS, gpu=gpu)
 
 
 def _run(
@@ -302,8 +302,8 @@ def _run(
     *,
     gpu: bool,
 ) -> None:
-    size = _num_actors(len(missing), gpu=gpu)
-    share = cluster.share(size, gpu=gpu)
+    pool = _pool(len(missing), gpu=gpu)
+    share = pool.share
     point = checkpoint.operating_point
     state = ray.put(dict(checkpoint.model.state_dict()))
     pixels = ray.data.from_blocks(tasks(missing)).map_batches(
@@ -323,7 +323,7 @@ def _run(
         ),
         batch_format="pyarrow",
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=size),
+        compute=pool.strategy,
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
     )  # fmt: skip
@@ -332,7 +332,7 @@ def _run(
             parts.PartSink(folder),
             ray_remote_args={"num_cpus": READ_CPUS},
             # Each is a process that takes seconds to start: without a bound Ray started ten.
-            concurrency=max(MIN_WRITERS, size),
+            concurrency=max(MIN_WRITERS, pool.least),
         )
     except ray.exceptions.RayTaskError as error:
         # What a worker raised, without the trace of the machinery around it.

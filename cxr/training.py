@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import psutil
@@ -124,8 +124,8 @@ def check_workers(workers: Workers, recipe: Recipe, *, gpu: bool) -> None:
         SettingsError: more workers than the cluster has CPUs or GPUs, or than a streamed batch has
             images.
     """
-    kind = "GPU" if gpu else "CPU"
-    have = int(ray.cluster_resources().get(kind, 0))
+    kind: Literal["GPU", "CPU"] = "GPU" if gpu else "CPU"
+    have = cluster.wait_for(kind, workers.least)
     if workers.least > have:
         raise SettingsError(
             f"workers: {workers.least} workers need {workers.least} {kind}s, this cluster has"
@@ -197,7 +197,7 @@ def fit(
             storage_path=output,
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
     try:

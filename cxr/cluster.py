@@ -3,10 +3,13 @@
 import logging
 import os
 import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from cxr import storage
 from cxr.errors import CxrError, SettingsError
 
 if TYPE_CHECKING:
@@ -182,6 +185,60 @@ def wait_for(kind: Literal["CPU", "GPU"], num: int) -> int:
         have = int(ray.cluster_resources().get(kind, 0))
     request_resources(bundles=[])  # Else they would be kept for ever.
     return have
+
+
+def check_reach(written: Sequence[str], read: Sequence[str] = ()) -> None:
+    """Refuse places on one machine's own disk where other nodes take part.
+
+    Args:
+        written: folders that every node writes to.
+        read: files that every node reads; one that is missing here is not asked for.
+
+    Raises:
+        SettingsError: a node does not find what lies there; says which node and place.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own = ray.get_runtime_context().get_node_id()
+    nodes = {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != own
+    }
+    probes = {storage.join(place, f".cxr-{uuid.uuid4().hex}"): place for place in written}
+    places = probes | {place: place for place in read if not _missing([place])}
+    local = [probe for probe in places if "://" not in probe]
+    if not nodes or not local:
+        return
+    task = ray.remote(num_cpus=0)(_missing)
+    mine = [probe for probe in local if probe in probes]
+    try:
+        for probe in mine:
+            storage.write_bytes(probe, b"")
+        asked = {
+            node: task.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(local)
+            for node in nodes
+        }
+        for node, answer in asked.items():
+            try:
+                missing = ray.get(answer)
+            except ray.exceptions.RayError:
+                continue  # It has left in the meantime.
+            if missing:
+                raise SettingsError(
+                    f"{places[missing[0]]}: is not reached by node {nodes[node]}. Give a folder"
+                    " that all nodes share, or an s3:// prefix, for data, --cache and --output."
+                )
+    finally:
+        for probe in mine:
+            storage.delete_file(probe)
+
+
+def _missing(places: Sequence[str]) -> list[str]:
+    return [place for place in places if storage.kind(place) == "nothing"]
 
 
 def use_gpu(wanted: Literal["auto", "on", "off"]) -> bool:

@@ -23,7 +23,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from cxr import decoding, storage
+from cxr import cluster, decoding, storage
 from cxr.errors import DataError, StorageError
 from cxr.progress import Counter, Progress
 from cxr.resizing import resize
@@ -147,6 +147,7 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
             for part in [rows.filter(pc.equal(rows["fold"], int(fold)))]
             for start in range(0, len(part), IMAGES_PER_BLOCK)
         ]
+        cluster.check_reach([folder], listing["uri"].to_pylist()[:1])
         with Progress(f"decoding to {image_px} px", len(listing)) as progress:
             dataset = ray.data.from_blocks(blocks).map_batches(
                 _decode,

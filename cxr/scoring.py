@@ -302,6 +302,7 @@ def _run(
     *,
     gpu: bool,
 ) -> None:
+    cluster.check_reach([folder], missing["file"].to_pylist()[:1])
     pool = _pool(len(missing), gpu=gpu)
     share = pool.share
     point = checkpoint.operating_point

@@ -168,6 +168,7 @@ def fit(
     for plan in plans:
         _check_classes(plan)
         check_workers(workers, plan.recipe, gpu=gpu)
+    cluster.check_reach([output])
     share = cluster.share(workers.least, gpu=gpu)
     elastic = workers.most > workers.least
     columns = ("row", "label", "x")

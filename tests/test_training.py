@@ -21,7 +21,7 @@ from conftest import Ended
 from torchvision.ops import sigmoid_focal_loss
 
 from cxr import checkpoint, learning, metrics, models, runs, training
-from cxr.cluster import Workers, parse_workers
+from cxr.cluster import Workers
 from cxr.errors import SettingsError
 from cxr.learning import Learner
 from cxr.loading import MemoryLoader
@@ -175,14 +175,6 @@ def test_focal_loss_is_that_of_lin_et_al() -> None:
         torch.from_numpy(seen["logit"]), label.float(), alpha=-1, gamma=2, reduction="mean"
     )
     assert means["loss"] == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_workers_are_a_number_or_a_range() -> None:
-    assert parse_workers("4") == Workers(4, 4)
-    assert parse_workers("1:4") == Workers(1, 4)
-    for text in ("four", "", "0", "3:2", "1:x"):
-        with pytest.raises(SettingsError, match="Give 4, or 1:4 for 1 to 4"):
-            parse_workers(text)
 
 
 def test_more_workers_than_cpus_are_refused_at_once(ray_cluster: None) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ workers claimed every CPU, the tasks that read their data would wait for ever.""
 
 MAX_THREADS: Final = 16
 """Threads of one process at most; a bound, not a measurement."""
+
+CONNECT_S: Final = 10.0
+"""Longest time until a cluster's head takes a connection."""
 
 NODES_WAIT_S: Final = 900.0
 """How long a job waits for nodes that an autoscaler may start: a GPU machine of a cloud takes 3 to
@@ -135,28 +139,34 @@ def connect(num_cpus: int | None = None) -> None:
             f"RAY_ADDRESS={address}: takes submitted jobs. Run ray job submit --working-dir . --"
             " python jobs/..., or unset RAY_ADDRESS to compute on this machine."
         )
+    _check_listens(address)
     # Workers and actors log errors alone; what a job has to say, it prints.
-    try:
-        ray.init(
-            address=address,
-            num_cpus=num_cpus,
-            include_dashboard=False if address == "local" else None,
-            logging_level=logging.ERROR,
-            logging_config=ray.LoggingConfig(log_level="ERROR"),
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if address == "local":
-            raise
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CxrError(
-            f"RAY_ADDRESS={address}: cannot be joined: {cause} Is the cluster up? Unset RAY_ADDRESS"
-            " to compute on this machine."
-        ) from error
+    ray.init(
+        address=address,
+        num_cpus=num_cpus,
+        include_dashboard=False if address == "local" else None,
+        logging_level=logging.ERROR,
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
     wait_for("CPU", 1)
+
+
+def _check_listens(address: str) -> None:
+    """Find out in seconds what Ray itself finds out in minutes."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("ray://") or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise CxrError(
+            f"RAY_ADDRESS={address}: cannot be joined: {error}. Start the cluster, or unset"
+            " RAY_ADDRESS to compute on this machine."
+        ) from None
 
 
 def wait_for(kind: Literal["CPU", "GPU"], num: int) -> int:

@@ -215,7 +215,9 @@ def jobs(job: FailureBenchmark, bucket: str) -> list[Job]:
             "train",
             lambda output, workers: [
                 "jobs/train.py", "--version", "best", "--backbone", "alexnet", "--weights", "none",
-                "--image-px", "64", "--data", f"{bucket}/train-set", "--cache", f"{output}-cache",
+                "--image-px", "64",
+                # Dropout is drawn by each worker: their number would change it.
+                "--dropout", "0.0", "--data", f"{bucket}/train-set", "--cache", f"{output}-cache",
                 "--folds", "3", "--epochs", str(job.epochs), "--patience", str(job.epochs),
                 "--workers", workers, "--output", output,
             ],

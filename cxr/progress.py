@@ -6,6 +6,7 @@ from types import TracebackType
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LINE_EVERY_S = 5.0
 """Seconds between two lines: often enough to see life, seldom enough for a log."""
@@ -42,7 +43,11 @@ class Progress:
     def __init__(self, title: str, total: int) -> None:
         self.title = title
         self.total = total
-        self.counter: ActorHandle[Counter] = Counter.remote()  # type: ignore[attr-defined]
+        # Beside the job itself: on another node it would take the job with it when that node leaves.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.counter: ActorHandle[Counter] = Counter.options(  # type: ignore[attr-defined]
+            scheduling_strategy=here
+        ).remote()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 

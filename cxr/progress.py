@@ -43,7 +43,7 @@ class Progress:
     def __init__(self, title: str, total: int) -> None:
         self.title = title
         self.total = total
-        # Beside the job itself: on another node it would take the job with it when that node leaves.
+        # Beside the job: on another node it would take the job with it when that node leaves.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.counter: ActorHandle[Counter] = Counter.options(  # type: ignore[attr-defined]
             scheduling_strategy=here

@@ -18,6 +18,7 @@ PROGRAM = """
 import json, os, sys, threading, time
 from pathlib import Path
 os.environ.update(json.loads(sys.argv[2]))
+import ray
 from ray.cluster_utils import Cluster
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -52,6 +53,7 @@ trained = checkpoint.load(sys.argv[3])
 summary = scoring.score([sys.argv[4]], trained, str(Path("out").absolute()))
 leaves.join()
 print("summary:", summary.num_listed, summary.num_scored)
+ray.shutdown()
 nodes.shutdown()
 """
 

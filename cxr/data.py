@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from cxr import cluster, decoding, storage
-from cxr.errors import DataError, StorageError
+from cxr.errors import CxrError, DataError, StorageError, UnavailableError
 from cxr.progress import Counter, Progress
 from cxr.resizing import resize
 
@@ -177,7 +177,12 @@ def write_shards(
     parts_folder = storage.join(folder, uuid.uuid4().hex[:12])
     system, path = storage.resolve(parts_folder)
     try:
-        dataset.write_parquet(parts_folder, partition_cols=["fold"])
+        dataset.write_parquet(path, filesystem=system, partition_cols=["fold"])
+    except ray.exceptions.RayTaskError as error:
+        # What a worker raised, without the trace of the machinery around it.
+        if isinstance(error.cause, CxrError):
+            raise error.cause from None
+        raise
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}.") from None
     parts: dict[int, list[str]] = {}
@@ -245,9 +250,14 @@ def read_radiograph(uri: str, image_px: int) -> tuple[NDArray[np.uint8] | None, 
     Returns:
         Grey pixels uint8 (image_px, image_px), or None with the reason; and the SHA-256 of the
         file's bytes, `""` where it could not be read.
+
+    Raises:
+        UnavailableError: the object store cannot be reached.
     """
     try:
         data = storage.read_bytes(uri)
+    except UnavailableError:
+        raise
     except StorageError as error:
         return None, f"unreadable: {str(error).removeprefix(uri + ': ')}", ""
     sha256 = hashlib.sha256(data).hexdigest()

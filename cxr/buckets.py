@@ -58,6 +58,7 @@ _FAILING: Final = re.compile(
 _NETWORK: Final = re.compile(r"AWS Error NETWORK_CONNECTION")
 _NO_BUCKET: Final = re.compile(r"AWS Error NO_SUCH_BUCKET|Bucket '.*' not found")
 _CAUSE: Final = re.compile(r"AWS Error (.*?) during (.*)", re.DOTALL)
+_TOLD: Final = re.compile(r"(?:Details: |curlCode: \d+, (?!.*Details: ))(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -250,5 +251,5 @@ def cause(said: str) -> str:
     """The part of a message of pyarrow's that tells what happened."""
     if not (found := _CAUSE.search(said)):
         return said
-    kind, detail = found[1], found[2].rpartition("Details: ")[2]
-    return detail.strip().rstrip(".") if "Details: " in found[2] else kind
+    told = _TOLD.search(found[2])
+    return told[1].strip().rstrip(".") if told else found[1]

@@ -114,6 +114,14 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         raise StorageError(f"{uri}: {error}. Give a path, or an s3:// or gs:// URI.") from None
 
 
+def run_storage(uri: str) -> dict[str, Any]:
+    """A folder as Ray's `RunConfig` takes it, which would give a bucket its own retries, of 2 s."""
+    system, path = resolve(uri)
+    if isinstance(system, fs.LocalFileSystem):
+        return {"storage_path": path}
+    return {"storage_path": path, "storage_filesystem": system}
+
+
 def kind(uri: str) -> str:
     """`"file"`, `"folder"` or `"nothing"`."""
     system, path = resolve(uri)

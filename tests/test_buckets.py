@@ -3,11 +3,13 @@
 They run on the object store that the head of pytest's output names.
 """
 
+import io
 import os
 import pickle
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -250,6 +252,21 @@ def proxy(s3: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     with FaultyProxy(s3.port) as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
         yield between
+
+
+def test_a_member_of_an_archive_is_read_without_the_rest(bucket: str, proxy: FaultyProxy) -> None:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for index in range(16):
+            archive.writestr(f"{index}.dcm", os.urandom(4 * 2**20))
+    storage.write_bytes(f"{bucket}/large.zip", sink.getvalue())
+    before = proxy.count["passed"]
+    rows = sources.list_archive(f"{bucket}/large.zip", None)[0].to_pylist()
+    with sources.Reader() as reader:
+        steps = [sources.Step(**step) for step in rows[8]["place"]]
+        read = reader.read(rows[8]["file"], steps)
+    assert (len(rows), read) == (16, zipfile.ZipFile(sink).read("8.dcm"))
+    assert proxy.count["passed"] - before < 30 * 2**20 < len(sink.getvalue())
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "refused", "cut"])

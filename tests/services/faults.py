@@ -28,7 +28,8 @@ class FaultyProxy:
         "cut"         cuts the connection after `after` bytes of an answer
         "refused"     takes no connections, and cuts those that are open
     and may be changed at any time; `delay_s` holds every answer back. A request is spared if its
-    first line does not contain `only`. `count` tells how often each fault was done.
+    first line does not contain `only`. `count` tells how often each fault was done, and how many
+    bytes of answers were `passed` on.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -136,6 +137,7 @@ class FaultyProxy:
                     return
                 answered += len(data)
                 client.sendall(data)
+                self.count["passed"] += len(data)
         _reset(client)
 
 

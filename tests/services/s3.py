@@ -6,7 +6,6 @@ Swift is a real object store (Debian: apt-get install swift-proxy swift-account 
 swift-object), moto a mock that comes with the test dependencies.
 """
 
-import ctypes
 import random
 import shlex
 import signal
@@ -25,6 +24,13 @@ FIND_SWIFT = (
     "import importlib.metadata as m, swift.proxy.server, swift.account.server,"
     " swift.container.server, swift.obj.server; print(m.version('swift'))"
 )
+
+RUN_MOTO = """
+import os, sys, threading
+from moto.server import main
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
+main(sys.argv[1:])
+"""
 
 PORTS = range(20_000, 32_000)
 """Below what systems hand out by themselves, so that a port stays free while it is not in use."""
@@ -101,21 +107,20 @@ class Store:
 
     def start(self) -> None:
         """Start the server and wait until it listens."""
-        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        words = [sys.executable, "-c", RUN_MOTO, "-H", "127.0.0.1", "-p", str(self.port)]
         if self.is_swift:
             script = str(Path(__file__).with_name("swift_server.py"))
             words = [SWIFT_PYTHON, script, str(self.folder), str(self.port)]
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
-            )
+            # It ends with its input: also where this process is killed.
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.PIPE)
         wait_for(self.port, self.process)
 
     def stop(self) -> None:
         """End the server; its connections are cut."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()
             self.process = None
 
     def bucket(self) -> str:
@@ -130,12 +135,6 @@ class Store:
         )  # fmt: skip
         system.create_dir(name)
         return f"s3://{name}"
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end this process with the one that started it (PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def main() -> None:

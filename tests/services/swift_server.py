@@ -4,7 +4,8 @@
 
 Debian's Python runs it, with the packages swift-proxy, swift-account, swift-container and
 swift-object. Configuration, rings and data lie below FOLDER, and stay there when it is stopped;
-all ports are on the loopback interface. Nothing of the system's own Swift is read or written.
+all ports are on the loopback interface. Nothing of the system's own Swift is read or written. It
+ends with its standard input.
 The S3 key is `test:tester`, its secret `testing`.
 """
 
@@ -159,7 +160,14 @@ def serve(sock, conf, log):
     )
 
 
+def end_with_input():
+    """End this process once nobody holds the other end of its standard input."""
+    threads = eventlet.patcher.original("threading")
+    threads.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
+
+
 def main():
+    end_with_input()
     folder, port = Path(sys.argv[1]).absolute(), int(sys.argv[2])
     (folder / "devices" / "one").mkdir(parents=True, exist_ok=True)
     (folder / "swift.conf").write_text(SWIFT_CONF)

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from cxr import cluster, decoding, storage
-from cxr.errors import DataError, StorageError
+from cxr.errors import CxrError, DataError, StorageError, UnavailableError
 from cxr.progress import Counter, Progress
 from cxr.resizing import resize
 
@@ -41,6 +43,9 @@ which claim the rest."""
 
 NUM_READERS: Final = 2
 """Such tasks at once in one stream: each is a process that takes seconds to start."""
+
+FETCH_AHEAD: Final = 8
+"""Files fetched while one is decoded: 500 objects of 60 kB took 27 s one by one, and 5 s so."""
 
 FAILED_FOLD: Final = -1
 """The fold of images that gave no pixels; their rows hold the reason instead."""
@@ -177,7 +182,12 @@ def write_shards(
     parts_folder = storage.join(folder, uuid.uuid4().hex[:12])
     system, path = storage.resolve(parts_folder)
     try:
-        dataset.write_parquet(parts_folder, partition_cols=["fold"])
+        dataset.write_parquet(path, filesystem=system, partition_cols=["fold"])
+    except ray.exceptions.RayTaskError as error:
+        # What a worker raised, without the trace of the machinery around it.
+        if isinstance(error.cause, CxrError):
+            raise error.cause from None
+        raise
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}.") from None
     parts: dict[int, list[str]] = {}
@@ -245,11 +255,38 @@ def read_radiograph(uri: str, image_px: int) -> tuple[NDArray[np.uint8] | None, 
     Returns:
         Grey pixels uint8 (image_px, image_px), or None with the reason; and the SHA-256 of the
         file's bytes, `""` where it could not be read.
+
+    Raises:
+        UnavailableError: the object store cannot be reached.
     """
+    return _to_pixels(_fetch(uri), image_px)
+
+
+def _fetch(uri: str) -> bytes | str:
+    """A file's bytes, or the reason why there are none."""
     try:
-        data = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
+    except UnavailableError:
+        raise
     except StorageError as error:
-        return None, f"unreadable: {str(error).removeprefix(uri + ': ')}", ""
+        return f"unreadable: {str(error).removeprefix(uri + ': ')}"
+
+
+def _fetch_ahead(uris: Sequence[str]) -> Iterator[bytes | str]:
+    """`_fetch` of each, some at once: in turn a bucket takes five times as long."""
+    waiting: deque[Future[bytes | str]] = deque()
+    with ThreadPoolExecutor(FETCH_AHEAD) as pool:
+        for uri in uris:
+            waiting.append(pool.submit(_fetch, uri))
+            if len(waiting) > FETCH_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _to_pixels(data: bytes | str, image_px: int) -> tuple[NDArray[np.uint8] | None, str, str]:
+    if isinstance(data, str):
+        return None, data, ""
     sha256 = hashlib.sha256(data).hexdigest()
     decoded = decoding.decode(data, min_px=image_px)
     if decoded.pixels is None:
@@ -272,7 +309,7 @@ def _read_parts(batch: pa.Table, columns: Sequence[str] | None) -> pa.Table:
 
 def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> pa.Table:
     # rows in: {uri, label, patient, subtype, fold, row}; rows out: those, sha256, error, x
-    read = [read_radiograph(uri, image_px) for uri in batch["uri"].to_pylist()]
+    read = [_to_pixels(data, image_px) for data in _fetch_ahead(batch["uri"].to_pylist())]
     folds = [
         FAILED_FOLD if error else fold
         for fold, (_, error, _) in zip(batch["fold"].to_pylist(), read, strict=True)

@@ -30,3 +30,10 @@ class CheckpointError(CxrError):
 
 class StorageError(CxrError):
     """A path or bucket cannot be read or written."""
+
+
+class UnavailableError(StorageError):
+    """An object store as a whole: it cannot be reached, refuses access, or lacks the bucket.
+
+    It says nothing of the file that was asked for, so no file is given up for it.
+    """

@@ -20,7 +20,7 @@ import pyarrow as pa
 from ray.data import Datasink
 
 from cxr import decoding, storage
-from cxr.errors import CxrError
+from cxr.errors import CxrError, UnavailableError
 from cxr.resizing import resize
 from cxr.sources import Reader, Step, list_archive
 
@@ -129,11 +129,17 @@ def read_rows(
 
 
 def _fetch(reader: Reader, row: dict[str, Any]) -> bytes | str:
-    """The bytes of a listed file, or the reason why there are none."""
+    """The bytes of a listed file, or the reason why there are none.
+
+    Raises:
+        UnavailableError: the object store cannot be reached; a later job may read the file.
+    """
     if row["status"]:
         return str(row["reason"])
     try:
         return reader.read(row["file"], [Step(**step) for step in row["place"]])
+    except UnavailableError:
+        raise
     except CxrError as error:
         return str(error).removeprefix(f"{row['file']}: ").rstrip(".")
     except Exception as error:
@@ -223,6 +229,8 @@ def finished_parts(folder: str, listed: Mapping[int, pa.Table]) -> dict[int, pa.
 def _read(uri: str) -> pa.Table | None:
     try:
         table = storage.read_table(uri)
+    except UnavailableError:
+        raise
     except CxrError:
         return None
     return table if table.schema.equals(SCORES) else None

@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from cxr import storage
 from cxr.errors import SettingsError, StorageError
 
 Subtype: TypeAlias = Literal["normal", "bacteria", "virus"]
@@ -204,8 +207,7 @@ def cached(settings: PhantomSettings, cache: Path) -> Path:
     Raises:
         StorageError: `cache` cannot be written.
     """
-    identity = json.dumps({"format": FORMAT_VERSION, **asdict(settings)}, sort_keys=True)
-    folder = cache / "phantoms" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = cache / "phantoms" / _key(settings)
     # Not tempfile.mkdtemp: its folder would stay closed to every other user of the cache.
     unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -224,6 +226,36 @@ def cached(settings: PhantomSettings, cache: Path) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def kept(settings: PhantomSettings, cache: str) -> str:
+    """`cached` for a cache that may be in a bucket, to which the drawing is then brought.
+
+    Raises:
+        StorageError: `cache` cannot be written.
+    """
+    place = storage.absolute(cache)
+    if "://" not in place:
+        return str(cached(settings, Path(place)))
+    folder = storage.join(place, "phantoms", _key(settings))
+    if storage.kind(storage.join(folder, TRUTH)) == "nothing":
+        with tempfile.TemporaryDirectory() as scratch:
+            drawn = write(settings, Path(scratch) / "phantoms")
+            files = [path for path in drawn.rglob("*.*") if path.name != TRUTH]
+
+            def bring(path: Path) -> None:
+                relative = path.relative_to(drawn).as_posix()
+                storage.move_in(path, storage.join(folder, relative))
+
+            with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
+                list(pool.map(bring, files))
+            bring(drawn / TRUTH)  # Last: where it is, all is.
+    return folder
+
+
+def _key(settings: PhantomSettings) -> str:
+    identity = json.dumps({"format": FORMAT_VERSION, **asdict(settings)}, sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _unwritable(folder: Path, error: OSError) -> StorageError:

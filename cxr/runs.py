@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -157,7 +156,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     workers = cluster.parse_workers(settings.workers)
     for recipe in recipes:
         training.check_workers(workers, recipe, gpu=gpu)
-    where = settings.data or str(phantoms.cached(PHANTOMS, Path(settings.cache)))
+    where = settings.data or phantoms.kept(PHANTOMS, settings.cache)
     name = where.rsplit("/", 1)[-1] if settings.data else "phantoms"
     listing, folds = labelled_folds(where, settings)
     waiting = [recipe for recipe in recipes if not _is_done(output, recipe)]

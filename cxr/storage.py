@@ -1,7 +1,8 @@
 """Files and folders, on disk or in a bucket, by path or URI.
 
 Everything that the project reads or writes goes through pyarrow's file systems, so that a path may
-stand wherever an `s3://` or `gs://` URI may.
+stand wherever an `s3://` or `gs://` URI may. A file that is not there and a store that cannot be
+reached are told apart everywhere: the second is an `UnavailableError`.
 Local files are listed and opened by Python itself: pyarrow refuses names that are not UTF-8.
 """
 
@@ -10,24 +11,35 @@ import io
 import json
 import os
 import posixpath
+import shutil
 import stat as status
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from cxr.errors import StorageError
+from cxr import buckets
+from cxr.errors import StorageError, UnavailableError
+
+Answer = TypeVar("Answer")
 
 READ_AHEAD_BYTES: Final = 8 * 2**20
 """Bytes of one request for a part of a file in a bucket: a request takes about as long as these
 do, and the next members of an archive are mostly among them."""
+
+COPY_BYTES: Final = 8 * 2**20
+"""Pieces in which a file is copied."""
+
+REQUESTS_AT_ONCE: Final = 16
+"""Questions to a bucket at once, where many files are asked for: each mostly waits."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,10 @@ class File:
 
 
 def absolute(uri: str) -> str:
-    """The URI itself, or the absolute path, also of a `file://` URI; without a slash at the end."""
+    """The URI itself, or the absolute path, also of a `file://` URI; without a slash at the end.
+
+    Options of an `s3://` URI come to stand behind the bucket, see `cxr.buckets`.
+    """
     if uri.startswith("file://"):
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost"):
@@ -54,7 +69,7 @@ def absolute(uri: str) -> str:
         # Bytes that are no UTF-8 become what Python's file functions take.
         uri = unquote(parts.path, errors="surrogateescape")
     if "://" in uri:
-        return uri.rstrip("/")
+        return buckets.canonical(uri).rstrip("/")
     path = Path(uri)
     with suppress(RuntimeError):  # The name of a file, not of a user's folder.
         path = path.expanduser()
@@ -77,7 +92,7 @@ def printable(path: str) -> str:
 
 def join(uri: str, *parts: str) -> str:
     """A path below a folder."""
-    return posixpath.join(uri.rstrip("/") or "/", *parts)
+    return posixpath.join(buckets.canonical(uri).rstrip("/") or "/", *parts)
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
@@ -85,8 +100,11 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises:
         StorageError: a scheme that pyarrow does not know.
+        UnavailableError: the object store cannot be reached, or has no such bucket.
     """
     uri = absolute(uri)
+    if uri.startswith(buckets.SCHEME):
+        return buckets.enter(uri)
     try:
         if "://" in uri:
             system, path = fs.FileSystem.from_uri(uri)
@@ -94,6 +112,14 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), uri
     except (OSError, ValueError) as error:
         raise StorageError(f"{uri}: {error}. Give a path, or an s3:// or gs:// URI.") from None
+
+
+def run_storage(uri: str) -> dict[str, Any]:
+    """A folder as Ray's `RunConfig` takes it, which would give a bucket its own retries, of 2 s."""
+    system, path = resolve(uri)
+    if isinstance(system, fs.LocalFileSystem):
+        return {"storage_path": path}
+    return {"storage_path": path, "storage_filesystem": system}
 
 
 def kind(uri: str) -> str:
@@ -107,7 +133,7 @@ def kind(uri: str) -> str:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name can be so.
         return "nothing"
     except OSError as error:
-        raise StorageError(f"{uri}: cannot be reached: {_cause(error)}.") from None
+        raise _failure(uri, "cannot be reached", error) from None
     return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(found, "nothing")
 
 
@@ -141,7 +167,11 @@ def claim(uri: str) -> str:
     return place
 
 
-def list_files(uri: str, enter: Callable[[str], bool] = lambda _: True) -> list[File]:
+def _everything(_: str) -> bool:
+    return True
+
+
+def list_files(uri: str, enter: Callable[[str], bool] = _everything) -> list[File]:
     """Every file below a folder, sorted by URI.
 
     Links are followed, and a folder that is reached twice is listed once. What cannot be read
@@ -149,7 +179,8 @@ def list_files(uri: str, enter: Callable[[str], bool] = lambda _: True) -> list[
 
     Args:
         uri: the folder or bucket prefix.
-        enter: whether to list a local folder below it, by its path; a bucket is listed whole.
+        enter: whether to list a folder below it, by its path; in a bucket, where a listing takes
+            the folders below along, only the first folders are asked about.
 
     Raises:
         StorageError: the folder itself cannot be listed.
@@ -157,20 +188,39 @@ def list_files(uri: str, enter: Callable[[str], bool] = lambda _: True) -> list[
     uri = absolute(uri)
     if "://" not in uri:
         return sorted(_local_files(uri, enter), key=lambda file: file.uri)
-    scheme = uri.split("://", 1)[0] + "://"
+    entries = _entries(uri, recursive=enter is _everything)
+    if enter is not _everything:
+        folders = [each for each in entries if each.type == fs.FileType.Directory]
+        for folder in folders:
+            if enter(_uri_of(folder, uri)):
+                entries += _entries(_uri_of(folder, uri), recursive=True)
     return sorted(
         (
-            File(scheme + entry.path, entry.size, entry.mtime_ns or 0)
-            for entry in _entries(uri, recursive=True)
+            File(_uri_of(entry, uri), entry.size, entry.mtime_ns or 0)
+            for entry in entries
             if entry.type == fs.FileType.File
         ),
         key=lambda file: file.uri,
     )
 
 
-def stat(uris: list[str]) -> list[File | None]:
+def _uri_of(entry: fs.FileInfo, listed: str) -> str:
+    if root := buckets.root(listed):
+        return root + "/" + str(entry.path).partition("/")[2]
+    return listed.split("://", 1)[0] + "://" + str(entry.path)
+
+
+def stat(uris: Sequence[str]) -> list[File | None]:
     """Size and time of each file; None for one that is not there."""
-    return [None if (file := look_up(uri)).problem else file for uri in uris]
+    return [None if file.problem else file for file in for_all(look_up, uris)]
+
+
+def for_all(ask: Callable[[str], Answer], uris: Sequence[str]) -> list[Answer]:
+    """What a function says of each file; where some are in buckets, of many at once."""
+    if not any(map(_is_bucket, uris)):
+        return [ask(uri) for uri in uris]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(ask, uris))
 
 
 def look_up(uri: str) -> File:
@@ -178,13 +228,17 @@ def look_up(uri: str) -> File:
 
     Raises:
         StorageError: a scheme that pyarrow does not know.
+        UnavailableError: the object store cannot be reached, or has no such bucket.
     """
     system, path = resolve(uri)
     if isinstance(system, fs.LocalFileSystem):
         return _local_file(path)
     try:
         info = system.get_file_info(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        failed = _failure(uri, "cannot be read", error)
+        if isinstance(failed, UnavailableError):
+            raise failed from None
         return File(uri, -1, 0, f"cannot be read: {_cause(error)}")
     if info.type != fs.FileType.File:
         return File(uri, -1, 0, "cannot be read: no such file")
@@ -201,7 +255,7 @@ def read_bytes(uri: str) -> bytes:
         try:
             return stream.read()
         except OSError as error:
-            raise StorageError(f"{uri}: cannot be read: {_cause(error)}.") from None
+            raise _failure(uri, "cannot be read", error) from None
 
 
 def open_file(uri: str) -> BinaryIO:
@@ -217,9 +271,9 @@ def open_file(uri: str) -> BinaryIO:
                 # A pipe would be waited for without end.
                 raise StorageError(f"{uri}: cannot be read: not a regular file.")
             return Path(path).open("rb")
-        return io.BufferedReader(_Remote(system.open_input_file(path)), READ_AHEAD_BYTES)
+        return io.BufferedReader(_Remote(uri, system.open_input_file(path)), READ_AHEAD_BYTES)
     except (OSError, ValueError) as error:
-        raise StorageError(f"{uri}: cannot be read: {_cause(error)}.") from None
+        raise _failure(uri, "cannot be read", error) from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -238,10 +292,13 @@ def move_in(file: Path, uri: str) -> None:
     Raises:
         StorageError: the file cannot be read or the place cannot be written.
     """
-    with _whole(uri) as (system, path):
-        fs.copy_files(
-            str(file), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system
-        )
+    # Not pyarrow's copy_files, which returns as if all were well when an upload failed (26.0.1).
+    with (
+        _whole(uri) as (system, path),
+        file.open("rb") as source,
+        system.open_output_stream(path, compression=None) as stream,
+    ):
+        shutil.copyfileobj(source, stream, COPY_BYTES)
     file.unlink()
 
 
@@ -252,7 +309,7 @@ def delete(uri: str) -> None:
         try:
             system.delete_dir(path)
         except OSError as error:
-            raise StorageError(f"{uri}: cannot be deleted: {_cause(error)}.") from None
+            raise _failure(uri, "cannot be deleted", error) from None
 
 
 def delete_file(uri: str) -> None:
@@ -262,7 +319,7 @@ def delete_file(uri: str) -> None:
         try:
             system.delete_file(path)
         except OSError as error:
-            raise StorageError(f"{uri}: cannot be deleted: {_cause(error)}.") from None
+            raise _failure(uri, "cannot be deleted", error) from None
 
 
 def read_json(uri: str) -> Any:
@@ -301,7 +358,8 @@ def _whole(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
     # Object stores show a file only once it is whole.
     target = f"{path}.{uuid.uuid4().hex[:8]}.part" if local else path
     try:
-        system.create_dir(posixpath.dirname(path), recursive=True)
+        if local:
+            system.create_dir(posixpath.dirname(path), recursive=True)
         try:
             yield system, target
             if local:
@@ -312,16 +370,17 @@ def _whole(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
                     system.delete_file(target)
             raise
     except OSError as error:
-        raise StorageError(
-            f"{uri}: cannot be written: {_cause(error)}. Choose another place."
-        ) from None
+        failed = _failure(uri, "cannot be written", error)
+        if isinstance(failed, UnavailableError):
+            raise failed from None
+        raise StorageError(f"{failed} Choose another place.") from None
 
 
 class _Remote(io.RawIOBase):
     """A file of pyarrow's, whose errors say that reading failed, and not what was read."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, uri: str, file: Any) -> None:
+        self._uri, self._file = uri, file
 
     def readable(self) -> bool:
         return True
@@ -348,6 +407,9 @@ class _Remote(io.RawIOBase):
         try:
             yield
         except OSError as error:
+            failed = _failure(self._uri, "cannot be read", error)
+            if isinstance(failed, UnavailableError):
+                raise failed from None
             raise OSError(errno.EIO, _cause(error)) from None
 
     def close(self) -> None:
@@ -406,11 +468,24 @@ def _entries(uri: str, *, recursive: bool) -> list[fs.FileInfo]:
     try:
         return list(system.get_file_info(selector))
     except OSError as error:
-        raise StorageError(f"{uri}: cannot be listed: {_cause(error)}.") from None
+        raise _failure(uri, "cannot be listed", error) from None
+
+
+def _is_bucket(uri: str) -> bool:
+    return uri.startswith(buckets.SCHEME)
+
+
+def _failure(uri: str, what: str, error: OSError | ValueError) -> StorageError:
+    """What a failed request comes to: that of one file, or of the whole store."""
+    if isinstance(error, OSError) and _is_bucket(uri):
+        unavailable = buckets.failure(absolute(uri), error)
+        if unavailable is not None:
+            return unavailable
+    return StorageError(f"{uri}: {what}: {_cause(error)}.")
 
 
 def _cause(error: OSError | ValueError) -> str:
     # pyarrow: "Failed to open local file '/a'. Detail: [errno 2] No such file or directory"
     said, _, detail = (getattr(error, "strerror", "") or str(error)).partition(". Detail: ")
     reason = detail.partition("] ")[2] or detail
-    return said.rstrip(".") + (f" ({reason})" if reason else "")
+    return buckets.cause(said.rstrip(".") + (f" ({reason})" if reason else ""))

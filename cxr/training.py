@@ -5,12 +5,13 @@ more than training a head. Where the pretrained part of a network is frozen the 
 features and train what follows; otherwise they see pixels and train the whole classifier.
 """
 
+import functools
 import io
 import json
 import logging
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -178,6 +179,7 @@ def fit(
             "tasks": [_task(plan, model) for plan, model in zip(plans, starts, strict=True)],
             "threads": share.threads,
             "gpu": gpu,
+            "place": storage.join(output, "ray"),
         },
         datasets={
             f"{plan.name}/{part}": plan.shards.dataset(folds, columns)
@@ -195,7 +197,7 @@ def fit(
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name="ray",
-            storage_path=output,
+            **storage.run_storage(output),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
@@ -260,13 +262,15 @@ def _train_worker(config: dict[str, Any]) -> None:
         history = histories.setdefault(task.recipe.name, [])
         if not is_over(history, task.recipe):
             state = resumed if resumed.get("name") == task.recipe.name else None
-            _train_one(task, histories, state, gpu=config["gpu"], rank=rank, world=world)
+            upload = functools.partial(_upload, config["place"])
+            _train_one(task, histories, state, upload, gpu=config["gpu"], rank=rank, world=world)
 
 
 def _train_one(
     task: _Task,
     histories: dict[str, list[dict[str, Any]]],
     resumed: Mapping[str, Any] | None,
+    upload: Callable[[ray.train.Checkpoint, str], ray.train.Checkpoint],
     *,
     gpu: bool,
     rank: int,
@@ -312,8 +316,19 @@ def _train_one(
             state = {} if is_over(history, recipe) else learner.state()
             torch.save(state | {"name": recipe.name}, Path(folder) / "state.pt")
             (Path(folder) / "histories.json").write_text(json.dumps(histories))
-            ray.train.report(entry, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            made = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(entry, checkpoint=made, checkpoint_upload_fn=upload)
     memory.stop()
+
+
+def _upload(place: str, made: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    # Not Ray's own way, pyarrow's copy_files: where the upload of a file fails it returns as if all
+    # were well (26.0.1), and the run could not be resumed.
+    folder = storage.join(place, name)
+    for file in sorted(Path(made.path).iterdir()):
+        storage.move_in(file, storage.join(folder, file.name))
+    system, path = storage.resolve(folder)
+    return ray.train.Checkpoint(path, system)
 
 
 def _print_epoch(recipe: Recipe, entry: Mapping[str, Any]) -> None:

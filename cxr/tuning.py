@@ -89,7 +89,7 @@ def search(recipe: Recipe, wanted: Space, settings: RunSettings) -> Search:
     gpu = cluster.use_gpu(settings.gpu)
     workers = cluster.parse_workers(settings.workers)
     training.check_workers(workers, recipe, gpu=gpu)
-    where = settings.data or str(phantoms.cached(runs.PHANTOMS, Path(settings.cache)))
+    where = settings.data or phantoms.kept(runs.PHANTOMS, settings.cache)
     name = where.rsplit("/", 1)[-1] if settings.data else "phantoms"
     listing, folds = runs.labelled_folds(where, settings)
     open_output(output, recipe, wanted, settings)
@@ -213,7 +213,7 @@ def _run(shared: Shared, wanted: Space, settings: RunSettings) -> dict[str, str]
         ),
         run_config=tune.RunConfig(
             name=f"tune-{int(time.time())}",
-            storage_path=storage.join(str(settings.output), "ray"),
+            **storage.run_storage(storage.join(str(settings.output), "ray")),
             verbose=0,
             callbacks=[_Lines(left)],
             failure_config=tune.FailureConfig(max_failures=1),

@@ -6,7 +6,6 @@ python jobs/evaluate.py --checkpoint DIR --data URI --operating-point sensitivit
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from cxr import checkpoint, cli, cluster, evaluation, phantoms, runs, storage
@@ -39,7 +38,7 @@ def main() -> None:
     job = cli.parse(EvaluateJob, __doc__)
     trained = checkpoint.load(job.checkpoint)
     point = trained.choose(job.operating_point)
-    where = job.data or str(phantoms.cached(runs.PHANTOMS, Path(job.cache)))
+    where = job.data or phantoms.kept(runs.PHANTOMS, job.cache)
     output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-evaluate")
     cluster.connect()
     done = evaluation.evaluate(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from services.s3 import Store
 
 from cxr import checkpoint, cluster, models, phantoms
 from cxr.recipes import RECIPES
@@ -19,8 +20,35 @@ from cxr.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_report_header() -> str:
+    """Say which object store the tests run on."""
+    return f"object store: {Store(Path()).name}"
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def s3_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """An object store that has not been started, and its variables in the environment.
+
+    Processes of Ray take the environment in which their cluster was started: what starts one
+    starts it after this.
+    """
+    store = Store(tmp_path_factory.mktemp("s3"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        yield store
+
+
+@pytest.fixture(scope="session")
+def s3(s3_settings: Store) -> Iterator[Store]:
+    """An object store that runs; `s3.bucket()` is the URI of a new bucket in it."""
+    s3_settings.start()
+    yield s3_settings
+    s3_settings.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_settings: Store) -> Iterator[None]:
     """A local cluster of two CPUs, whatever the machine has."""
     import ray
 

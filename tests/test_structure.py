@@ -16,6 +16,7 @@ TABLE = (
         "recipes",
         "space",
         "labels",
+        "buckets",
         "storage",
         "download",
         "sources",

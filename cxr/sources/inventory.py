@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from cxr import storage
-from cxr.errors import DataError, StorageError
+from cxr import buckets, storage
+from cxr.errors import DataError, StorageError, UnavailableError
 from cxr.sources.archives import (
     SEPARATOR,
     Member,
@@ -108,13 +108,12 @@ def _list_input(found: Found, given: str) -> None:
         case "file" if archive_kind(uri):
             _want(found, uri, "")
         case "file" if uri.lower().endswith((".csv", ".parquet")):
-            for entry in _manifest(uri):
-                _name(found, entry, uri)
+            _name(found, _manifest(uri), uri)
         case "file":
-            _name(found, uri, uri)
+            _name(found, [uri], uri)
         case "folder":
             _sift(found, storage.list_files(uri), uri)
-        case _ if _GLOB.search(uri):
+        case _ if _GLOB.search(uri, len(buckets.root(uri))):
             _list_glob(found, uri)
         case _:
             raise DataError(
@@ -140,18 +139,35 @@ def _manifest(uri: str) -> list[str]:
     return [required(uri, "uri", i, text) for i, text in enumerate(texts(table, "uri"))]
 
 
-def _name(found: Found, address: str, manifest: str) -> None:
-    """A file that was named itself is listed whatever its name."""
-    uri, path = _split(address)
-    try:
-        uri = beside(manifest, uri)
+def _name(found: Found, addresses: Iterable[str], manifest: str) -> None:
+    """Files that were named themselves are listed whatever their names."""
+    files = []
+    for address in addresses:
+        uri, path = _split(address)
+        try:
+            uri = beside(manifest, uri)
+        except StorageError as error:
+            found.files[uri] = _problem(uri, error)
+            continue
         if archive_kind(uri):
             _want(found, uri, path)
-            return
-        file = storage.look_up(uri)
+        else:
+            files.append(uri)
+    for file in storage.for_all(_look_up, files):
+        found.files[file.uri] = file
+
+
+def _look_up(uri: str) -> File:
+    try:
+        return storage.look_up(uri)
+    except UnavailableError:  # Of the store, and not of this file.
+        raise
     except StorageError as error:
-        file = File(uri, -1, 0, str(error).removeprefix(f"{uri}: ").rstrip("."))
-    found.files[file.uri] = file
+        return _problem(uri, error)
+
+
+def _problem(uri: str, error: StorageError) -> File:
+    return File(uri, -1, 0, str(error).removeprefix(f"{uri}: ").rstrip("."))
 
 
 def _want(found: Found, archive: str, path: str) -> None:
@@ -177,8 +193,10 @@ def _sift(found: Found, files: Iterable[File], root: str) -> None:
 
 
 def _list_glob(found: Found, glob: str) -> None:
-    root = _GLOB.split(glob, maxsplit=1)[0].rpartition("/")[0] or "/"
-    whole, above = _translate(glob), _translate_above(glob, root)
+    bucket = buckets.root(glob)
+    path = _GLOB.split(glob[len(bucket) :], maxsplit=1)[0]
+    root = bucket + path.rpartition("/")[0] or "/"
+    whole, above = _translate(glob, bucket), _translate_above(glob, root)
     files = storage.list_files(root, enter=lambda folder: bool(above.fullmatch(folder)))
     # Of a folder that cannot be listed nobody knows what in it matches.
     matching = [
@@ -191,9 +209,10 @@ def _list_glob(found: Found, glob: str) -> None:
     _sift(found, matching, root)
 
 
-def _translate(glob: str) -> "re.Pattern[str]":
+def _translate(glob: str, bucket: str) -> "re.Pattern[str]":
     """A glob as a regular expression: what matches a folder matches all that is in it."""
-    return re.compile(_expression(glob) + "(?:/.*)?", re.DOTALL)
+    expression = re.escape(bucket) + _expression(glob[len(bucket) :])
+    return re.compile(expression + "(?:/.*)?", re.DOTALL)
 
 
 def _translate_above(glob: str, root: str) -> "re.Pattern[str]":
@@ -226,6 +245,9 @@ def list_archive(file: str, wanted: Sequence[str] | None) -> tuple[pa.Table, dic
     Returns:
         A table of schema `INVENTORY` in the archive's order, and the number of members that were
         passed over by kind. Whatever the archive holds, an exception never.
+
+    Raises:
+        UnavailableError: the object store cannot be reached.
     """
     with Reader() as reader:
         lister = _Lister(file, wanted, reader)
@@ -261,6 +283,8 @@ class _Lister:
                     continue
                 if inner := self.list_member(member, place, archive):
                     nested.append(inner)
+        except UnavailableError:
+            raise
         except (DataError, StorageError) as error:
             reason = str(error).removeprefix(f"{self.file}: ").rstrip(".")
             self.add(archive, place, -1, "unreadable", reason)

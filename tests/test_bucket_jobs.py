@@ -1,0 +1,202 @@
+"""Jobs whose data, cache and results are all in buckets, also of a store that fails in between."""
+
+import io
+import json
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torchvision
+from conftest import Ended, execute
+from safetensors.torch import save
+from services.faults import FaultyProxy
+from services.s3 import Store
+
+from cxr import phantoms, runs, storage
+
+SMALL = ("--version", "best", "--backbone", "alexnet", "--image-px", "64", "--folds", "3")
+
+
+@pytest.fixture(scope="module")
+def data(s3: Store, small_set: Path) -> str:
+    """The small set in a bucket, as a folder, a manifest and a zip of its training images."""
+    folder = f"{s3.bucket()}/small set"
+    files = sorted(small_set.rglob("*.jpeg"))
+    names = [path.relative_to(small_set).as_posix() for path in files]
+    with ThreadPoolExecutor(8) as pool:
+        places = [f"{folder}/{name}" for name in names]
+        list(pool.map(storage.write_bytes, places, [path.read_bytes() for path in files]))
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in zip(names, files, strict=True):
+            if name.startswith("train/"):
+                archive.write(path, name)
+    storage.write_bytes(f"{folder.rpartition('/')[0]}/zipped/train.zip", sink.getvalue())
+    rows = [f"{folder}/{name},{name.split('/')[1]},{name.split('/')[0]}" for name in names]
+    manifest = "\n".join(["uri,label,split", *rows])
+    storage.write_bytes(f"{folder}.csv", manifest.encode())
+    return folder
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working and cache folder; nothing may be in it at the end."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def below(uri: str) -> set[str]:
+    return {file.uri.removeprefix(f"{uri}/") for file in storage.list_files(uri)}
+
+
+def scores(output: str) -> pa.Table:
+    tables = [storage.read_table(file.uri) for file in storage.list_files(f"{output}/scores")]
+    return pa.concat_tables(tables)
+
+
+def succeeded(ended: Ended) -> str:
+    assert ended.code == 0, ended.out + ended.err
+    return ended.out
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_train_resume_evaluate_and_score_with_all_in_buckets(
+    s3: Store, data: str, ray_cluster: None, run_job: Callable[..., Ended], nowhere: Path
+) -> None:
+    bucket = data.rpartition("/")[0]
+    run, cache = f"{bucket}/runs/a run", f"{bucket}/cache"
+    weights = f"{bucket}/weights.safetensors"
+    tensors = torchvision.models.alexnet().features.state_dict()
+    storage.write_bytes(weights, save({f"features.{k}": v for k, v in tensors.items()}))
+
+    words = [*SMALL, "--data", data, "--weights", weights, "--epochs", "2", "--cache", cache]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_conclude", interrupted)
+        ended = run_job("train", *words, "--output", run)
+    assert "best: epoch 2 of 2" in ended.out
+    assert ended.code == 130
+    assert any(name.startswith("ray/") for name in below(run))
+    assert "best/result.json" not in below(run)
+
+    out = succeeded(run_job("train", "--resume", run))
+    assert "best: epoch" not in out
+    assert f"checkpoint: {run}/best/checkpoint" in out
+    epochs = storage.read_bytes(f"{run}/best/metrics.jsonl").splitlines()
+    assert [json.loads(line)["epoch"] for line in epochs] == [1, 2]
+    assert below(run) == {
+        "run.json", "report.html", "best/recipe.json", "best/metrics.jsonl", "best/result.json",
+        "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
+        "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
+    }  # fmt: skip
+
+    checkpoint = f"{run}/best/checkpoint"
+    succeeded(
+        run_job("evaluate", "--checkpoint", checkpoint, "--data", f"{data}.csv", "--output",
+                f"{bucket}/examined", "--cache", cache)
+    )  # fmt: skip
+    assert below(f"{bucket}/examined") == {"metrics.json", "predictions.parquet", "report.html"}
+    assert len(storage.read_table(f"{bucket}/examined/predictions.parquet")) == 12
+
+    output = f"{bucket}/scores"
+    out = succeeded(
+        run_job("score", "--checkpoint", checkpoint, "--input", f"{data}/tr*", f"{bucket}/zipped",
+                "--output", output)
+    )  # fmt: skip
+    assert "scored 96 of 96; refused 0; unreadable 0" in out
+    found = scores(output).sort_by("uri").to_pylist()
+    logits = {row["uri"].split("train/")[1]: row["logit"] for row in found[:48]}
+    assert [logits[row["uri"].split("train/")[1]] for row in found[48:]] == [
+        row["logit"] for row in found[48:]
+    ]
+    assert {"scores.csv", "summary.json", "index.html"} <= below(output)
+    assert {path.name for path in nowhere.iterdir()} <= {"matplotlib"}  # Its list of fonts.
+
+
+def test_the_default_data_are_drawn_into_a_bucket_once(s3: Store, nowhere: Path) -> None:
+    cache = s3.bucket()
+    settings = phantoms.PhantomSettings(num_train=4, num_val=2, num_test=2, image_px=32)
+    folder = phantoms.kept(settings, cache)
+    assert folder.startswith(f"{cache}/phantoms/")
+    assert "truth.json" in (made := below(folder))
+    assert len(made) == 9
+    times = storage.list_files(folder)
+    assert phantoms.kept(settings, cache) == folder
+    assert storage.list_files(folder) == times
+    assert phantoms.kept(settings, str(nowhere / "cache")) == str(
+        phantoms.cached(settings, nowhere / "cache")
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    s3: Store, data: str, ray_cluster: None, small_checkpoint: str
+) -> dict[str, float | None]:
+    """The logit of each image by its key."""
+    output = f"{s3.bucket()}/scores"
+    words = ["--checkpoint", small_checkpoint, "--input", data, "--output", output]
+    succeeded(execute("score", *words))
+    return by_key(output)
+
+
+def by_key(output: str) -> dict[str, float | None]:
+    rows = scores(output).to_pylist()
+    logits = {row["uri"].rpartition("small set/")[2]: row["logit"] for row in rows}
+    assert len(logits) == len(rows)
+    return logits
+
+
+@pytest.mark.parametrize("fault", ["unavailable", "restarted"])
+def test_a_store_that_fails_for_a_while_costs_no_row(
+    s3: Store,
+    data: str,
+    small_checkpoint: str,
+    undisturbed: dict[str, float | None],
+    run_job: Callable[..., Ended],
+    fault: str,
+) -> None:
+    if fault == "restarted" and not s3.is_swift:
+        pytest.skip("the mock keeps nothing")
+    output = f"{s3.bucket()}/scores"
+    with FaultyProxy(s3.port) as proxy:
+        through = f"?endpoint_override={proxy.endpoint}"
+
+        def disturb() -> None:
+            while not storage.list_files(f"{output}/scores"):
+                time.sleep(0.02)
+            if fault == "unavailable":
+                proxy.for_a_while("unavailable", 3.0)
+            else:
+                s3.stop()
+                time.sleep(2.0)
+                s3.start()
+
+        disturbing = threading.Thread(target=disturb)
+        disturbing.start()
+        ended = run_job(
+            "score", "--checkpoint", small_checkpoint, "--input", data + through, "--output",
+            output + through,
+        )  # fmt: skip
+        disturbing.join()
+        assert "scored 64 of 64; refused 0; unreadable 0" in succeeded(ended)
+        assert proxy.count["unavailable"] >= 3 or fault == "restarted"
+    assert by_key(output) == undisturbed
+
+
+def test_a_store_that_stays_away_ends_the_job_and_not_the_images(
+    s3: Store, data: str, ray_cluster: None, small_checkpoint: str, run_job: Callable[..., Ended]
+) -> None:
+    ended = run_job(
+        "score", "--checkpoint", small_checkpoint, "--input", "s3://never-made/xrays", "--output",
+        f"{s3.bucket()}/scores",
+    )  # fmt: skip
+    assert ended.code == 1
+    assert ended.err.startswith(f"error: {s3.endpoint}: has no bucket 'never-made'.")

@@ -148,22 +148,53 @@ done
 
 say "at every door of the head, from another machine, without the token"
 code=0; (exec 3<>/dev/tcp/$HEAD/8265) 2>/dev/null || code=$?
-[[ $code != 0 ]] && echo "8265: does not answer at $HEAD"
+[[ $code != 0 ]] && echo "8265 jobs: does not answer at $HEAD"
 mkdir "$WORK/nobody"
-stranger() {
-    HOME=$WORK/nobody RAY_AUTH_MODE=disabled nsenter -t "$worker_pid" -n \
-        timeout 60 "$PYTHON" -c "$@" 2>&1 | grep -iE 'token|401|let in' | tail -n 1
-}
-stranger 'import sys, urllib.request
-urllib.request.urlopen(f"http://{sys.argv[1]}:52365/api/job_agent/jobs/", data=b"{}")
-print("let in")' $HEAD | sed 's/^/52365: /' | tee -a "$WORK/doors"
-stranger 'import ray, sys
-ray.init(f"{sys.argv[1]}:6379", logging_level="ERROR")
-print("let in")' $HEAD | sed 's/^/6379: /' | tee -a "$WORK/doors"
-stranger 'import ray, sys
-ray.init(f"ray://{sys.argv[1]}:10001", logging_level="ERROR")
-print("let in", ray.cluster_resources())' $HEAD | sed 's/^/10001: /' | tee -a "$WORK/doors"
-[[ $(wc -l <"$WORK/doors") == 3 ]] && ! grep -q 'let in' "$WORK/doors"
+cat >"$WORK/doors.py" <<'END'
+import logging, sys, urllib.error, urllib.request
+
+import ray
+from ray._raylet import GcsClient
+
+head = sys.argv[1]
+logging.disable(logging.CRITICAL)
+
+
+def agent():
+    from ray._private.authentication.http_token_authentication import (
+        get_auth_headers_if_auth_enabled,
+    )
+
+    url = f"http://{head}:52365/api/job_agent/jobs/none/logs"
+    request = urllib.request.Request(url, headers=get_auth_headers_if_auth_enabled({}))
+    try:
+        urllib.request.urlopen(request)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise
+
+
+def state():
+    return len(GcsClient(address=f"{head}:6379").get_all_node_info(timeout=10))
+
+
+def client():
+    return ray.util.connect(f"{head}:10001", connection_retries=0)["num_clients"]
+
+
+for name, door in (("52365 agent", agent), ("6379 state", state), ("10001 client", client)):
+    try:
+        door()
+        print(f"{name}: let in")
+    except Exception as error:
+        print(f"{name}: refused, {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+END
+knock() { nsenter -t "$worker_pid" -n timeout 90 "$PYTHON" "$WORK/doors.py" $HEAD 2>/dev/null; }
+HOME=$WORK/nobody RAY_AUTH_MODE=disabled knock | tee "$WORK/without"
+[[ $(grep -c 'refused' "$WORK/without") == 3 ]]
+say "the same with the token"
+knock | tee "$WORK/with"
+[[ $(grep -c 'let in' "$WORK/with") == 3 ]]
 
 if (($#)); then
     say "$*"
@@ -177,7 +208,7 @@ ray down -y "$WORK/onprem.yaml"
 say "down; processes of Ray that are left: $(processes | wc -l)"
 say "ray stop on the worker"
 ssh -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
-    -i "$WORK/key" "$(id -un)@$WORKER" "bash -lic 'ray stop'" 2>/dev/null
+    -i "$WORK/key" "$(id -un)@$WORKER" '~/cxr-venv/bin/ray stop'
 for _ in $(seq 30); do processes >/dev/null || break; sleep 1; done
 say "processes of Ray that are left: $(processes | wc -l)"
 ! processes

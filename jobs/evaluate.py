@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cxr import checkpoint, cli, cluster, evaluation, phantoms, runs, storage
-from cxr.data import default_cache
+from cxr.storage import default_cache
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 python jobs/download.py --to chest_xray                      # from Mendeley Data, 1.2 GB
 python jobs/download.py --to s3://bucket/chest_xray --source kaggle
 python jobs/download.py --to chest_xray --url archive.zip    # a file that is here already
-python jobs/download.py --what weights --backbone vgg16 --features-only True --to weights
+python jobs/download.py --what weights --backbone vgg16 --features-only True --to pretrained
 
 Interrupted, it goes on when the same command is run again; done, that verifies and fetches nothing.
 Proxies and certificates: HTTPS_PROXY, REQUESTS_CA_BUNDLE.
@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import tyro
 
-from cxr import cli, download, storage
-from cxr.download import checking, dataset, publishers
+from cxr import cli, storage
+from cxr.download import checking, dataset, publishers, weights
 from cxr.download.dataset import Wanted
 from cxr.download.publishers import Archive, Source
 from cxr.download.transfer import Origin
@@ -85,9 +85,9 @@ def fetch_data(job: DownloadJob) -> bool:
 
 def fetch_weights(job: DownloadJob) -> None:
     for backbone in job.backbone:
-        place = download.verified_weights(backbone, job.to or storage.default_cache(), job.mirror)
+        place = weights.verified_weights(backbone, job.to or storage.default_cache(), job.mirror)
         if job.features_only:
-            place = download.features_only(place)
+            place = weights.features_only(place)
         print(f"weights: {place}")
         print(f"next: python jobs/train.py --backbone {backbone} --weights {place}")
 

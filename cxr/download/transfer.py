@@ -37,7 +37,10 @@ MAX_PAUSE_S: Final = 300.0
 MAX_STARTS: Final = 4
 """Times that a file is begun from its first byte because it became another on the way."""
 
-_PIECE_BYTES: Final = 2**20
+PIECE_BYTES: Final = 2**14
+"""Bytes of one read: where a connection breaks, what came of the last one is lost."""
+
+_HASHED_BYTES: Final = 2**20
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REASONS: Final = {
     401: "the server wants a name and a password, or does not take these",
@@ -125,7 +128,7 @@ def fetch(origin: Origin, place: Path, advice: str) -> None:
 def sha256(file: BinaryIO) -> str:
     """SHA-256 of all that a stream gives, in hexadecimal."""
     sha = hashlib.sha256()
-    while piece := file.read(_PIECE_BYTES):
+    while piece := file.read(_HASHED_BYTES):
         sha.update(piece)
     return sha.hexdigest()
 
@@ -169,8 +172,7 @@ def _complete(origin: Origin, place: Path, part: BinaryIO, advice: str) -> None:
         seconds = 2.0 ** (failures - 1) if pause_s is None else pause_s
         print(f"  {origin.url}: {cause}; again in {seconds:.0f} s", flush=True)
         wait(seconds)
-    _accept(origin, known, place, part, advice)
-    notes.unlink(missing_ok=True)
+    _accept(origin, known, place, part, notes, advice)
 
 
 def _attempt(
@@ -196,7 +198,7 @@ def _attempt(
                     print(f"  {origin.url}: the server sends all of it again", flush=True)
                 here = 0
             with Meter(origin.url.rsplit("/", 1)[-1], found.size, here) as meter:
-                for piece in answer.iter_content(_PIECE_BYTES):
+                for piece in answer.iter_content(PIECE_BYTES):
                     part.write(piece)
                     meter.add(len(piece))
     except (requests.ConnectionError, requests.Timeout,
@@ -278,7 +280,9 @@ def _begin(
     return found
 
 
-def _accept(origin: Origin, known: _Validators, place: Path, part: BinaryIO, advice: str) -> None:
+def _accept(
+    origin: Origin, known: _Validators, place: Path, part: BinaryIO, notes: Path, advice: str
+) -> None:
     """Give a whole file its name, or put it aside."""
     part.flush()
     os.fsync(part.fileno())
@@ -289,13 +293,14 @@ def _accept(origin: Origin, known: _Validators, place: Path, part: BinaryIO, adv
     if not origin.sha256 and known.md5:
         with temporary.open("rb") as file:
             md5 = hashlib.md5(usedforsecurity=False)
-            while piece := file.read(_PIECE_BYTES):
+            while piece := file.read(_HASHED_BYTES):
                 md5.update(piece)
         wrong = base64.b64encode(md5.digest()).decode() != known.md5
     if wrong:
         aside = place.with_name(place.name + ".wrong")
         size = temporary.stat().st_size
         temporary.replace(aside)
+        notes.unlink()
         expected = origin.sha256[:16] or "what its server says"
         raise DownloadError(
             f"{origin.url}: {size:,} bytes with SHA-256 {found[:16]}..., not {expected}...:"
@@ -303,6 +308,7 @@ def _accept(origin: Origin, known: _Validators, place: Path, part: BinaryIO, adv
             f" {advice}"
         )
     temporary.replace(place)
+    notes.unlink()
 
 
 @contextmanager
@@ -318,7 +324,7 @@ def _alone(place: Path) -> Iterator[BinaryIO | None]:
                 yield part
             finally:
                 part.flush()
-                if _is_at(part, temporary) and not part.tell():
+                if _is_at(part, temporary) and not os.fstat(part.fileno()).st_size:
                     temporary.unlink()
                     temporary.with_name(temporary.name + ".json").unlink(missing_ok=True)
             return

@@ -86,10 +86,11 @@ def plan(archive: str) -> Plan:
             skipped["other files"] += 1
             continue
         found.append(("/".join(root), name, Planned("/".join(parts[-3:]), place)))
-    if any(_is_set(root) for root, _, _ in found):
+    named = [each for each in found if _is_set(each[0])]
+    if named and len(named) < len(found):
         # Version 3 of the record has retinal scans, too, in folders of their own.
-        skipped["other files"] += sum(not _is_set(root) for root, _, _ in found)
-        found = [each for each in found if _is_set(each[0])]
+        skipped["other files"] += len(found) - len(named)
+        found = named
     if not found:
         raise DataError(
             f"{archive}: no radiographs found. Expected {'|'.join(labels.SPLITS)} /"
@@ -170,10 +171,10 @@ def _members(archive: str, skipped: Counter[str]) -> Iterator[tuple[str, tuple[S
                 if name and (kind_of := passed_over(name)):
                     skipped[kind_of] += 1
                 elif member.step is None or member.status:
-                    named = f"{SEPARATOR}{member.name}" if member.name else ""
+                    inside = f"{SEPARATOR}{member.name}" if member.name else ""
                     raise DataError(
-                        f"{where}{named}: {member.reason}. Nothing was unpacked. Fetch it again, or"
-                        " another file."
+                        f"{where}{inside}: {member.reason}. Nothing was unpacked. Fetch it"
+                        " again, or another file."
                     )
                 else:
                     inner = f"{outer}{SEPARATOR}{name}" if outer else name
@@ -274,4 +275,5 @@ def _stream(archive: str, files: Iterable[Planned], destination: str) -> None:
 
 def listed(counts: Counter[str]) -> str:
     """Counts by kind, in words."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "nothing"
+    named = [f"{count:,} {kind}" for kind, count in sorted(counts.items()) if count]
+    return ", ".join(named) or "nothing"

@@ -7,7 +7,7 @@ import re
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,7 +49,8 @@ def serving(
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            answer(publisher, self)
+            with suppress(BrokenPipeError, ConnectionResetError):  # Who asked has heard enough.
+                answer(publisher, self)
 
         def log_message(self, *_: Any) -> None:
             pass

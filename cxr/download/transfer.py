@@ -162,9 +162,7 @@ def _complete(origin: Origin, place: Path, part: BinaryIO, advice: str) -> None:
         failures = 1 if reached > best else failures + 1
         best = max(best, reached)
         if failures == ATTEMPTS:
-            begun = (
-                f" {best:,} bytes are here; the same command goes on from there." if best else ""
-            )
+            begun = f" {reached:,} bytes are here; the same command goes on." if reached else ""
             raise DownloadError(
                 f"{origin.url}: cannot be fetched ({cause}, {ATTEMPTS} times in a row).{begun}"
                 f" {advice}"
@@ -197,7 +195,8 @@ def _attempt(
                 elif here:
                     print(f"  {origin.url}: the server sends all of it again", flush=True)
                 here = 0
-            with Meter(origin.url.rsplit("/", 1)[-1], found.size, here) as meter:
+            # Not the address, whose last part need not be a name: "file_downloaded".
+            with Meter(Path(part.name).stem, found.size, here) as meter:
                 for piece in answer.iter_content(PIECE_BYTES):
                     part.write(piece)
                     meter.add(len(piece))

@@ -145,7 +145,7 @@ def test_a_file_that_never_stays_the_same_is_given_up(tmp_path: Path, publisher:
 def test_parts_of_another_address_are_not_used(tmp_path: Path, publisher: Publisher) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "a.bin.part").write_bytes(b"x" * 1000)
-    notes = {"url": "http://other/a.bin", "size": len(CONTENT)}
+    notes = {"address": "http://other/a.bin", "size": len(CONTENT)}
     notes |= {"etag": "", "modified": "", "md5": ""}
     (tmp_path / "here" / "a.bin.part.json").write_text(json.dumps(notes))
     assert fetch(publisher, tmp_path).read_bytes() == CONTENT
@@ -272,8 +272,29 @@ def test_no_network_is_said_so(tmp_path: Path, publisher: Publisher, pauses: lis
 
 
 def test_an_address_that_is_none_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"htp://a: cannot be fetched \(InvalidSchema\)"):
-        transfer.fetch(Origin("htp://a"), tmp_path / "a", ADVICE)
+    with pytest.raises(DownloadError, match=r"htp://a/b: cannot be fetched \(InvalidSchema\)"):
+        transfer.fetch(Origin("htp://a/b"), tmp_path / "a", ADVICE)
+
+
+def test_what_a_signature_has_is_neither_shown_nor_kept(
+    tmp_path: Path, publisher: Publisher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = publisher.url.removeprefix("http://")
+    publisher.files = {f"a.bin?signature={word}": CONTENT for word in ("first", "second")}
+    publisher.cuts = [300_000] + [0] * (transfer.ATTEMPTS - 1)
+    url = f"http://ann:secret@{host}/a.bin?signature=first"
+    with pytest.raises(DownloadError) as caught:
+        transfer.fetch(Origin(url), tmp_path / "a.bin", ADVICE)
+    kept = (tmp_path / "a.bin.part.json").read_text()
+    for text in (str(caught.value), capsys.readouterr().out, kept):
+        assert f"http://{host}/a.bin" in text
+        assert "secret" not in text
+        assert "signature" not in text
+    # Another signature, the same file.
+    origin = Origin(f"{publisher.url}/a.bin?signature=second", sha256=SHA256)
+    transfer.fetch(origin, tmp_path / "a.bin", ADVICE)
+    assert publisher.requests[-1]["Range"] != ""
+    assert publisher.num_sent <= len(CONTENT) + transfer.PIECE_BYTES
 
 
 def test_the_proxy_of_the_variables_is_asked(

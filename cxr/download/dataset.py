@@ -40,7 +40,7 @@ class Wanted:
     @property
     def address(self) -> str:
         """What tells this source from another."""
-        return self.archive.origin.url if self.archive else storage.absolute(self.file)
+        return self.archive.origin.address if self.archive else storage.absolute(self.file)
 
     @property
     def expected(self) -> str:

@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO, Final
+from urllib.parse import urlsplit
 
 import requests
 
@@ -70,12 +71,18 @@ class Origin:
     auth: tuple[str, str] | None = None
     """Name and password; never sent on to another host."""
 
+    @property
+    def address(self) -> str:
+        """The URL as it may be shown and kept: without what a user or a signature has in it."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
 
 @dataclass(frozen=True)
 class _Validators:
     """What tells one state of a file at an address from another."""
 
-    url: str
+    address: str
     size: int | None
     etag: str
     modified: str
@@ -136,7 +143,7 @@ def sha256(file: BinaryIO) -> str:
 def _complete(origin: Origin, place: Path, part: BinaryIO, advice: str) -> None:
     notes = place.with_name(place.name + ".part.json")
     known = _read_notes(notes)
-    if known is None or known.url != origin.url:
+    if known is None or known.address != origin.address:
         part.truncate(0)
         known = None
     best, failures, starts = part.seek(0, os.SEEK_END), 0, 0
@@ -151,9 +158,9 @@ def _complete(origin: Origin, place: Path, part: BinaryIO, advice: str) -> None:
             known = None
             if starts == MAX_STARTS:
                 raise DownloadError(
-                    f"{origin.url}: became another file {starts} times on the way. {advice}"
+                    f"{origin.address}: became another file {starts} times on the way. {advice}"
                 ) from None
-            print(f"  {origin.url}: has changed since; from the beginning", flush=True)
+            print(f"  {origin.address}: has changed since; from the beginning", flush=True)
             continue
         except _InterruptedError as interrupted:
             cause, pause_s = str(interrupted), interrupted.pause_s
@@ -164,11 +171,11 @@ def _complete(origin: Origin, place: Path, part: BinaryIO, advice: str) -> None:
         if failures == ATTEMPTS:
             begun = f" {reached:,} bytes are here; the same command goes on." if reached else ""
             raise DownloadError(
-                f"{origin.url}: cannot be fetched ({cause}, {ATTEMPTS} times in a row).{begun}"
+                f"{origin.address}: cannot be fetched ({cause}, {ATTEMPTS} times in a row).{begun}"
                 f" {advice}"
             )
         seconds = 2.0 ** (failures - 1) if pause_s is None else pause_s
-        print(f"  {origin.url}: {cause}; again in {seconds:.0f} s", flush=True)
+        print(f"  {origin.address}: {cause}; again in {seconds:.0f} s", flush=True)
         wait(seconds)
     _accept(origin, known, place, part, notes, advice)
 
@@ -185,15 +192,15 @@ def _attempt(
         with requests.get(
             origin.url, headers=headers, stream=True, timeout=TIMEOUT_S, auth=origin.auth
         ) as answer:
-            _check_status(answer, origin.url, advice)
+            _check_status(answer, origin.address, advice)
             if answer.status_code == 206:
                 found = _check_continued(answer, known, here)
             else:
                 found = _begin(origin, answer, part, notes, advice)
                 if here and known is not None and found != known:
-                    print(f"  {origin.url}: has changed since; from the beginning", flush=True)
+                    print(f"  {origin.address}: has changed since; from the beginning", flush=True)
                 elif here:
-                    print(f"  {origin.url}: the server sends all of it again", flush=True)
+                    print(f"  {origin.address}: the server sends all of it again", flush=True)
                 here = 0
             # Not the address, whose last part need not be a name: "file_downloaded".
             with Meter(Path(part.name).stem, found.size, here) as meter:
@@ -204,13 +211,13 @@ def _attempt(
             requests.exceptions.ChunkedEncodingError) as error:  # fmt: skip
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise DownloadError(
-                f"{origin.url}: its certificate is not trusted. Behind a firewall, set"
+                f"{origin.address}: its certificate is not trusted. Behind a firewall, set"
                 f" REQUESTS_CA_BUNDLE to the file with the firewall's certificates. {advice}"
             ) from None
         raise _InterruptedError(type(error).__name__) from None
     except requests.RequestException as error:
         raise DownloadError(
-            f"{origin.url}: cannot be fetched ({type(error).__name__}). {advice}"
+            f"{origin.address}: cannot be fetched ({type(error).__name__}). {advice}"
         ) from None
     finally:
         part.flush()
@@ -219,7 +226,7 @@ def _attempt(
     return found
 
 
-def _check_status(answer: requests.Response, url: str, advice: str) -> None:
+def _check_status(answer: requests.Response, address: str, advice: str) -> None:
     status = answer.status_code
     if status in (200, 206):
         return
@@ -229,12 +236,12 @@ def _check_status(answer: requests.Response, url: str, advice: str) -> None:
         pause_s = _retry_after_s(answer.headers.get("Retry-After", ""))
         if pause_s is not None and pause_s > MAX_PAUSE_S:
             raise DownloadError(
-                f"{url}: the server asks to wait for {pause_s:,.0f} s (HTTP {status}). The same"
+                f"{address}: the server asks to wait for {pause_s:,.0f} s (HTTP {status}). The same"
                 f" command goes on then. {advice}"
             )
         raise _InterruptedError(f"HTTP {status}", pause_s)
     reason = _REASONS.get(status, "an answer that is no file")
-    raise DownloadError(f"{url}: cannot be fetched (HTTP {status}): {reason}. {advice}")
+    raise DownloadError(f"{address}: cannot be fetched (HTTP {status}): {reason}. {advice}")
 
 
 def _check_continued(
@@ -256,13 +263,13 @@ def _begin(
     """Make room for a file from its first byte, once its answer looks like the file."""
     if answer.headers.get("Content-Type", "").lower().startswith("text/html"):
         raise DownloadError(
-            f"{origin.url}: a web page came instead of the file: that of a proxy, or one to log in"
-            f" at. {advice}"
+            f"{origin.address}: a web page came instead of the file: that of a proxy, or one to log"
+            f" in at. {advice}"
         )
     encoded = answer.headers.get("Content-Encoding", "identity") != "identity"
     length = answer.headers.get("Content-Length", "")
     found = _Validators(
-        origin.url,
+        origin.address,
         int(length) if length.isdigit() and not encoded else None,
         answer.headers.get("ETag", ""),
         answer.headers.get("Last-Modified", ""),
@@ -270,8 +277,8 @@ def _begin(
     )
     if origin.size is not None and found.size not in (None, origin.size):
         raise DownloadError(
-            f"{origin.url}: has {found.size:,} bytes, not {origin.size:,}: another file than the"
-            f" published one. {advice}"
+            f"{origin.address}: has {found.size:,} bytes, not {origin.size:,}: another file than"
+            f" the published one. {advice}"
         )
     part.truncate(0)
     part.seek(0)
@@ -302,7 +309,7 @@ def _accept(
         notes.unlink()
         expected = origin.sha256[:16] or "what its server says"
         raise DownloadError(
-            f"{origin.url}: {size:,} bytes with SHA-256 {found[:16]}..., not {expected}...:"
+            f"{origin.address}: {size:,} bytes with SHA-256 {found[:16]}..., not {expected}...:"
             f" damaged, or another file than the published one. Kept aside as {aside}, not used."
             f" {advice}"
         )

@@ -8,13 +8,11 @@ settings that the stored numbers depend on.
 
 import hashlib
 import json
-import os
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -115,12 +113,6 @@ def to_arrays(batch: pa.Table, shape: tuple[int, ...], dtype: str) -> NDArray[An
     first = np.frombuffer(offsets, np.int32, count=1, offset=4 * column.offset)[0]
     flat = np.frombuffer(values, np.uint8, count=len(column) * length, offset=first)
     return flat.view(dtype).reshape(len(column), *shape)
-
-
-def default_cache() -> str:
-    """The user's cache folder for this project: `$XDG_CACHE_HOME/cxr` or `~/.cache/cxr`."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return str(Path(base) / "cxr")
 
 
 def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str) -> Shards:

@@ -28,6 +28,10 @@ class CheckpointError(CxrError):
     """A checkpoint or run folder is missing, incomplete or not what it claims to be."""
 
 
+class DownloadError(CxrError):
+    """A file cannot be fetched, or is not the one that its publisher gave out."""
+
+
 class StorageError(CxrError):
     """A path or bucket cannot be read or written."""
 

@@ -11,6 +11,9 @@ SPLITS = ("train", "val", "test")
 
 _PNEUMONIA = re.compile(r"^(person\d+)_(bacteria|virus)_\d+", re.IGNORECASE)
 _NORMAL = re.compile(r"^(?:NORMAL2-)?IM-\d+", re.IGNORECASE)
+_RENAMED = re.compile(r"^(NORMAL|BACTERIA|VIRUS)-(\d+)-\d+", re.IGNORECASE)
+"""Names of the set's version 3: "(disease)-(randomized patient ID)-(image number by this patient)",
+as its record at Mendeley Data says."""
 
 
 def patient_key(uri: str) -> str:
@@ -24,13 +27,18 @@ def patient_key(uri: str) -> str:
         return f"{match[1]}_{match[2]}".lower()
     if match := _NORMAL.match(stem):
         return match[0].upper()
+    if match := _RENAMED.match(stem):
+        return match[2]
     return stem
 
 
 def subtype(uri: str) -> str:
     """`"bacteria"`, `"virus"` or `""`, from the file name."""
-    match = _PNEUMONIA.match(_stem(uri))
-    return match[2].lower() if match else ""
+    stem = _stem(uri)
+    if match := _PNEUMONIA.match(stem):
+        return match[2].lower()
+    match = _RENAMED.match(stem)
+    return match[1].lower().replace("normal", "") if match else ""
 
 
 def _stem(uri: str) -> str:

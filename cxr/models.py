@@ -17,7 +17,8 @@ import torch
 import torchvision
 from torch import nn
 
-from cxr import download, storage
+from cxr import storage
+from cxr.download import weights
 from cxr.errors import SettingsError, WeightsError
 from cxr.labels import CLASSES
 from cxr.recipes import Convolutions, Recipe
@@ -183,7 +184,7 @@ def read_weights(source: str, backbone: str, cache: str) -> tuple[State, str]:
     Raises:
         WeightsError: unreachable, unreadable, or of another form.
     """
-    place = download.imagenet_weights(backbone, cache) if source == "imagenet" else source
+    place = weights.imagenet_weights(backbone, cache) if source == "imagenet" else source
     data = storage.read_bytes(place)
     try:
         if place.endswith(".safetensors"):

@@ -37,12 +37,13 @@ from cxr import (
     training,
 )
 from cxr.checkpoint import Checkpoint
-from cxr.data import Shards, default_cache
+from cxr.data import Shards
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import parse_rule
 from cxr.models import Classifier
 from cxr.recipes import Recipe
 from cxr.reports import PUBLISHED, VersionResult, comparison_page
+from cxr.storage import default_cache
 
 PHANTOMS: Final = phantoms.PhantomSettings(num_train=32, num_val=8, num_test=80)
 """The embedded default: few, so that all four versions train in about two minutes (116 s on

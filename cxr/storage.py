@@ -350,6 +350,17 @@ def write_table(uri: str, table: pa.Table) -> None:
     write_bytes(uri, sink.getvalue().to_pybytes())
 
 
+def default_cache() -> str:
+    """The user's cache folder for this project: `$XDG_CACHE_HOME/cxr` or `~/.cache/cxr`."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return str(Path(base) / "cxr")
+
+
+def scratch(name: str) -> Path:
+    """Where a file on its way to a bucket is kept on this machine: below the cache folder."""
+    return Path(default_cache(), "download", name)
+
+
 @contextmanager
 def _whole(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
     """Where to write a file, which takes its place once all of it is there."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cxr import checkpoint, cli, cluster, evaluation, phantoms, runs, storage
-from cxr.data import default_cache
+from cxr.storage import default_cache
 
 
 @dataclass(frozen=True)

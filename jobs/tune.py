@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 import tyro
 
 from cxr import cli, cluster, recipes, space, storage, tuning
-from cxr.data import default_cache
 from cxr.recipes import Recipe
 from cxr.runs import RunSettings
+from cxr.storage import default_cache
 
 
 @dataclass(frozen=True)

@@ -257,11 +257,15 @@ def test_no_checkpoint_is_one_clear_message(
     assert "no checkpoint here" in ended.err
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "score"])
+@pytest.mark.parametrize("job", ["train", "evaluate", "score", "download"])
 def test_help_tells_every_flag(job: str, run_job: Run) -> None:
     ended = run_job(job, "--help")
     assert ended.code == 0
-    for flag in {"train": ("--data", "--frozen"), "evaluate": ("--split",), "score": ("--input",)}[
-        job
-    ]:
+    flags = {
+        "train": ("--data", "--frozen"),
+        "evaluate": ("--split",),
+        "score": ("--input",),
+        "download": ("--what", "--to", "--url", "--features-only"),
+    }
+    for flag in flags[job]:
         assert flag in ended.out

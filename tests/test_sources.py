@@ -234,3 +234,15 @@ def test_the_real_train_split_is_listed_whole(real_data: Path) -> None:
     assert (labels.count(0), labels.count(1)) == (1341, 3875)
     assert len(set(table["patient"].to_pylist())) == 3654
     assert set(table["subtype"].to_pylist()) == {"", "bacteria", "virus"}
+
+
+def test_patient_and_subtype_of_a_manifest_are_taken_over(tmp_path: Path) -> None:
+    plant(tmp_path, "a.jpeg", "b.jpeg", "person1_virus_6.jpeg", "d.jpeg")
+    manifest = write_csv(
+        tmp_path,
+        "uri,label,patient,subtype\na.jpeg,0,ann,\nb.jpeg,1,bea,fungus\n"
+        "person1_virus_6.jpeg,1,,bacteria\nd.jpeg,1,,\n",
+    )
+    table = sources.list_radiographs(manifest, "train")
+    assert table["patient"].to_pylist() == ["ann", "bea", "d", "person1_virus"]
+    assert table["subtype"].to_pylist() == ["", "fungus", "", "bacteria"]

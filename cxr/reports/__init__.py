@@ -13,6 +13,7 @@ from cxr.reports.comparison import (
     comparison_table,
 )
 from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
+from cxr.reports.figures import class_distribution
 from cxr.reports.page import thumbnail
 from cxr.reports.scoring import FailedKind, ScoringReport, SuspiciousImage, scoring_page
 from cxr.reports.tuning import Effect, Interval, TrialResult, TuningReport, tuning_page
@@ -30,6 +31,7 @@ __all__ = [
     "TuningReport",
     "VersionResult",
     "WrongImage",
+    "class_distribution",
     "comparison_page",
     "comparison_table",
     "evaluation_page",

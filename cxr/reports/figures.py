@@ -22,6 +22,7 @@ from sklearn.metrics import (
 )
 
 from cxr import metrics
+from cxr.labels import CLASSES
 from cxr.metrics import OperatingPoint
 from cxr.reports.page import Html, markup, tag
 
@@ -107,6 +108,32 @@ def figure(
         draw(drawn)
         drawn.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
     return _inline(file.getvalue(), name, text)
+
+
+def class_distribution(counts: Mapping[str, tuple[int, int]]) -> bytes:
+    """A PNG picture of how many images of each class each split has.
+
+    Args:
+        counts: normal and pneumonia of each split, in the order in which they are drawn.
+    """
+    file = io.BytesIO()
+    with mpl.rc_context(_RC):
+        drawn = Figure(figsize=WIDE, layout="constrained", facecolor=PALETTE["card"])
+        axes = drawn.subplots()
+        places = np.arange(len(counts))
+        for index, name in enumerate(CLASSES):
+            values = [both[index] for both in counts.values()]
+            bars = axes.bar(places + (index - 0.5) * 0.4, values, 0.36, label=name,
+                            color=SERIES[index])  # fmt: skip
+            axes.bar_label(bars, fmt="{:,.0f}", fontsize=8.5, padding=2, color=PALETTE["muted"])
+        axes.set_xticks(places, list(counts))
+        axes.set_ylabel("images")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.grid(axis="x", visible=False)
+        axes.margins(y=0.1)
+        axes.legend(loc="upper right")
+        drawn.savefig(file, format="png", dpi=160, metadata={"Software": None})
+    return file.getvalue()
 
 
 def _inline(svg: str, name: str, text: str) -> Html:

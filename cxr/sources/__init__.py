@@ -3,19 +3,24 @@
 A listing travels, the bytes of the radiographs do not: workers open each file where they decode it.
 """
 
-from cxr.sources.archives import Reader, Step, is_sequential
+from cxr.sources.archives import SEPARATOR, Reader, Step, archive_kind, is_sequential
 from cxr.sources.inventory import INVENTORY, Found, list_archive, list_inputs
 from cxr.sources.labelled import LISTING, column, list_radiographs
+from cxr.sources.names import may_be_image, passed_over
 
 __all__ = [
     "INVENTORY",
     "LISTING",
+    "SEPARATOR",
     "Found",
     "Reader",
     "Step",
+    "archive_kind",
     "column",
     "is_sequential",
     "list_archive",
     "list_inputs",
     "list_radiographs",
+    "may_be_image",
+    "passed_over",
 ]

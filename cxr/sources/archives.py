@@ -40,7 +40,11 @@ _MAX_HEADER_BYTES: Final = 16 * 2**20
 """Of one tar member, with its long name and attributes; `tarfile` itself has no bound."""
 
 MAX_NESTED_BYTES: Final = 2 * 2**30
-"""An archive within a compressed one is read into memory, up to this size."""
+"""A zip or tar within a compressed tar is read into memory, up to this size."""
+
+HELD_BYTES: Final = 64 * 2**20
+"""An archive that is packed in a zip is read into memory up to this size; a larger one is inflated
+anew for each way back, at some 200 MB a second."""
 
 SUFFIXES: Final = {
     ".zip": "zip",
@@ -516,6 +520,10 @@ def _open_nested(stream: Any, step: Step, kind: str) -> BinaryIO:
     if not _in_memory(step, kind):
         window = _Window(stream, _data_offset(stream, step), step.size)
         return io.BufferedReader(window, 2**13)
+    if step.method == _DEFLATED and max(step.size, step.packed) > HELD_BYTES:
+        packed = _Window(stream, _data_offset(stream, step), step.packed)
+        inflated = _Forward(io.BufferedReader(packed, 2**16), _INFLATED, _RATIO_COUNTS_FROM)
+        return io.BufferedReader(_Window(inflated, 0, step.size), 2**13)
     if max(step.size, step.packed) > MAX_NESTED_BYTES:
         raise DataError(
             f"an archive of more than {MAX_NESTED_BYTES // 2**30} GiB within a compressed one:"
@@ -525,8 +533,8 @@ def _open_nested(stream: Any, step: Step, kind: str) -> BinaryIO:
 
 
 def _in_memory(outer: Step, inner: str) -> bool:
-    """Whether an inner archive has to be read whole: its bytes are not in the outer file as they
-    are, and it is not read from front to back either."""
+    """Whether an inner archive has to be read whole, or again for each way back: its bytes are not
+    in the outer file as they are, and it is not read from front to back either."""
     if outer.kind == "zip":
         return outer.method != _STORED
     return outer.kind not in _SEEKABLE and inner in _SEEKABLE
@@ -611,6 +619,26 @@ def _zstd(packed: BinaryIO) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(_Borrowed(packed), mode="r"), "zstd")
 
 
+class _Inflated:
+    """What a deflated member of a zip unpacks to, from front to back."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed, self._inflater = packed, zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def read(self, size: int) -> bytes:
+        pieces = []
+        while size > 0 and not self._inflater.eof:
+            block = self._inflater.unconsumed_tail or self._packed.read(2**16)
+            piece = self._inflater.decompress(block, size)
+            if not block and not piece:
+                break
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+
+_INFLATED: Final = "deflated"
 _UNPACKERS: Final[dict[str, Callable[[BinaryIO], Any]]] = {
     "tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open, "tar.zst": _zstd,
+    _INFLATED: _Inflated,
 }  # fmt: skip

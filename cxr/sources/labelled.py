@@ -31,8 +31,9 @@ def list_radiographs(uri: str, split: str) -> pa.Table:
 
     Args:
         uri: a folder or bucket prefix with `train|val|test / NORMAL|PNEUMONIA` below it, or a CSV
-            or Parquet manifest with columns `uri,label[,patient,split]`; a row without a split
-            belongs to train, and one without a patient to the patient that its file name carries.
+            or Parquet manifest with columns `uri,label[,patient,split,subtype]`; a row without a
+            split belongs to train, and patient and subtype that are not given are those that the
+            file name carries.
         split: `"train"`, `"val"` or `"test"`.
 
     Returns:
@@ -94,12 +95,13 @@ def _manifest(uri: str, split: str) -> pa.Table:
             f"{uri}: unknown split {unknown[0]!r}. Choices: {', '.join(labels.SPLITS)}."
         )
     wanted = [i for i, s in enumerate(splits) if s == split]
-    names, patients = texts(table, "label"), texts(table, "patient")
+    names = texts(table, "label")
+    given = {name: texts(table, name) for name in ("patient", "subtype")}
     rows = []
     for i, file in zip(wanted, storage.stat([uris[i] for i in wanted]), strict=True):
         label = _label(uri, required(uri, "label", i, names[i]))
         row = _row(file or storage.File(uris[i], -1, 0), split, label)
-        rows.append(row | ({"patient": patients[i]} if patients[i] else {}))
+        rows.append(row | {name: values[i] for name, values in given.items() if values[i]})
     return pa.Table.from_pylist(rows, schema=LISTING)
 
 

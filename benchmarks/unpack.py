@@ -1,0 +1,110 @@
+"""Memory of unpacking against the size of the archive, into a folder or a bucket.
+
+    python benchmarks/unpack.py --to s3://bucket/unpacked
+
+The archives have the form of the set's own, a zip in a zip, with files of random bytes, since
+unpacking does not look into them; the larger one has so many times the files. Each is unpacked by a
+process of its own, whose greatest resident set is told, and what it was before it began.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from cxr import cli, storage
+from cxr.download import unpacking
+from cxr.errors import CxrError
+
+ROOT = Path(__file__).parent.parent
+FILE_BYTES: Final = 200_000
+"""About what an original of the set has: 1.24 GB in 5,856 files."""
+
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks import unpack
+unpack.measured(*sys.argv[1:])
+"""
+
+
+@dataclass(frozen=True)
+class UnpackBenchmark:
+    """How large the archives are, and where they go."""
+
+    to: str
+    """Folder or bucket prefix; what is written there stays."""
+    files: int = 500
+    """Files of the smaller archive: 100 MB."""
+    times: int = 4
+    """How many times as many the larger one has."""
+    output: Path | None = None
+    """JSON file for the results."""
+
+
+def write_archive(path: Path, count: int) -> None:
+    """A zip in a zip, both deflated, with `count` files."""
+    random = np.random.default_rng(0)
+    inner = path.with_name("chest_xray.zip")
+    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
+        for index in range(count):
+            name = f"chest_xray/train/NORMAL/IM-{index:06}-0001.jpeg"
+            archive.writestr(name, random.bytes(FILE_BYTES))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(inner, inner.name)
+    inner.unlink()
+
+
+def peak_bytes() -> int:
+    """The greatest resident set of this program so far (Linux).
+
+    Not `ru_maxrss`: a program that another one starts inherits that one's.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def measured(archive: str, to: str) -> None:
+    """Unpack, and print the memory as the last line."""
+    storage.is_empty(to)  # Connected.
+    before = peak_bytes()
+    done = unpacking.unpack(archive, unpacking.plan(archive), to)
+    print(json.dumps({"written": done.num_written, "before": before, "peak": peak_bytes()}))
+
+
+def main() -> None:
+    job = cli.parse(UnpackBenchmark, str(__doc__))
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        for count in (job.files, job.times * job.files):
+            archive = root / f"{count}.zip"
+            write_archive(archive, count)
+            place = storage.join(job.to, str(count))
+            process = subprocess.run(
+                [sys.executable, "-c", PROGRAM, str(archive), place],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if process.returncode:
+                raise CxrError(f"unpacking {count:,} files failed: {process.stderr[-500:]}")
+            result = json.loads(process.stdout.splitlines()[-1])
+            results.append(result | {"files": count, "archive": archive.stat().st_size})
+            archive.unlink()
+            print(
+                f"{count:7,} files, {count * FILE_BYTES / 1e6:6,.0f} MB: peak"
+                f" {result['peak'] / 2**20:6.0f} MiB, {result['before'] / 2**20:.0f} MiB before",
+                flush=True,
+            )
+    if job.output:
+        job.output.write_text(json.dumps(results, indent=2) + "\n")
+        print(f"results: {job.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""The data set and pretrained weights from their publishers: resumed, checked, safely unpacked."""

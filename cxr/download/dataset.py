@@ -1,0 +1,150 @@
+"""The data set from its publisher to a folder or bucket: fetched, unpacked, checked, listed.
+
+Everything can be repeated. What an interrupted call has done, the next one finds and keeps; the
+manifest comes last, and where there is one, its files are verified and nothing is fetched.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cxr import labels, storage
+from cxr.download import checking, unpacking
+from cxr.download.checking import Findings
+from cxr.download.publishers import LICENCE, Archive
+from cxr.download.transfer import fetch, sha256
+from cxr.errors import DataError, DownloadError, StorageError
+
+MANIFEST: Final = "manifest.parquet"
+_LICENCE: Final = "LICENSE.txt"
+_SOURCE: Final = "source.json"
+
+_ADVICE: Final = (
+    "Or fetch it elsewhere and give --url FILE; behind a firewall, HTTPS_PROXY and"
+    " REQUESTS_CA_BUNDLE are used."
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where the set is to come from: a published file, or one that the user names."""
+
+    archive: Archive | None
+    """To be fetched; None for one that is here already."""
+    file: str = ""
+    """Path or URI of one that is here already: it is read in its place and not deleted."""
+    sha256: str = ""
+    """Of that one, where the user knows it."""
+
+    @property
+    def address(self) -> str:
+        """What tells this source from another."""
+        return self.archive.origin.address if self.archive else storage.absolute(self.file)
+
+    @property
+    def expected(self) -> str:
+        """SHA-256 of the file, empty where nobody knows."""
+        return self.archive.origin.sha256 if self.archive else self.sha256
+
+
+def get(wanted: Wanted, to: str) -> Findings:
+    """Bring the set to its place, or verify that it is there.
+
+    Args:
+        wanted: the source.
+        to: folder or bucket prefix. Its `.download` folder, or for a bucket the cache folder of
+            this machine, holds the archive until all of it is unpacked and checked.
+
+    Returns:
+        What has arrived; beside it are its manifest, its licence and where it came from.
+
+    Raises:
+        DownloadError: the archive cannot be had.
+        DataError: it is damaged, or not the set.
+        StorageError: the place cannot be written, or holds something else.
+    """
+    to = storage.absolute(to)
+    _check_place(wanted, to)
+    manifest = storage.join(to, MANIFEST)
+    if storage.kind(manifest) == "file":
+        before, found = storage.read_table(manifest), checking.examine(to)
+        changed = checking.differences(before, found.manifest)
+        if not changed:
+            print(f"{to}: all {len(before):,} files are there and unchanged; nothing is fetched.")
+            return found
+        print(f"{to}: {len(changed):,} files are missing, new or changed, the first"
+              f" {changed[0]}; getting the archive again.", flush=True)  # fmt: skip
+        storage.delete_file(manifest)
+    storage.write_bytes(storage.join(to, _LICENCE), LICENCE.encode())
+    storage.write_json(
+        storage.join(to, _SOURCE), {"address": wanted.address, "sha256": wanted.expected}
+    )
+    archive = _obtain(wanted, to)
+    try:
+        planned = unpacking.plan(archive)
+        done = unpacking.unpack(archive, planned, to)
+    except DataError as error:
+        if wanted.archive is None:
+            raise
+        aside = Path(archive + ".wrong")
+        Path(archive).replace(aside)
+        raise DataError(f"{error} The file is kept aside as {aside} and not used again.") from None
+    print(f"{done.num_written:,} files written, {done.num_kept:,} were there; passed over:"
+          f" {unpacking.listed(planned.passed_over)}", flush=True)  # fmt: skip
+    found = checking.examine(to)
+    storage.write_table(manifest, found.manifest)
+    if wanted.archive:
+        Path(archive).unlink()
+        _remove_if_empty(Path(archive).parent)
+    return found
+
+
+def _obtain(wanted: Wanted, to: str) -> str:
+    """The path or URI of the whole archive."""
+    if wanted.archive is None:
+        if wanted.sha256:
+            with storage.open_file(wanted.file) as file:
+                found = sha256(file)
+            if found != wanted.sha256:
+                raise DownloadError(
+                    f"{wanted.file}: has SHA-256 {found}, not {wanted.sha256}: damaged, or another"
+                    " file. It is not used."
+                )
+        return wanted.file
+    name = wanted.archive.name
+    here = Path(to, ".download", name)
+    if "://" in to:
+        # Another job's file may have this name.
+        both = hashlib.sha256(f"{to} {wanted.address}".encode()).hexdigest()
+        here = storage.scratch(f"{both[:12]}-{name}")
+    fetch(wanted.archive.origin, here, _ADVICE)
+    return str(here)
+
+
+def _check_place(wanted: Wanted, to: str) -> None:
+    """Refuse a place with radiographs from elsewhere: they would be mixed.
+
+    Raises:
+        StorageError: it has some.
+    """
+    source = storage.join(to, _SOURCE)
+    if storage.kind(source) == "file":
+        before = storage.read_json(source)
+        same = before.get("address") == wanted.address
+        if not same and (not wanted.expected or before.get("sha256") != wanted.expected):
+            raise StorageError(
+                f"{to}: holds what came from {before.get('address')}, not {wanted.address}. Choose"
+                " another --to."
+            )
+        return
+    taken = [s for s in labels.SPLITS if not storage.is_empty(storage.join(to, s))]
+    if taken:
+        raise StorageError(
+            f"{to}: has a folder {taken[0]!r} that this job did not make. Choose another --to."
+        )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -322,6 +322,10 @@ def test_weights_are_fetched_from_a_mirror_and_cut(
     assert run_job("download", *words, "--to", str(tmp_path / "to")).code == 0
     assert (tmp_path / "to" / "weights" / f"{name}.pth").read_bytes() == content
     assert len(publisher.requests) == 2
+    both = ("--what", "all", *words[2:], "--url", f"{publisher.url}/a.zip")
+    assert run_job("download", *both, "--to", str(tmp_path / "all")).code == 0
+    assert (tmp_path / "all" / "weights" / f"{name}.pth").read_bytes() == content
+    assert images_of(tmp_path / "all").items() >= IMAGES.items()
 
 
 def test_the_manifest_has_each_image_with_its_checksum(

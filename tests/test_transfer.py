@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -307,6 +308,7 @@ def test_the_proxy_of_the_variables_is_asked(
     assert [each["path"] for each in publisher.requests] == ["http://publisher.invalid/a.bin"]
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
 def test_the_certificates_of_the_variable_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,7 @@ def _obtain(wanted: Wanted, to: str) -> str:
     if "://" in to:
         # Another job's file may have this name.
         both = hashlib.sha256(f"{to} {wanted.address}".encode()).hexdigest()
-        here = storage.scratch(f"{both[:12]}-{name}")
+        here = storage.scratch(both[:12]) / name
     fetch(wanted.archive.origin, here, _ADVICE)
     return str(here)
 

@@ -190,7 +190,9 @@ def _first_contact(where: Store) -> Bucket:
                 found = fs.FileType.Directory
                 break
             if time.monotonic() > end or _NO_BUCKET.search(str(error)):
-                raise _failure(where, error) or StorageError(f"{where.name}: {error}") from None
+                raise _failure(where, error) or StorageError(
+                    f"{SCHEME}{where.bucket}: cannot be entered: {cause(str(error))}."
+                ) from None
         time.sleep(PAUSE_S)
     if found == fs.FileType.NotFound:
         raise _no_bucket(where)
@@ -224,26 +226,26 @@ def _failure(where: Store, error: Exception) -> UnavailableError | None:
         return _no_bucket(where)
     if _REFUSED.search(said):
         return UnavailableError(
-            f"{where.name}: refuses access to bucket {where.bucket!r} ({detail}). Check the"
+            f"{SCHEME}{where.bucket}: {where.name} refuses access ({detail}). Check the"
             " credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the"
             " machine's role) and the rights to list and read the bucket."
         )
     if _FAILING.search(said):
         return UnavailableError(
-            f"{where.name}: answers with errors for bucket {where.bucket!r} ({detail}). Try again"
-            " later; the same command goes on."
+            f"{SCHEME}{where.bucket}: {where.name} answers with errors ({detail}). Try again later;"
+            " the same command goes on."
         )
     if _NETWORK.search(said):
         return UnavailableError(
-            f"{where.name}: the object store cannot be reached ({detail}). Check AWS_ENDPOINT_URL"
-            " and the network."
+            f"{SCHEME}{where.bucket}: {where.name} cannot be reached ({detail}). Check"
+            " AWS_ENDPOINT_URL and the network."
         )
     return None
 
 
 def _no_bucket(where: Store) -> UnavailableError:
     return UnavailableError(
-        f"{where.name}: has no bucket {where.bucket!r}. Check its name, or create it."
+        f"{SCHEME}{where.bucket}: {where.name} has no bucket of this name. Check it, or create it."
     )
 
 

@@ -206,7 +206,9 @@ def refuse_all(bucket: str, tmp_path: Path, message: str) -> None:
 
 
 def test_a_missing_bucket_is_named(s3: Store, tmp_path: Path) -> None:
-    refuse_all("s3://never-made", tmp_path, r"http://127\S+: has no bucket 'never-made'")
+    refuse_all(
+        "s3://never-made", tmp_path, r"^s3://never-made: http://127\S+ has no bucket of this name"
+    )
 
 
 def test_wrong_credentials_are_named(
@@ -215,7 +217,7 @@ def test_wrong_credentials_are_named(
     if not s3.is_swift:
         pytest.skip("the mock checks no credentials")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    message = r"http://127\S+: refuses access to bucket 'tests-\d+' \(.+\)\. Check the credentials"
+    message = r"^s3://tests-\d+: http://127\S+ refuses access \(.+\)\. Check the credentials"
     refuse_all(bucket, tmp_path, message)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     refuse_all(bucket, tmp_path, message)
@@ -225,7 +227,7 @@ def test_a_closed_port_is_named(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: None
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    message = r"http://127\S+: the object store cannot be reached \(.*onnect.*\)\. Check AWS_E"
+    message = r"^s3://tests-\d+: http://127\S+ cannot be reached \(.*onnect.*\)\. Check AWS_E"
     refuse_all(bucket, tmp_path, message)
 
 
@@ -331,8 +333,8 @@ def test_a_store_that_stays_away_is_named_and_nothing_is_taken_for_missing(
     storage.write_bytes(f"{bucket}/a", b"x" * 2**20)
     opened = storage.open_file(f"{bucket}/a")
     messages = {
-        "unavailable": r"http://127\S+: answers with errors for bucket '.*' \(.*503.*\)",
-        "refused": r"http://127\S+: the object store cannot be reached",
+        "unavailable": r"http://127\S+ answers with errors \(.*503.*\)",
+        "refused": r"http://127\S+ cannot be reached",
     }
     for fault, message in messages.items():
         proxy.fault = fault

@@ -118,6 +118,13 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
         row["logit"] for row in found[48:]
     ]
     assert {"scores.csv", "summary.json", "index.html"} <= below(output)
+
+    again = f"{bucket}/scores again"
+    out = scored_while_it_fails(s3, checkpoint, f"{data}/train", again)
+    assert "scored 48 of 48; refused 0; unreadable 0" in out
+    disturbed = scores(again).to_pylist()
+    assert {row["uri"].split("train/")[1]: row["logit"] for row in disturbed} == logits
+    assert len(disturbed) == 48
     assert {path.name for path in nowhere.iterdir()} <= {"matplotlib"}  # Its list of fonts.
 
 
@@ -136,33 +143,8 @@ def test_the_default_data_are_drawn_into_a_bucket_once(s3: Store, nowhere: Path)
     )
 
 
-@pytest.fixture(scope="module")
-def undisturbed(
-    s3: Store, data: str, ray_cluster: None, small_checkpoint: str
-) -> dict[str, float | None]:
-    """The logit of each image by its key."""
-    output = f"{s3.bucket()}/scores"
-    words = ["--checkpoint", small_checkpoint, "--input", data, "--output", output]
-    succeeded(execute("score", *words))
-    return by_key(output)
-
-
-def by_key(output: str) -> dict[str, float | None]:
-    rows = scores(output).to_pylist()
-    logits = {row["uri"].rpartition("small set/")[2]: row["logit"] for row in rows}
-    assert len(logits) == len(rows)
-    return logits
-
-
-def test_a_store_that_fails_for_a_while_costs_no_row(
-    s3: Store,
-    data: str,
-    small_checkpoint: str,
-    undisturbed: dict[str, float | None],
-    run_job: Callable[..., Ended],
-) -> None:
-    """It answers 503 for some seconds, and where it keeps its data it is then restarted."""
-    output = f"{s3.bucket()}/scores"
+def scored_while_it_fails(s3: Store, checkpoint: str, folder: str, output: str) -> str:
+    """Score through a store that answers 503 for 3 s and, where it keeps its data, restarts."""
     with FaultyProxy(s3.port) as proxy:
         through = f"?endpoint_override={proxy.endpoint}"
 
@@ -180,14 +162,11 @@ def test_a_store_that_fails_for_a_while_costs_no_row(
 
         disturbing = threading.Thread(target=disturb)
         disturbing.start()
-        ended = run_job(
-            "score", "--checkpoint", small_checkpoint, "--input", data + through, "--output",
-            output + through,
-        )  # fmt: skip
+        words = ["--checkpoint", checkpoint, "--input", folder + through]
+        ended = execute("score", *words, "--output", output + through)
         disturbing.join()
-        assert "scored 64 of 64; refused 0; unreadable 0" in succeeded(ended)
         assert proxy.count["unavailable"] >= 3
-    assert by_key(output) == undisturbed
+    return succeeded(ended)
 
 
 def test_a_store_that_stays_away_ends_the_job_and_not_the_images(

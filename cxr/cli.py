@@ -33,6 +33,14 @@ def parse(
     return parsed
 
 
+def peek(flags: type[Job]) -> Job:
+    """Read only the flags of a small dataclass; `parse` reads the whole and refuses the rest."""
+    words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
+    found, _ = tyro.cli(flags, args=words, config=CONFIG, return_unknown_args=True)
+    seen: Job = found
+    return seen
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a job; an error that the user can act on is one sentence and exit code 1."""
     try:

@@ -16,31 +16,37 @@ from cxr.runs import RunSettings
 
 
 @dataclass(frozen=True)
-class TrainJob:
-    """What to train, and how."""
+class Base:
+    """What the flags of a recipe are over."""
 
     version: Literal["all", "v0", "v1", "v2", "v3", "best"] = "all"
     """all four published versions, one of them, or our best."""
     recipe: str | None = None
     """JSON file with a recipe, instead of a version."""
+
+
+@dataclass(frozen=True)
+class TrainJob(Base):
+    """What to train, and how."""
+
     resume: str | None = None
     """Folder of an interrupted run to go on with; it keeps its own settings."""
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
     """What the run reads, writes and uses."""
-    settings: Recipe = RECIPES["v2"]
-    """Fields of the recipe, over those of the version; defaults shown are those of v2."""
+    settings: Recipe = RECIPES["v0"]
+    """Fields of the recipe, over those of the version; defaults shown are the version's."""
 
 
 def chosen_recipes() -> tuple[TrainJob, list[Recipe]]:
     """The command line read once for each recipe, over that recipe's own values."""
-    job = cli.parse(TrainJob, __doc__)
-    if job.recipe:
-        bases = [Recipe.from_json(storage.read_bytes(job.recipe).decode())]
+    over = cli.peek(Base)
+    if over.recipe:
+        bases = [Recipe.from_json(storage.read_bytes(over.recipe).decode())]
     else:
-        names = PUBLISHED if job.version == "all" else (job.version,)
+        names = PUBLISHED if over.version == "all" else (over.version,)
         bases = [recipes.named(name) for name in names]
     jobs = [cli.parse(TrainJob, __doc__, TrainJob(settings=base)) for base in bases]
-    return job, [each.settings for each in jobs]
+    return jobs[0], [each.settings for each in jobs]
 
 
 def main() -> None:

@@ -19,13 +19,19 @@ from cxr.storage import default_cache
 
 
 @dataclass(frozen=True)
-class TuneJob:
-    """What to search, on what."""
+class Base:
+    """What the flags of a recipe are over."""
 
     version: Literal["v0", "v1", "v2", "v3", "best"] = "v2"
     """The version whose settings vary."""
     recipe: str | None = None
     """JSON file with a recipe, instead of a version."""
+
+
+@dataclass(frozen=True)
+class TuneJob(Base):
+    """What to search, on what."""
+
     search: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FACTOR [FACTOR ...]")] = (
         "normalization",
         "class_weighting",
@@ -53,16 +59,16 @@ class TuneJob:
     cache: str = dataclasses.field(default_factory=default_cache)
     """Where pixels, features and weights are kept; on a cluster a place that all nodes reach."""
     settings: Recipe = recipes.RECIPES["v2"]
-    """Fields of the recipe, over those of the version; defaults shown are those of v2."""
+    """Fields of the recipe, over those of the version; defaults shown are the version's."""
 
 
 def chosen() -> TuneJob:
     """The command line, over the values of the version or recipe that it names."""
-    job = cli.parse(TuneJob, __doc__)
-    if job.recipe:
-        base = Recipe.from_json(storage.read_bytes(job.recipe).decode())
+    over = cli.peek(Base)
+    if over.recipe:
+        base = Recipe.from_json(storage.read_bytes(over.recipe).decode())
     else:
-        base = recipes.named(job.version)
+        base = recipes.named(over.version)
     return cli.parse(TuneJob, __doc__, TuneJob(settings=base))
 
 

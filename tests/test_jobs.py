@@ -221,6 +221,13 @@ BAD_INPUT = {
 }
 
 
+def test_flags_are_over_the_version_that_is_named(run_job: Run, tmp_path: Path) -> None:
+    """The head of `best` has one dense layer, that of v0, the first version, two."""
+    words = ["--dropout", "0.1", "--data", str(tmp_path / "no")]
+    assert "dropout: 1 rates for 2 dense layers" in run_job("train", *words).err
+    assert "not found" in run_job("train", "--version", "best", *words).err
+
+
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_to_training_ends_with_one_clear_message(
     case: str, run_job: Run, ray_cluster: None, small_set: Path, tmp_path: Path, cache: str,

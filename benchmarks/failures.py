@@ -141,10 +141,8 @@ def run(
     Returns:
         Exit code, seconds, and what it printed.
     """
-    environment = os.environ | cluster.ENVIRONMENT | dict(site.store.environment)
-    environment |= {
+    environment = os.environ | {
         "RAY_ADDRESS": site.cluster.address,
-        "AWS_ENDPOINT_URL": site.proxy.endpoint,
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": str(ROOT),
     }
@@ -317,8 +315,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder))
         store.start()
-        os.environ.update(store.environment)
         with proxy_of(store.port) as proxy:
+            # Of the nodes, too, which inherit it.
+            os.environ.update(store.environment | {"AWS_ENDPOINT_URL": proxy.endpoint})
             bucket = store.bucket()
             fill(job, bucket)
             print(f"{store.name}; {job.train_images} images trained on, {job.score_images} scored")

@@ -52,8 +52,10 @@ class FailureBenchmark:
     """Of each training."""
     outage_s: float = 20.0
     """How long the store answers 503."""
+    jobs: tuple[Literal["train", "score"], ...] = ("train", "score")
+    """Which of the two to run."""
     only: tuple[str, ...] = ()
-    """Names of failures; all where empty."""
+    """Parts of the names of failures; all where empty."""
     output: Path | None = None
     """JSON file for the results."""
 
@@ -244,9 +246,10 @@ def without_place(row: dict[str, Any]) -> dict[str, Any]:
 
 def measure(job: FailureBenchmark, store: Any, proxy: Any, bucket: str) -> Iterator[dict[str, Any]]:
     """A row for each job and failure."""
-    for each in jobs(job, bucket):
+    for each in (each for each in jobs(job, bucket) if each.name in job.jobs):
         references: dict[tuple[int, str], tuple[float, Any]] = {}
-        chosen = [f for f in failures(job.outage_s) if not job.only or f.name in job.only]
+        every = failures(job.outage_s)
+        chosen = [f for f in every if not job.only or any(part in f.name for part in job.only)]
         for failure in chosen:
             kind = (failure.num_nodes, failure.workers if each.name == "train" else "")
             if kind not in references:

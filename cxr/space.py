@@ -120,10 +120,10 @@ def parse(search: Sequence[str], trials: int | None, sampler: Sampler = "random"
         )
     if sampler == "optuna" and importlib.util.find_spec("optuna") is None:
         raise SettingsError("sampler: optuna is not installed. pip install -e '.[optuna]'.")
-    if wanted < 1:
-        raise SettingsError(f"trials: {wanted} is below 1.")
     if sampler == "random" and wanted < points:
         raise SettingsError(f"trials: {wanted} cannot try the {points} points of the grid.")
+    if wanted < 1:
+        raise SettingsError(f"trials: {wanted} is below 1.")
     if wanted > points and not sampled:
         raise SettingsError(
             f"trials: the grid has {points} points, and nothing else varies between {wanted}"

@@ -37,6 +37,9 @@ ENVIRONMENT: Final = {
     # Seconds until a group of workers is tried with another size. After a node is gone, Ray's
     # elastic policy decides for a while by what it had, and then waits for it: 60 by default.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    # Between two looks at the workers, which a report waits for: 2 by default, and an epoch of a
+    # head takes less.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Else Ray Train prints every line twice.
     "RAY_AIR_NEW_OUTPUT": "0",  # Else Ray Tune frames its settings, whatever its verbosity.
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cxr import metrics, reports
 from cxr.errors import ImageError
+from cxr.reports import figures
 
 HOSTILE = "/home/someone/secret/<script>alert('x')</script>/\"><img src=x onerror=y>.jpeg"
 
@@ -289,6 +290,13 @@ def test_page_without_history_recipe_or_images() -> None:
     page = reports.evaluation_page(report)
     assert "No training history was recorded" in page
     assert_self_contained(page)
+
+
+def test_an_operating_point_that_calls_nothing_has_no_mark() -> None:
+    """matplotlib warns of a legend without entries, and warnings are errors here."""
+    y_true, probs = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4])
+    point = metrics.OperatingPoint("youden", 0.9, 0.0, 1.0, 4)
+    assert "<svg" in figures.precision_recall(y_true, probs, point)
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -637,10 +645,10 @@ def test_tuning_page_of_three_factors_has_maps_for_each_value_of_the_third() -> 
     page = reports.tuning_page(tuning(grid=grid, trials=trials))
     text = " ".join(read(page).text.split())
     assert page.count('class="heat"') == 4
-    for third, figures in (("c1", (1, 3, 5, 7)), ("c2", (2, 4, 6, 8))):
+    for third, expected in (("c1", (1, 3, 5, 7)), ("c2", (2, 4, 6, 8))):
         found = text[text.index(f"AUC, c {third}") :]
         cells = re.findall(r"0\.(\d{3}) \[", found)[:4]
-        assert cells == [f"90{figure}" for figure in figures]
+        assert cells == [f"90{figure}" for figure in expected]
     # One scale and one best over all maps of a figure.
     assert page.count('class="best"') == 2
     assert_self_contained(page)

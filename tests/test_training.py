@@ -202,7 +202,6 @@ class Job:
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "jobs" / "train.py"), *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env=os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"},
         )  # fmt: skip
         self.lines: list[str] = []
 
@@ -234,15 +233,15 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
 ) -> None:
     words = [
         "--version", "best", "--data", str(small_set), "--weights", "none", "--cache", str(cache),
-        "--backbone", "alexnet", "--image-px", "64", "--epochs", "30", "--patience", "30",
+        "--backbone", "alexnet", "--image-px", "64", "--epochs", "16", "--patience", "16",
         "--folds", "3",
     ]  # fmt: skip
     undisturbed = tmp_path / "undisturbed"
     assert run_job("train", *words, "--output", str(undisturbed)).code == 0
     first = Job(*words, "--output", str(tmp_path / "killed"))
-    first.read_until(r"epoch 3 of 30")
+    first.read_until(r"epoch 3 of 16")
     os.kill(first.worker(), signal.SIGKILL)
-    first.read_until(r"epoch 15 of 30")
+    first.read_until(r"epoch 9 of 16")
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()
     time.sleep(1)

@@ -182,7 +182,7 @@ def precision_recall(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: Operati
         axes.plot(recall, precision, color=PALETTE["accent"], drawstyle="steps-pre")
         if called.any():
             _mark(axes, float(called[positive].mean()), float(positive[called].mean()))
-        axes.legend(loc="lower left")
+            axes.legend(loc="lower left")
 
     return figure("pr", "Precision against recall with the operating point", draw)
 

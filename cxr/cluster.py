@@ -155,7 +155,10 @@ def connect(num_cpus: int | None = None) -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
-    wait_for("CPU", 1)
+    if not wait_for("CPU", 1):
+        raise CxrError(
+            f"RAY_ADDRESS={address}: no node with a CPU has joined this cluster. See ray status."
+        )
 
 
 def _check_listens(address: str) -> None:
@@ -187,16 +190,18 @@ def wait_for(kind: Literal["CPU", "GPU"], num: int) -> int:
     if have >= num or not is_joined():
         return have
     print(
-        f"waiting for nodes: {num} {kind}s are needed, the cluster has {have}; at most"
+        f"waiting for nodes: {kind}s needed {num}, in the cluster {have}; at most"
         f" {NODES_WAIT_S / 60:.0f} minutes",
         flush=True,
     )
     request_resources(bundles=[{kind: 1}] * num)
     started = time.monotonic()
-    while have < num and time.monotonic() - started < NODES_WAIT_S:
-        time.sleep(1)
-        have = int(ray.cluster_resources().get(kind, 0))
-    request_resources(bundles=[])  # Else they would be kept for ever.
+    try:
+        while have < num and time.monotonic() - started < NODES_WAIT_S:
+            time.sleep(1)
+            have = int(ray.cluster_resources().get(kind, 0))
+    finally:
+        request_resources(bundles=[])  # Else they would be kept for ever, also by a stopped job.
     return have
 
 

@@ -140,7 +140,7 @@ def test_a_node_that_joins_late_is_waited_for(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(ray, "cluster_resources", lambda: next(resources))
     assert cluster.wait_for("GPU", 2) == 2
-    assert "waiting for nodes: 2 GPUs are needed, the cluster has 0" in capsys.readouterr().out
+    assert "waiting for nodes: GPUs needed 2, in the cluster 0" in capsys.readouterr().out
 
 
 def test_a_node_that_does_not_come_is_given_up(
@@ -150,3 +150,23 @@ def test_a_node_that_does_not_come_is_given_up(
     monkeypatch.setattr(cluster, "NODES_WAIT_S", 0.5)
     with pytest.raises(CxrError, match="this cluster has no GPU"):
         cluster.use_gpu("on")
+
+
+def test_a_cluster_without_a_node_that_computes_is_said_so() -> None:
+    """A head alone, and nothing that would bring nodes."""
+    program = f"""
+import os
+os.environ.update({cluster.ENVIRONMENT!r})
+from ray.cluster_utils import Cluster
+nodes = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0))
+os.environ["RAY_ADDRESS"] = nodes.address
+from cxr import cli, cluster
+cluster.NODES_WAIT_S = 0.5
+cli.run(cluster.connect)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no node with a CPU has joined this cluster" in done.stderr

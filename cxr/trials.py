@@ -75,9 +75,7 @@ def judge(config: Mapping[str, Any], shared: Shared) -> None:
         if missing:
             train(recipe, shared, setting, missing)
         aucs += [_auc(storage.read_table(_fold_file(shared, setting, k))) for k in folds]
-        auc = float(np.mean(aucs))
-        score = auc if np.isfinite(auc) else EMPTY_SCORE
-        tune.report({"auc": auc, "score": score, "folds": len(aucs)})
+        tune.report({"auc": float(np.mean(aucs)), "score": _score(aucs), "folds": len(aucs)})
 
 
 def finished(shared: Shared) -> list[Setting]:
@@ -103,8 +101,7 @@ def forget(shared: Shared, setting: Setting) -> None:
 def score(shared: Shared, setting: Setting) -> float:
     """What a finished setting was ranked by."""
     tables = (storage.read_table(_fold_file(shared, setting, k)) for k in range(shared.folds))
-    auc = float(np.mean([_auc(table) for table in tables]))
-    return auc if np.isfinite(auc) else EMPTY_SCORE
+    return _score([_auc(table) for table in tables])
 
 
 def read(shared: Shared, tried: Sequence[Setting], table: pa.Table) -> tuple[Floats, list[float]]:
@@ -140,6 +137,11 @@ def _folder(shared: Shared, setting: Setting) -> str:
 def _fold_file(shared: Shared, setting: Setting, fold: int) -> str:
     """Where the logits of a fold are: row, label, logit; its metadata hold the epochs."""
     return storage.join(_folder(shared, setting), f"fold-{fold}.parquet")
+
+
+def _score(aucs: Sequence[float]) -> float:
+    auc = float(np.mean(aucs))
+    return auc if np.isfinite(auc) else EMPTY_SCORE
 
 
 def _auc(table: pa.Table) -> float:

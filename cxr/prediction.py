@@ -1,5 +1,7 @@
 """The actor that holds a trained classifier, one model a process, loaded once."""
 
+from functools import cached_property
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,12 +35,16 @@ class Predictor:
         torch.set_num_threads(threads)
         self.device = devices.device(gpu)
         self.batch_size = devices.batch_size(gpu)
-        self.recipe = recipe
+        self.recipe, self.state = recipe, state
         self.counter = counter
-        model = models.build(recipe)
-        tensors: State = ray.get(state)
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """Taken with the first rows: the weights of a job that ended before are there no more."""
+        model = models.build(self.recipe)
+        tensors: State = ray.get(self.state)
         model.load_state_dict(dict(tensors))
-        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        return model.to(self.device).to(memory_format=torch.channels_last).eval()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         # rows in: {..., x: pixels or null}; rows out: {..., logit: float64 or null}

@@ -31,7 +31,7 @@ from ray.actor import ActorHandle
 from cxr import cluster, devices, parts, sources, storage
 from cxr.checkpoint import Checkpoint, package_versions
 from cxr.data import READ_CPUS
-from cxr.errors import CxrError, DataError, SettingsError
+from cxr.errors import CxrError, DataError
 from cxr.labels import CLASSES
 from cxr.prediction import PartPredictor
 from cxr.progress import Counter, Progress
@@ -123,7 +123,7 @@ def score(
     settings = ScoreSettings(
         tuple(storage.absolute(each) for each in inputs), any_body_part, checkpoint.fingerprint
     )
-    check_output(output, settings)
+    storage.check_same(output, "settings.json", settings.to_json(), "scores")
     manifest, skipped = _manifest(output, settings, update=update)
     listed = parts.by_part(manifest)
     folder = storage.join(output, "scores")
@@ -158,26 +158,6 @@ def score(
 def _is_summed_up(output: str, num_listed: int) -> bool:
     place = storage.join(output, "summary.json")
     return storage.kind(place) == "file" and storage.read_json(place)["listed"] == num_listed
-
-
-def check_output(output: str, settings: ScoreSettings) -> None:
-    """Accept an empty folder for scores, or one of the same settings.
-
-    Raises:
-        SettingsError: it holds scores of other settings.
-        StorageError: something else lies there.
-    """
-    place = storage.join(output, "settings.json")
-    if storage.kind(place) == "nothing":
-        storage.check_empty(output)
-        return
-    kept, asked = storage.read_json(place), settings.to_json()
-    for name, value in asked.items():
-        if kept.get(name) != value:
-            raise SettingsError(
-                f"{output}: holds scores of {name} {kept.get(name)}, not {value}. Choose another"
-                " --output, or repeat the first command."
-            )
 
 
 def _manifest(

@@ -14,7 +14,7 @@ import posixpath
 import shutil
 import stat as status
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cxr import buckets
-from cxr.errors import StorageError, UnavailableError
+from cxr.errors import SettingsError, StorageError, UnavailableError
 
 Answer = TypeVar("Answer")
 
@@ -165,6 +165,36 @@ def claim(uri: str) -> str:
     write_bytes(probe, b"")
     delete_file(probe)
     return place
+
+
+def check_same(folder: str, name: str, asked: Mapping[str, Any], what: str) -> bool:
+    """Accept a place where nothing lies, or one whose work was asked for in the same terms.
+
+    Args:
+        folder: the place for results.
+        name: of the JSON file in it that keeps what was asked for.
+        asked: what is asked for now; more may be kept.
+        what: lies there, for the message.
+
+    Returns:
+        Whether work lies there to go on with.
+
+    Raises:
+        SettingsError: it was asked for in other terms.
+        StorageError: something else lies there.
+    """
+    place = join(folder, name)
+    if kind(place) == "nothing":
+        check_empty(folder)
+        return False
+    kept = read_json(place)
+    for key, value in asked.items():
+        if kept.get(key) != value:
+            raise SettingsError(
+                f"{folder}: holds {what} with {key} {kept.get(key)}, not {value}. Choose another"
+                " --output, or repeat the first command."
+            )
+    return True
 
 
 def _everything(_: str) -> bool:

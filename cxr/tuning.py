@@ -41,7 +41,7 @@ from cxr import (
     trials,
 )
 from cxr.checkpoint import package_versions
-from cxr.errors import CxrError, SettingsError
+from cxr.errors import CxrError
 from cxr.recipes import Recipe
 from cxr.reports import Effect, TrialResult, TuningReport, tuning_page
 from cxr.runs import RunSettings
@@ -128,7 +128,6 @@ def open_output(output: str, recipe: Recipe, wanted: Space, settings: RunSetting
         SettingsError: it holds another search.
         StorageError: something else lies there.
     """
-    place = storage.join(output, "search.json")
     asked = {
         "space": wanted.to_json(),
         "recipe": json.loads(recipe.to_json()),
@@ -137,17 +136,9 @@ def open_output(output: str, recipe: Recipe, wanted: Space, settings: RunSetting
         "limit": settings.limit,
         "folds": settings.folds,
     }
-    if storage.kind(place) == "nothing":
-        storage.check_empty(output)
+    if not storage.check_same(output, "search.json", asked, "a search"):
+        place = storage.join(output, "search.json")
         storage.write_json(place, asked | {"packages": package_versions()})
-        return
-    kept = storage.read_json(place)
-    for key, value in asked.items():
-        if kept.get(key) != value:
-            raise SettingsError(
-                f"{output}: holds a search with {key} {kept.get(key)}, not {value}. Choose another"
-                " --output, or repeat the first command."
-            )
 
 
 def _prepare(

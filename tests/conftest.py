@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,6 +82,10 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+RAY_LINE = re.compile(r"\[[-0-9: ,]+ [A-Z] \d+ \d+\] \((gcs_server|raylet|core_worker)\) ")
+"""How a line of the log of one of Ray's processes begins."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a job ended."""
@@ -88,6 +93,12 @@ class Ended:
     code: int
     out: str
     err: str
+
+    @property
+    def own_err(self) -> list[str]:
+        """The lines of `err` without those of Ray's own processes, which come late and may be
+        about the job before on the same cluster."""
+        return [line for line in self.err.splitlines() if not RAY_LINE.match(line)]
 
 
 def execute(job: str, *words: str) -> Ended:

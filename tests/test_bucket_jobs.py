@@ -177,4 +177,4 @@ def test_a_store_that_stays_away_ends_the_job_and_not_the_images(
         f"{s3.bucket()}/scores",
     )  # fmt: skip
     assert ended.code == 1
-    assert ended.err.startswith(f"error: s3://never-made: {s3.endpoint} has no bucket")
+    assert ended.own_err[0].startswith(f"error: s3://never-made: {s3.endpoint} has no bucket")

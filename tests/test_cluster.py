@@ -152,21 +152,66 @@ def test_a_node_that_does_not_come_is_given_up(
         cluster.use_gpu("on")
 
 
-def test_a_cluster_without_a_node_that_computes_is_said_so() -> None:
-    """A head alone, and nothing that would bring nodes."""
-    program = f"""
-import os
-os.environ.update({cluster.ENVIRONMENT!r})
+JOINING = """
+import json, os, sys
+os.environ.update(json.loads(sys.argv[1]))
+import numpy as np
+import pyarrow as pa
+import ray
 from ray.cluster_utils import Cluster
-nodes = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0))
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 os.environ["RAY_ADDRESS"] = nodes.address
-from cxr import cli, cluster
-cluster.NODES_WAIT_S = 0.5
-cli.run(cluster.connect)
+from cxr import cluster
+from cxr.errors import CxrError
+
+wait_s, cluster.NODES_WAIT_S = cluster.NODES_WAIT_S, 0.5
+try:
+    cluster.connect()
+except CxrError as error:
+    print("refused:", error)
+nodes.add_node(num_cpus=4)
+cluster.NODES_WAIT_S = wait_s
+cluster.connect()
+assert cluster.wait_for("CPU", 4) == 4
+
+
+class Slow:
+    def __call__(self, batch):
+        import time
+
+        time.sleep(0.3)
+        return batch | {"node": np.array([ray.get_runtime_context().get_node_id()] * 1)}
+
+
+pool = cluster.pool(1000, 1, gpu=False)
+print("pool:", pool.least, pool.most)
+blocks = [pa.table({"part": [number]}) for number in range(1000)]
+stream = ray.data.from_blocks(blocks).map_batches(
+    Slow, batch_size=1, compute=pool.strategy, num_cpus=pool.share.num_cpus
+)
+seen = set()
+for number, row in enumerate(stream.iter_rows()):
+    if number == 4:
+        nodes.add_node(num_cpus=4)
+    seen.add(row["node"])
+    if len(seen) == 2:
+        break
+print("nodes:", len(seen))
+ray.shutdown()
+nodes.shutdown()
 """
+
+
+def test_a_cluster_without_a_node_that_computes_is_said_so_and_a_pool_takes_in_one_that_joins(
+) -> None:  # fmt: skip
+    """First a head alone, and nothing that would bring nodes; then one node, then another."""
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+        [sys.executable, "-c", JOINING, json.dumps(cluster.ENVIRONMENT)], cwd=ROOT,
+        capture_output=True, text=True, timeout=180, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert "no node with a CPU has joined this cluster" in done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no node with a CPU has joined this cluster" in done.stdout
+    assert "pool: 4 1000" in done.stdout
+    assert "nodes: 2" in done.stdout

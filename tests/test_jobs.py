@@ -248,8 +248,8 @@ def test_bad_input_to_training_ends_with_one_clear_message(
     assert message in ended.err + ended.out
     assert "Traceback" not in ended.err
     if code == 1:
-        assert len(ended.err.strip().splitlines()) == 1
-        assert ended.err.startswith("error: ")
+        assert len(ended.own_err) == 1
+        assert ended.own_err[0].startswith("error: ")
 
 
 @pytest.mark.parametrize("job", ["score", "evaluate"])

@@ -302,7 +302,7 @@ def test_other_settings_into_the_same_output_are_refused(
     ):
         ended = score(checkpoint_folder, copied, *words)
         assert ended.code == 1
-        assert f"holds scores of {named}" in ended.err
+        assert f"holds scores with {named}" in ended.err
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.doc").write_text("years of work")
@@ -375,7 +375,7 @@ def test_bad_input_is_one_clear_message(
     ended = score(small_checkpoint, tmp_path / "out", *words)
     assert ended.code == 1
     assert message in ended.err
-    assert ended.err.startswith("error: ")
+    assert ended.own_err[0].startswith("error: ")
 
 
 def test_a_folder_without_radiographs_is_one_clear_message(

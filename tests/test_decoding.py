@@ -21,8 +21,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
-from cxr import decoding
-from cxr.decoding import Decoded, decode
+from cxr.decoding import Decoded, decode, levels
+from cxr.decoding import dicom as dicom_room
 from cxr.errors import SettingsError
 
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -670,7 +670,7 @@ def test_empty_box_in_a_jp2_file_does_not_hang() -> None:
 def test_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dicom(np.zeros((3000, 3000), np.uint8), DEFLATED)
     assert len(data) < 20_000
-    monkeypatch.setattr(decoding, "_MAX_INFLATED_BYTES", 1_000_000)
+    monkeypatch.setattr(dicom_room, "_MAX_INFLATED_BYTES", 1_000_000)
     assert decode(data).status == "refused"
     assert decode(data).reason == "inflates to more than 1 MB"
 
@@ -766,7 +766,7 @@ def test_real_radiographs_decode(real_data: Path) -> None:
         assert decoded.pixels is not None
         assert min(decoded.pixels.shape) >= 224
         # The flattest has 85 levels: far from the 16 below which a picture is refused.
-        assert decoding._contrast(decoded.pixels) > 60, path.name
+        assert levels.contrast(decoded.pixels) > 60, path.name
 
 
 @pytest.mark.parametrize(

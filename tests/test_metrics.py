@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from cxr import metrics
 from cxr.errors import DataError, SettingsError
-from cxr.metrics import OperatingPoint
+from cxr.metrics import OperatingPoint, weighted
 
 Case = tuple[np.ndarray, np.ndarray]
 
@@ -245,8 +245,8 @@ def test_resampled_figures_are_scikit_learns_with_sample_weight(ties: bool) -> N
     y_true, probs = random_case(5, n=80, ties=ties)
     weights = np.random.default_rng(5).integers(3, size=(10, 80)).astype(np.float64)
     positive = y_true.astype(bool)
-    ranked = metrics._threshold_free(positive, probs, weights)
-    called = metrics._at_threshold(positive, probs >= 0.5, np.full(80, ""), weights)
+    ranked = weighted.threshold_free(positive, probs, weights)
+    called = weighted.at_threshold(positive, probs >= 0.5, np.full(80, ""), weights)
     for row, weight in enumerate(weights):
         for name, function in (
             ("auc", sk.roc_auc_score),

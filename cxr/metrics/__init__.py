@@ -1,0 +1,56 @@
+"""How well scores tell pneumonia from normal, and how sure that figure is.
+
+Intervals come from resampling patients, not images: several radiographs of one child are not
+independent, and an interval that takes them so is too narrow.
+"""
+
+from cxr.metrics.examination import (
+    LEVEL,
+    AtThreshold,
+    Confusion,
+    Estimate,
+    Examination,
+    examine,
+    most_wrong,
+    reliability,
+)
+from cxr.metrics.operating_point import (
+    RULES,
+    OperatingPoint,
+    choose_operating_point,
+    parse_rule,
+)
+from cxr.metrics.scores import (
+    TEMPERATURE_BOUNDS,
+    Bools,
+    Floats,
+    fit_temperature,
+    probabilities,
+    roc_auc,
+)
+from cxr.metrics.weighted import NUM_BINS, divide, draw_patients, weighted_auc
+
+__all__ = [
+    "LEVEL",
+    "NUM_BINS",
+    "RULES",
+    "TEMPERATURE_BOUNDS",
+    "AtThreshold",
+    "Bools",
+    "Confusion",
+    "Estimate",
+    "Examination",
+    "Floats",
+    "OperatingPoint",
+    "choose_operating_point",
+    "divide",
+    "draw_patients",
+    "examine",
+    "fit_temperature",
+    "most_wrong",
+    "parse_rule",
+    "probabilities",
+    "reliability",
+    "roc_auc",
+    "weighted_auc",
+]

@@ -1,0 +1,239 @@
+"""Every figure of a split, with its interval and its n."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr.errors import DataError, SettingsError
+from cxr.metrics.operating_point import OperatingPoint
+from cxr.metrics.scores import Bools, Floats, checked, need_probabilities
+from cxr.metrics.weighted import (
+    NUM_BINS,
+    at_threshold,
+    bin_sums,
+    denominators,
+    divide,
+    draw_patients,
+    threshold_free,
+)
+
+LEVEL = 0.95
+"""Coverage of the percentile intervals."""
+
+# A block of resamples is held as (block, images) float64: 128 x 5,216 x 8 bytes = 5 MB.
+_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric with its 95 % interval; None where it is undefined, never a stand-in number."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    """Images that the metric is a figure of: for a sensitivity, those with pneumonia."""
+    num_patients: int
+    """Patients of those images."""
+    num_undefined: int
+    """Resamples in which the metric was undefined; the interval is of the others."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of images by truth and call."""
+
+    true_negative: int
+    false_positive: int
+    false_negative: int
+    true_positive: int
+
+
+@dataclass(frozen=True)
+class AtThreshold:
+    """What the calls at one threshold are worth."""
+
+    threshold: float
+    confusion: Confusion
+    estimates: dict[str, Estimate]
+    """accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv, f1, sensitivity_bacteria,
+    sensitivity_virus."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Everything that is said of a model on one split."""
+
+    num_images: int
+    num_patients: int
+    num_normal: int
+    num_pneumonia: int
+    num_resamples: int
+    seed: int
+    operating_point: OperatingPoint
+    threshold_free: dict[str, Estimate]
+    """auc, average_precision, brier, expected_calibration_error."""
+    at_half: AtThreshold
+    """At probability 0.5."""
+    at_operating_point: AtThreshold
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, numbers and None for `metrics.json`; an undefined figure is null."""
+        interval = f"{LEVEL:.0%} percentile, bootstrap over patients"
+        calibration = (
+            f"{NUM_BINS} equal-width bins of the probability of pneumonia, "
+            "|mean probability - share with pneumonia| weighted by images"
+        )
+        return {
+            **asdict(self),
+            "interval": interval,
+            "expected_calibration_error_bins": calibration,
+        }
+
+
+def examine(
+    y_true: npt.ArrayLike,
+    probs: npt.ArrayLike,
+    *,
+    patients: Sequence[str],
+    subtypes: Sequence[str],
+    operating_point: OperatingPoint,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Examination:
+    """Every figure of a split, with 95 % intervals by a cluster bootstrap over patients.
+
+    A resample draws as many patients as there are, with replacement, and takes all images of each;
+    an image then weighs as often as its patient was drawn, so each metric is a weighted sum.
+
+    Args:
+        y_true: 0 normal, 1 pneumonia, (N,).
+        probs: calibrated probabilities of pneumonia, 0-1, (N,).
+        patients: the patient of each image, N keys.
+        subtypes: `"bacteria"`, `"virus"` or `""` for each image, N.
+        operating_point: chosen on validation, never on the images examined here.
+        num_resamples: of the bootstrap, at least 1.
+        seed: of the bootstrap; the same seed gives the same intervals.
+
+    Raises:
+        DataError: no images, lengths differ, a label is neither 0 nor 1, or a probability is not
+            within 0-1.
+        SettingsError: `num_resamples` below 1.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13, for percentile
+    intervals; Field and Welsh 2007, J. R. Stat. Soc. B 69:369, for resampling clusters.
+    """
+    if num_resamples < 1:
+        raise SettingsError(f"num_resamples {num_resamples}: must be at least 1.")
+    positive, prob = checked(y_true, probs)
+    need_probabilities(prob)
+    if not len(prob) == len(patients) == len(subtypes):
+        raise DataError(
+            f"{len(prob)} images, {len(patients)} patients and {len(subtypes)} subtypes: "
+            "give one of each for every image."
+        )
+    _, patient = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)
+    subtype = np.asarray(subtypes, dtype=np.str_)
+    num_patients = int(patient.max()) + 1
+
+    half, chosen = prob >= 0.5, operating_point.predict(prob)
+
+    def figures(weights: Floats) -> dict[str, dict[str, Floats]]:
+        return {
+            "threshold_free": threshold_free(positive, prob, weights),
+            "at_half": at_threshold(positive, half, subtype, weights),
+            "at_operating_point": at_threshold(positive, chosen, subtype, weights),
+        }
+
+    # The figure itself is the resample in which each patient was drawn once.
+    values = figures(np.ones((1, len(prob))))
+    generator = np.random.default_rng(seed)
+    blocks = []
+    for start in range(0, num_resamples, _BLOCK):
+        rows = min(_BLOCK, num_resamples - start)
+        drawn = draw_patients(generator, rows, num_patients)
+        blocks.append(figures(drawn[:, patient]))
+
+    def estimates(group: str, called: Bools) -> dict[str, Estimate]:
+        over = denominators(positive, called, subtype)
+        found = {}
+        for name, value in values[group].items():
+            resampled = np.concatenate([block[group][name] for block in blocks])
+            images = over.get(name, np.ones_like(positive))
+            found[name] = Estimate(
+                value=None if np.isnan(value[0]) else float(value[0]),
+                n=int(images.sum()),
+                num_patients=len(np.unique(patient[images])),
+                **_interval(resampled),
+            )
+        return found
+
+    def at(threshold: float, group: str, called: Bools) -> AtThreshold:
+        return AtThreshold(threshold, _confusion(positive, called), estimates(group, called))
+
+    return Examination(
+        num_images=len(prob),
+        num_patients=num_patients,
+        num_normal=int((~positive).sum()),
+        num_pneumonia=int(positive.sum()),
+        num_resamples=num_resamples,
+        seed=seed,
+        operating_point=operating_point,
+        threshold_free=estimates("threshold_free", half),
+        at_half=at(0.5, "at_half", half),
+        at_operating_point=at(operating_point.threshold, "at_operating_point", chosen),
+    )
+
+
+def reliability(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """How often pneumonia is there when a probability says so, in `NUM_BINS` equal-width bins.
+
+    Args:
+        y_true: 0 normal, 1 pneumonia, (N,).
+        probs: calibrated probabilities of pneumonia, 0-1, (N,).
+
+    Returns:
+        mean probability, share with pneumonia and number of images of each bin, float64,
+        (NUM_BINS,); the first two are NaN in an empty bin.
+    """
+    positive, prob = checked(y_true, probs)
+    need_probabilities(prob)
+    counts, prob_sums, positive_sums = bin_sums(positive, prob, np.ones((1, len(prob))))
+    return (
+        divide(prob_sums, counts)[0],
+        divide(positive_sums, counts)[0],
+        counts[0],
+    )
+
+
+def most_wrong(
+    y_true: npt.ArrayLike, probs: npt.ArrayLike, operating_point: OperatingPoint, limit: int
+) -> list[int]:
+    """Indices of the miscalled images, the one whose probability is furthest off first."""
+    positive, prob = checked(y_true, probs)
+    wrong = np.flatnonzero(operating_point.predict(prob) != positive)
+    order = np.argsort(-np.abs(positive[wrong] - prob[wrong]), kind="stable")
+    return [int(index) for index in wrong[order][:limit]]
+
+
+def _interval(resampled: Floats) -> dict[str, Any]:
+    """`low`, `high` and `num_undefined` of an Estimate from a metric's resamples, (B,)."""
+    defined = resampled[~np.isnan(resampled)]
+    low, high = (
+        (float(bound) for bound in np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+        if len(defined)
+        else (None, None)
+    )
+    return {"low": low, "high": high, "num_undefined": len(resampled) - len(defined)}
+
+
+def _confusion(positive: Bools, called: Bools) -> Confusion:
+    return Confusion(
+        true_negative=int((~positive & ~called).sum()),
+        false_positive=int((~positive & called).sum()),
+        false_negative=int((positive & ~called).sum()),
+        true_positive=int((positive & called).sum()),
+    )

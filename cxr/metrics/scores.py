@@ -1,0 +1,103 @@
+"""Scores and labels: ROC AUC, probabilities from logits, calibration."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from cxr.errors import DataError, SettingsError
+
+Floats = npt.NDArray[np.float64]
+
+Bools = npt.NDArray[np.bool_]
+
+TEMPERATURE_BOUNDS = (0.05, 20.0)
+"""Logits are made at most 20 times sharper or flatter."""
+
+
+def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float | None:
+    """Area under the ROC curve; None where a class is absent, since it is undefined there.
+
+    Args:
+        y_true: 0 normal, 1 pneumonia, (N,).
+        y_score: logits or probabilities, higher for pneumonia, (N,).
+
+    Raises:
+        DataError: lengths differ, a label is neither 0 nor 1, or a score is not finite.
+    """
+    positive, score = checked(y_true, y_score)
+    if positive.all() or not positive.any():
+        return None
+    return float(roc_auc_score(positive, score))
+
+
+def probabilities(logits: npt.ArrayLike, temperature: float) -> Floats:
+    """Calibrated probability of pneumonia: sigmoid(logit / temperature), float64, (N,)."""
+    if not (np.isfinite(temperature) and temperature > 0):
+        raise SettingsError(f"temperature {temperature}: must be a finite number above 0.")
+    return np.asarray(expit(np.asarray(logits, dtype=np.float64) / temperature), dtype=np.float64)
+
+
+def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
+    """The temperature that minimizes the negative log-likelihood of sigmoid(logit / temperature).
+
+    The likelihood is convex in 1 / temperature, so the bounded search finds its one minimum. Where
+    every logit lies on the right side of zero there is none (ever sharper is ever better) and where
+    every logit is zero all are alike: the set says nothing of calibration, and 1.0 is returned.
+
+    Args:
+        y_true: 0 normal, 1 pneumonia, (N,).
+        logits: before the sigmoid, (N,); fit on validation, never on the images trained on.
+
+    Returns:
+        A temperature within `TEMPERATURE_BOUNDS`; above 1 where the network is overconfident.
+
+    Raises:
+        DataError: as `roc_auc`, or a class is absent.
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
+    """
+    positive, logit = checked(y_true, logits)
+    need_both_classes(positive, "temperature")
+    margin = np.where(positive, logit, -logit)
+    if (margin >= 0).all():
+        return 1.0
+
+    def nll(log_temperature: float) -> float:
+        return float(np.logaddexp(0.0, -margin / np.exp(log_temperature)).mean())
+
+    found = minimize_scalar(nll, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
+    return float(np.clip(np.exp(found.x), *TEMPERATURE_BOUNDS))
+
+
+def checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[Bools, Floats]:
+    """Labels as bool (N,) and scores as float64 (N,), or a DataError that says what is wrong."""
+    label, score = np.asarray(y_true), np.asarray(y_score, dtype=np.float64)
+    if label.ndim != 1 or label.shape != score.shape:
+        raise DataError(f"labels {label.shape} and scores {score.shape}: both must be (N,).")
+    if not label.size:
+        raise DataError("no images to examine: labels and scores are empty.")
+    if not np.isin(label, (0, 1)).all():
+        raise DataError("labels hold values other than 0 (normal) and 1 (pneumonia).")
+    if bad := int((~np.isfinite(score)).sum()):
+        raise DataError(f"{bad} of {score.size} scores are not finite. Leave such images out.")
+    return label.astype(np.bool_), score
+
+
+def need_probabilities(prob: Floats) -> None:
+    """Raise the `DataError` of a score outside 0-1."""
+    if prob.min() < 0 or prob.max() > 1:
+        raise DataError(
+            f"probabilities span {prob.min():.3g} to {prob.max():.3g}: expected 0-1. "
+            "Logits go through `probabilities` first."
+        )
+
+
+def need_both_classes(positive: Bools, what: str) -> None:
+    """Raise the `DataError` of a set without one of the classes."""
+    if positive.all() or not positive.any():
+        present = "pneumonia" if positive.any() else "normal"
+        raise DataError(
+            f"no {what} without both classes: all {positive.size} images are {present}."
+        )

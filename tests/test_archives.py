@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from cxr import parts, sources, storage
 from cxr.errors import CxrError, DataError, StorageError
-from cxr.sources import Reader, Step, archives
+from cxr.sources import Reader, Step, archives, members, streams
 
 Files = dict[str, bytes]
 Row = dict[str, Any]
@@ -192,9 +192,9 @@ def test_members_are_read_in_any_order_and_again(tmp_path: Path, name: str) -> N
             assert reader.read(row["file"], place(row)) == FILES[inside(row)]
 
 
-@pytest.mark.parametrize("suffix", archives.SUFFIXES)
+@pytest.mark.parametrize("suffix", members.SUFFIXES)
 def test_the_name_tells_the_kind_in_small_and_capital_letters(tmp_path: Path, suffix: str) -> None:
-    make = dict(MAKERS.values())[archives.SUFFIXES[suffix]]
+    make = dict(MAKERS.values())[members.SUFFIXES[suffix]]
     for name in (f"a{suffix}", f"B.2{suffix.upper()}"):
         assert read_all(listed(saved(tmp_path, name, make(FILES)))) == FILES
 
@@ -354,9 +354,9 @@ def test_many_archives_in_a_compressed_one_are_read_in_one_pass(
     inner = {f"{i}.zip": zipped({"a.png": noise(9_000, i)}) for i in range(50)}
     path = saved(tmp_path, "a.tar.gz", gzip.compress(tarred(inner)))
     opened = []
-    unpack = archives._UNPACKERS["tar.gz"]
+    unpack = streams.UNPACKERS["tar.gz"]
     monkeypatch.setitem(
-        archives._UNPACKERS, "tar.gz", lambda packed: opened.append(1) or unpack(packed)
+        streams.UNPACKERS, "tar.gz", lambda packed: opened.append(1) or unpack(packed)
     )
     rows = listed(path)
     assert len(opened) == 2  # The list, then the archives in it.
@@ -659,7 +659,7 @@ def test_bombs_and_what_is_too_large_are_refused_unread(
     bomb = "unpacks to more than 200 times its size, as zip bombs do"
     [row] = listed(saved(tmp_path, "a.zip", zipped({"a.png": bytes(17 * 2**20)})))
     assert (row["status"], row["reason"]) == ("refused", bomb)
-    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr(members, "MAX_FILE_BYTES", 2**20)
     for name in ("zip stored", "zip deflated", "tar", "tar.gz"):
         kind, make = MAKERS[name]
         rows = listed(saved(tmp_path, f"a.{kind}", make({"a.png": noise(2**20 + 1), "b": b"x"})))

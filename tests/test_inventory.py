@@ -15,7 +15,7 @@ from test_archives import FILES, MAKERS, bucket, inside, place, tarred, zipped
 
 from cxr import parts, sources, storage
 from cxr.errors import DataError, StorageError
-from cxr.sources import Reader, archives
+from cxr.sources import Reader, members
 
 Row = dict[str, Any]
 
@@ -115,7 +115,7 @@ def test_empty_and_huge_files_are_explained_unread(
 ) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(archives.MAX_FILE_BYTES + 1)
+        file.truncate(members.MAX_FILE_BYTES + 1)
     rows = rows_of(tmp_path)
     assert [(row["status"], row["reason"]) for row in rows] == [
         ("unreadable", "the file is empty"),

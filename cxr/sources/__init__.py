@@ -3,9 +3,10 @@
 A listing travels, the bytes of the radiographs do not: workers open each file where they decode it.
 """
 
-from cxr.sources.archives import SEPARATOR, Reader, Step, archive_kind, is_sequential
+from cxr.sources.archives import Reader, is_sequential
 from cxr.sources.inventory import INVENTORY, Found, list_archive, list_inputs
 from cxr.sources.labelled import LISTING, column, list_radiographs
+from cxr.sources.members import SEPARATOR, Step, archive_kind
 from cxr.sources.names import may_be_image, passed_over
 
 __all__ = [

@@ -15,16 +15,9 @@ import pyarrow as pa
 
 from cxr import buckets, storage
 from cxr.errors import DataError, StorageError, UnavailableError
-from cxr.sources.archives import (
-    SEPARATOR,
-    Member,
-    Reader,
-    Step,
-    archive_kind,
-    check_size,
-    printable,
-)
+from cxr.sources.archives import Reader
 from cxr.sources.manifests import beside, read_manifest, required, texts
+from cxr.sources.members import SEPARATOR, Member, Step, archive_kind, check_size, printable
 from cxr.sources.names import passed_over
 from cxr.storage import File
 

@@ -40,6 +40,9 @@ ENVIRONMENT: Final = {
     # Between two looks at the workers, which a report waits for: 2 by default, and an epoch of a
     # head takes less.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Before a node ends an idle process: 1,000 by default, so that short tasks beside actors that
+    # hold every CPU each started a process anew, which on two nodes took a third of their time.
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Else Ray Train prints every line twice.
     "RAY_AIR_NEW_OUTPUT": "0",  # Else Ray Tune frames its settings, whatever its verbosity.
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),

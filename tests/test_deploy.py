@@ -14,8 +14,13 @@ import pytest
 import rayjob_rules
 import yaml
 
+from cxr import cluster
+
 ROOT = Path(__file__).parents[1]
 
+_NAME = "RAY_idle_worker_killing_time_threshold_ms"
+IDLE = f"{_NAME}={cluster.ENVIRONMENT[_NAME]}"
+EXPORTED = f" RAY_USAGE_STATS_ENABLED=0\n    {IDLE};\n    "
 TOKEN = {"~/.ray/auth_token": "~/.ray/auth_token"}
 CODE = {
     "~/cxr/cxr": "cxr",
@@ -45,6 +50,7 @@ def started(commands: list[str]) -> dict[str, Any]:
     assert len(lines) == 1
     before, _, options = lines[0].partition("ray start")
     assert "export RAY_AUTH_MODE=token " in before
+    assert f" {IDLE}; " in f"{before} "
     assert "RAY_USAGE_STATS_ENABLED=0" in before
     words = shlex.split(options)
     context = start.make_context("ray start", list(words), resilient_parsing=False)
@@ -226,7 +232,7 @@ def check_dockerfile(text: str) -> None:
         assert not re.search(r"secret|password|api_?key|auth_token", rest, re.IGNORECASE)
     assert copied == {"pyproject.toml", "README.md", "cxr", "jobs"}
     assert all((ROOT / source).exists() for source in copied)
-    assert ("ENV", "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0") in found
+    assert ("ENV", f"RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 {IDLE}") in found
     ignored = (ROOT / "deploy/Dockerfile.dockerignore").read_text().split("\n")
     assert {line for line in ignored if line and line[0] != "#"} == {
         "*",
@@ -388,14 +394,9 @@ MISTAKES = {
         ("--dashboard-host=127.0.0.1", "--dashboard-hots=127.0.0.1"),
         ("--num-cpus=0 ", ""),
         ("--port=6379", "--port=6380 --block"),
-        (
-            "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0;\n    ray start --head",
-            "ray start --head",
-        ),
-        (
-            "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0;\n    ray start --addr",
-            "A=b; ray start --addr",
-        ),
+        (f"RAY_AUTH_MODE=token{EXPORTED}ray start --head", "ray start --head"),
+        (f"RAY_AUTH_MODE=token{EXPORTED}ray start --addr", "A=b; ray start --addr"),
+        ("_threshold_ms=30000;", "_threshold_ms=3000;"),
         ("    --autoscaling-config=~/ray_bootstrap_config.yaml\n", ""),
         ("$RAY_HEAD_IP:6379", "$RAY_HEAD_IP:6380"),
         ("export PATH=", "PATH="),
@@ -456,6 +457,7 @@ MISTAKES = {
         ("COPY --chown=ray:users cxr cxr", "COPY --chown=ray:users . ."),
         ("users jobs jobs", "users job jobs"),
         ("RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN=0123"),
+        ("_threshold_ms=30000", "_threshold=30000"),
         ("WORKDIR", "WORKDIRECTORY"),
     ],
     "deploy/iam.yaml": [

@@ -2,12 +2,14 @@
 
     python tests/services/submit.py --data chest_xray [--limit 300]
 
-As a user would: `ray job submit --working-dir .`, once for each of train, evaluate and score. At
-the end it says what lies in the bucket, and which files the jobs left on this machine's disk.
+As a user would: `ray job submit --working-dir .`, once for each of train, evaluate, score and tune;
+then a training and a scoring that are stopped and go on. At the end it says what lies in the
+bucket, and which files the jobs left on this machine's disk.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,13 +39,32 @@ def fill(data: str, bucket: str, num_train: int) -> None:
             storage.write_bytes(f"{bucket}/data/{name}", storage.read_bytes(row["uri"]))
 
 
-def submit(address: str, environment: dict[str, str], *words: str) -> int:
-    """Submit a job, show what its client shows, and give the client's exit code."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address,
-               "--working-dir", ".", "--", "python", *words]  # fmt: skip
+RAY_JOB = (sys.executable, "-m", "ray.scripts.scripts", "job")
+
+
+def submit(address: str, environment: dict[str, str], *words: str, stop_at: str = "") -> int:
+    """Submit a job, show what its client shows, and give the client's exit code.
+
+    At the first line that matches `stop_at`, the job is stopped.
+    """
+    name = f"job-{time.time_ns()}"
+    command = [*RAY_JOB, "submit", "--address", address, "--submission-id", name, "--working-dir",
+               ".", "--", "python", *words]  # fmt: skip
     print("\n$ ray job submit --working-dir . -- python", *words, flush=True)
     started = time.monotonic()
-    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    client = subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert client.stdout is not None
+    for line in client.stdout:
+        print(line, end="", flush=True)
+        if stop_at and re.search(stop_at, line):
+            stop_at = ""
+            print(f"$ ray job stop {name}", flush=True)
+            subprocess.run([*RAY_JOB, "stop", "--address", address, name], cwd=ROOT,
+                           env=environment, check=True)  # fmt: skip
+    code = client.wait()
     print(f"exit code {code} after {time.monotonic() - started:.0f} s", flush=True)
     return code
 
@@ -93,6 +114,19 @@ def main() -> None:
                     ("jobs/score.py", "--checkpoint", f"{bucket}/none", "--input",
                      f"{bucket}/data", "--output", f"{bucket}/never"),
                 )
+            ]  # fmt: skip
+            small = ("--version", "best", "--backbone", "alexnet", "--image-px", "64", "--data",
+                     f"{bucket}/data", "--weights", "none", *cache)  # fmt: skip
+            search = ("--search", "normalization=none,imagenet", "--folds", "2")
+            train = (*small, "--epochs", "40", "--patience", "40", "--output", f"{bucket}/stopped")
+            score = (*checkpoint, "--input", f"{bucket}/data", "--output", f"{bucket}/stopped-too")
+            codes += [
+                submit(address, environment, "jobs/tune.py", *small, *search, "--output",
+                       f"{bucket}/search"),
+                submit(address, environment, "jobs/train.py", *train, stop_at="epoch 5 of 40"),
+                submit(address, environment, "jobs/train.py", "--resume", f"{bucket}/stopped"),
+                submit(address, environment, "jobs/score.py", *score, stop_at="scoring .*: [1-9]"),
+                submit(address, environment, "jobs/score.py", *score),
             ]  # fmt: skip
             print("\nwith another token:")
             codes.append(submit(address, stranger, "-c", "print('in')"))

@@ -168,11 +168,12 @@ def multiply_adds(model: nn.Module, image_px: int) -> int:
         weight: torch.Tensor = module.weight  # type: ignore[assignment]
         total += output.numel() * weight[0].numel()
 
-    probed = copy.deepcopy(model).to("meta").eval()
+    probed = copy.deepcopy(model).eval()
     for module in probed.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_hook(count)
-    probed(torch.empty(1, 3, image_px, image_px, device="meta"))
+    with torch.inference_mode():
+        probed(torch.zeros(1, 3, image_px, image_px))
     return total
 
 
@@ -188,7 +189,9 @@ def images_per_s(
     """Images a second of training or inference; None where memory does not suffice."""
     layout = torch.contiguous_format if plain else torch.channels_last
     try:
-        network = copy.deepcopy(model).to(device, memory_format=layout).train(learn)  # type: ignore[call-overload]
+        network: nn.Module = copy.deepcopy(model).to(device, memory_format=layout).train(learn)  # type: ignore[call-overload]
+        if not learn and not plain:
+            network = devices.for_inference(network, device)
         shape = (batch_size, 3, sizes.image_px, sizes.image_px)
         images = torch.randn(shape, device=device).contiguous(memory_format=layout)
         labels = torch.arange(batch_size, device=device) % 2

@@ -10,7 +10,8 @@ job         `jobs/score.py` as a program; its steady rate is what its summary.js
 DataLoader  what one would write by hand: two loader processes, batches of 32, Pillow's full
             decode, torchvision's antialiased resize, float32, PyTorch's defaults
 decode      `cxr.decoding` and `cxr.resizing` alone, a process on each core
-forward     the network alone, float32, the fastest of several ways to use the cores
+forward     the network alone, the fastest of several ways to use the cores; bfloat16 is one where
+            the CPU multiplies in it
 
 The bound is 1 / (1 / decode + 1 / forward): both share the cores, and whatever else a pipeline does
 takes from them. Start-up is in the whole rates and not in the steady ones: the job's as it reports
@@ -44,7 +45,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from cxr import cli, decoding, models, recipes, resizing
+from cxr import cli, decoding, devices, models, recipes, resizing
 from cxr.errors import CxrError, SettingsError
 from cxr.recipes import Recipe
 
@@ -304,7 +305,7 @@ def ways() -> list[Way]:
     """
     num_cores = os.cpu_count() or 1
     cores = sorted({(1, num_cores), (num_cores, 1)})
-    forms = (False, True) if {"avx512_bf16", "amx_bf16"} & cpu()[1] else (False,)
+    forms = (False, True) if devices.has_bfloat16(torch.device("cpu")) else (False,)
     return [
         Way(processes, threads, batch_size, channels_last, bfloat16)
         for (processes, threads), batch_size, channels_last, bfloat16 in itertools.product(
@@ -323,7 +324,10 @@ def forward(recipe: Recipe, way: Way, together: Barrier) -> float:
     """Images a second of this process."""
     torch.set_num_threads(way.threads)
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
-    model = models.build(recipe).to(memory_format=layout).eval()
+    model: torch.nn.Module = models.build(recipe).eval()
+    if way.bfloat16:
+        model = devices.for_inference(model, torch.device("cpu"))
+    model = model.to(memory_format=layout)
     shape = (way.batch_size, 3, recipe.image_px, recipe.image_px)
     images = torch.rand(shape).mul_(255).contiguous(memory_format=layout)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=way.bfloat16):
@@ -340,16 +344,6 @@ def calls_per_s(call: Callable[[], object], together: Barrier) -> float:
         call()
         num_calls += 1
     return num_calls / (time.perf_counter() - started)
-
-
-def cpu() -> tuple[str, frozenset[str]]:
-    """Name and abilities of the CPU, as Linux tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor(), frozenset()
-    facts = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
-    return facts.get("model name", platform.processor()), frozenset(facts.get("flags", "").split())
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -426,7 +420,7 @@ def main() -> None:
     # The CPU alone is measured, so no process may see a GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     machine = {
-        "cpu": cpu()[0],
+        "cpu": devices.cpu()[0],
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),

@@ -96,8 +96,7 @@ class FeatureExtractor:
             model = models.build(self.recipes[number])
             tensors: State = ray.get(self.states[number])
             model.load_state_dict(dict(tensors), strict=False)
-            prefix = model.prefix.to(self.device).to(memory_format=torch.channels_last)
-            self.prefixes[number] = prefix.eval()
+            self.prefixes[number] = devices.for_inference(model.prefix, self.device)
         return self.prefixes[number]
 
 

@@ -92,6 +92,14 @@ class Classifier(nn.Module):
         return self
 
 
+class LogitLayer(nn.Linear):
+    """The last dense layer, float32 under `autocast` too: numbers of 8 bits would make ties."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 def build(recipe: Recipe) -> Classifier:
     """The classifier of a recipe with its random start, the same for the same seed.
 
@@ -287,13 +295,15 @@ def _head(recipe: Recipe, maps: tuple[int, int, int], rectify: bool) -> nn.Seque
         height = width = 1
     layers.append(nn.Flatten())
     size = channels * height * width
-    for width_out, rate in zip((*recipe.hidden, len(CLASSES)), recipe.dropout, strict=True):
+    for width_out, rate in zip((*recipe.hidden, None), recipe.dropout, strict=True):
         if rate:
             layers.append(nn.Dropout(rate))
-        layers.append(nn.Linear(size, width_out))
-        layers.append(nn.ReLU())
-        size = width_out
-    return nn.Sequential(*layers[:-1])
+        if width_out is None:
+            layers.append(LogitLayer(size, len(CLASSES)))
+        else:
+            layers += [nn.Linear(size, width_out), nn.ReLU()]
+            size = width_out
+    return nn.Sequential(*layers)
 
 
 def _initialize(model: nn.Module) -> None:

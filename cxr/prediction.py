@@ -44,7 +44,7 @@ class Predictor:
         model = models.build(self.recipe)
         tensors: State = ray.get(self.state)
         model.load_state_dict(dict(tensors))
-        return model.to(self.device).to(memory_format=torch.channels_last).eval()
+        return devices.for_inference(model, self.device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         # rows in: {..., x: pixels or null}; rows out: {..., logit: float64 or null}

@@ -15,10 +15,16 @@ import pyarrow as pa
 import pytest
 from services.s3 import Store
 
-from cxr import checkpoint, cluster, models, phantoms
+from cxr import checkpoint, cluster, devices, models, phantoms
 from cxr.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """Tests and their jobs compute in float32 on every CPU: they compare the last digits."""
+    if not devices.BFLOAT16_FLAGS.isdisjoint(devices.cpu()[1]):
+        os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 
 def pytest_report_header() -> str:

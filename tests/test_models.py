@@ -116,7 +116,7 @@ def test_the_head_is_the_recipes() -> None:
         recipe("squeezenet1_1", 32, pooling="flatten", hidden=(8, 4), dropout=(0.0, 0.7, 0.5))
     )
     assert [type(layer).__name__ for layer in model.head] == [
-        *("Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"),
+        *("Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "LogitLayer"),
     ]
     assert [m.p for m in model.head if isinstance(m, nn.Dropout)] == [0.7, 0.5]
     assert [m.out_features for m in model.head if isinstance(m, nn.Linear)] == [8, 4, 2]
@@ -204,7 +204,7 @@ def test_all_frozen_ends_after_pooling(vgg16: Classifier) -> None:
     assert [type(layer).__name__ for layer in vgg16.prefix][-3:] == [
         *("MaxPool2d", "AdaptiveAvgPool2d", "Flatten"),
     ]
-    assert [type(layer).__name__ for layer in vgg16.tail] == ["Linear"]
+    assert [type(layer).__name__ for layer in vgg16.tail] == ["LogitLayer"]
 
 
 def test_a_partly_frozen_block_is_trained_for_its_rest() -> None:

@@ -53,9 +53,14 @@ def has_bfloat16(where: torch.device) -> bool:
     return used.startswith("AVX512") and not cpu()[1].isdisjoint(BFLOAT16_FLAGS)
 
 
-def autocast(where: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 matrix work where the device has it; plain float32 elsewhere."""
-    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=has_bfloat16(where))
+def autocast(where: torch.device, *, learn: bool = False) -> AbstractContextManager[object]:
+    """bfloat16 matrix work where the device has it; plain float32 elsewhere.
+
+    Steps of training (`learn`) stay at float32 on a CPU: with rounded gradients the loss would
+    depend on the number of workers from the third digit on.
+    """
+    enabled = has_bfloat16(where) and not (learn and where.type == "cpu")
+    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def for_inference(network: nn.Module, where: torch.device) -> nn.Module:

@@ -181,7 +181,7 @@ class Learner:
             x = torch.zeros(1, *self.shape, dtype=getattr(torch, self.dtype), device=self.device)
         else:
             x = batch.x.to(self.device, non_blocking=True)
-        with devices.autocast(self.device):
+        with devices.autocast(self.device, learn=learn):
             if not self.cached:
                 x = x[:, None]
                 if learn and self.recipe.augmentation == "affine":

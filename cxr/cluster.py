@@ -5,7 +5,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -273,6 +273,25 @@ def use_gpu(wanted: Literal["auto", "on", "off"]) -> bool:
     if wanted == "on" and not wait_for("GPU", 1):
         raise SettingsError("gpu: this cluster has no GPU. Give --gpu off, or let one join.")
     return wanted != "off" and ray.cluster_resources().get("GPU", 0) >= 1
+
+
+def execute(dataset_call: Callable[[], None]) -> None:
+    """Run what executes a dataset; what a worker raised is raised as itself.
+
+    Raises:
+        CxrError: of a worker, without the traces of the machinery around it.
+    """
+    import ray
+
+    try:
+        dataset_call()
+        return
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, CxrError):
+            raise
+        cause = error.cause
+    # Out here, where it does not keep `error`, whose frames hold the actors and their CPUs.
+    raise cause
 
 
 def pool(num_tasks: int, threads: int, *, gpu: bool) -> Pool:

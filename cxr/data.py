@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from cxr import cluster, decoding, storage
-from cxr.errors import CxrError, DataError, StorageError, UnavailableError
+from cxr.errors import DataError, StorageError, UnavailableError
 from cxr.progress import Counter, Progress
 from cxr.resizing import resize
 
@@ -174,12 +174,9 @@ def write_shards(
     parts_folder = storage.join(folder, uuid.uuid4().hex[:12])
     system, path = storage.resolve(parts_folder)
     try:
-        dataset.write_parquet(path, filesystem=system, partition_cols=["fold"])
-    except ray.exceptions.RayTaskError as error:
-        # What a worker raised, without the trace of the machinery around it.
-        if isinstance(error.cause, CxrError):
-            raise error.cause from None
-        raise
+        cluster.execute(
+            lambda: dataset.write_parquet(path, filesystem=system, partition_cols=["fold"])
+        )
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}.") from None
     parts: dict[int, list[str]] = {}

@@ -308,18 +308,14 @@ def _run(
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
     )  # fmt: skip
-    try:
-        scored.write_datasink(
+    cluster.execute(
+        lambda: scored.write_datasink(
             parts.PartSink(folder),
             ray_remote_args={"num_cpus": READ_CPUS},
             # Each is a process that takes seconds to start: without a bound Ray started ten.
             concurrency=max(MIN_WRITERS, pool.least),
         )
-    except ray.exceptions.RayTaskError as error:
-        # What a worker raised, without the trace of the machinery around it.
-        if isinstance(error.cause, CxrError):
-            raise error.cause from None
-        raise
+    )
 
 
 def _rates(marks: Sequence[tuple[float, int]], started: float, num_actors: int) -> dict[str, Any]:

@@ -59,11 +59,7 @@ def ray_cluster(s3_settings: Store) -> Iterator[None]:
     """A local cluster of two CPUs, whatever the machine has."""
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        # Ray's own, shorter one. Here one process runs many jobs: after one that failed to write, a
-        # process that is kept keeps the actors of that job, and the next waits for their CPUs.
-        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "1000")
-        cluster.connect(num_cpus=2)
+    cluster.connect(num_cpus=2)
     yield
     ray.shutdown()
 

@@ -244,11 +244,12 @@ def test_an_archive_in_a_bucket_is_read_as_on_disk(
 def bucket(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Make `mock://` a bucket whose files lie in a folder; pyarrow's own handles read them."""
     system, resolve = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()), storage.resolve
-    monkeypatch.setattr(
-        storage,
-        "resolve",
-        lambda uri: (system, uri[7:]) if uri.startswith("mock://") else resolve(uri),
-    )
+    for room in (storage.files, storage.listing):
+        monkeypatch.setattr(
+            room,
+            "resolve",
+            lambda uri: (system, uri[7:]) if uri.startswith("mock://") else resolve(uri),
+        )
 
 
 def test_a_bucket_that_fails_is_not_taken_for_a_damaged_archive(

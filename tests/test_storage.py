@@ -224,7 +224,7 @@ def test_a_whole_file_of_a_bucket_is_one_request(monkeypatch: pytest.MonkeyPatch
             return handle
 
     handle = Handle()
-    monkeypatch.setattr(storage, "resolve", lambda uri: (Bucket(), uri))
+    monkeypatch.setattr(storage.files, "resolve", lambda uri: (Bucket(), uri))
     assert storage.read_bytes("s3://bucket/file") == b"data"
     assert handle.requests == 1
     handle.fails = True

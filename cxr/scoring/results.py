@@ -1,0 +1,208 @@
+"""What the scores folder says in the end: one table, a summary, a page."""
+
+import re
+from collections import Counter as Counts
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from cxr import parts, storage
+from cxr.checkpoint import Checkpoint, package_versions
+from cxr.labels import CLASSES
+from cxr.reports import FailedKind, ScoringReport, SuspiciousImage, scoring_page, thumbnail
+from cxr.scoring.manifest import ScoreSettings
+
+NUM_SUSPICIOUS: Final = 12
+"""Thumbnails of the most suspicious images."""
+
+NUM_EXAMPLES: Final = 3
+"""Files that are named of each reason."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the listed files."""
+
+    num_listed: int
+    num_scored: int
+    num_refused: int
+    num_unreadable: int
+    computed: int
+    """Rows that this job added; the others were there."""
+
+    @property
+    def failed_fraction(self) -> float:
+        """Share of the listed files that have no score."""
+        return 1 - self.num_scored / max(self.num_listed, 1)
+
+
+def summarize(scores: pa.Table, computed: int) -> Summary:
+    """Count the rows by their status; `computed` of them are this job's."""
+    counts = Counts(scores["status"].to_pylist())
+    return Summary(len(scores), counts["scored"], counts["refused"], counts["unreadable"], computed)
+
+
+def write(
+    output: str,
+    scores: pa.Table,
+    summary: Summary,
+    skipped: dict[str, int],
+    checkpoint: Checkpoint,
+    settings: ScoreSettings,
+    manifest: pa.Table,
+    rates: dict[str, Any],
+) -> None:
+    """Write `scores.csv`, `summary.json` and `index.html`.
+
+    Args:
+        output: the scores folder.
+        scores: all rows, schema `parts.SCORES`, by uri.
+        summary: of the scores.
+        skipped: files that the listing passed over, by kind.
+        checkpoint: what scored.
+        settings: what was asked for.
+        manifest: the listed files, to read thumbnails from.
+        rates: seconds and images a second.
+    """
+    _write_csv(output, scores)
+    facts = _facts(scores, summary, skipped, checkpoint, settings, rates)
+    storage.write_json(storage.join(output, "summary.json"), facts)
+    page = _page(scores, summary, skipped, checkpoint, settings, manifest, facts)
+    storage.write_bytes(storage.join(output, "index.html"), page.encode())
+
+
+def is_written(output: str, num_listed: int) -> bool:
+    """Whether a job came to its end here, with so many listed files."""
+    place = storage.join(output, "summary.json")
+    return storage.kind(place) == "file" and storage.read_json(place)["listed"] == num_listed
+
+
+def _write_csv(output: str, scores: pa.Table) -> None:
+    joined = pc.binary_join(scores["warnings"].combine_chunks(), "; ")
+    flat = scores.set_column(scores.column_names.index("warnings"), "warnings", joined)
+    sink = pa.BufferOutputStream()
+    csv.write_csv(flat, sink)
+    storage.write_bytes(storage.join(output, "scores.csv"), sink.getvalue().to_pybytes())
+
+
+def _facts(
+    scores: pa.Table,
+    summary: Summary,
+    skipped: dict[str, int],
+    checkpoint: Checkpoint,
+    settings: ScoreSettings,
+    rates: dict[str, Any],
+) -> dict[str, Any]:
+    reasons: dict[str, dict[str, int]] = {}
+    for failed in _failures(scores):
+        reasons.setdefault(failed.status, {})[failed.reason] = failed.count
+    return {
+        "listed": summary.num_listed,
+        "scored": summary.num_scored,
+        "refused": summary.num_refused,
+        "unreadable": summary.num_unreadable,
+        "reasons": reasons,
+        "warnings": _warnings(scores),
+        "skipped": skipped,
+        "formats": dict(Counts(scores["format"].to_pylist())),
+        "called_pneumonia": scores["prediction"].to_pylist().count(CLASSES[1]),
+        "computed_by_this_job": summary.computed,
+        **rates,
+        "checkpoint": {
+            "fingerprint": checkpoint.fingerprint,
+            "recipe": checkpoint.recipe.name,
+            "temperature": checkpoint.temperature,
+            "operating_point": checkpoint.operating_point.to_dict(),
+        },
+        "settings": settings.to_json(),
+        "versions": package_versions(),
+    }
+
+
+def _page(
+    scores: pa.Table,
+    summary: Summary,
+    skipped: dict[str, int],
+    checkpoint: Checkpoint,
+    settings: ScoreSettings,
+    manifest: pa.Table,
+    facts: dict[str, Any],
+) -> str:
+    scored = scores.filter(pc.equal(scores["status"], "scored"))
+    names = ("computed_by_this_job", "seconds", "start_up_seconds", "images_per_second",
+             "checkpoint", "formats", "versions")  # fmt: skip
+    return scoring_page(
+        ScoringReport(
+            title=f"{summary.num_scored:,} radiographs scored",
+            inputs=settings.inputs,
+            num_listed=summary.num_listed,
+            num_refused=summary.num_refused,
+            num_unreadable=summary.num_unreadable,
+            probs=np.asarray(scored["prob_pneumonia"]),
+            num_called=facts["called_pneumonia"],
+            operating_point=checkpoint.operating_point,
+            suspicious=_suspicious(scored, manifest, checkpoint.recipe.image_px, settings),
+            failures=_failures(scores),
+            warnings=_warnings(scores),
+            skipped=skipped,
+            facts={
+                name: round(value, 1) if isinstance(value, float) else value
+                for name in names
+                if (value := facts.get(name)) is not None
+            },
+        )
+    )
+
+
+def _failures(scores: pa.Table) -> list[FailedKind]:
+    """The files without a score by reason, the most frequent first."""
+    failed = scores.filter(pc.not_equal(scores["status"], "scored"))
+    uris: dict[tuple[str, str], list[str]] = {}
+    for status, reason, uri in zip(
+        *(failed[name].to_pylist() for name in ("status", "reason", "uri")), strict=True
+    ):
+        uris.setdefault((status, _reason(reason)), []).append(uri)
+    return [
+        FailedKind(status, reason, len(named), named[:NUM_EXAMPLES])
+        for (status, reason), named in sorted(uris.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _reason(reason: str) -> str:
+    """A reason without its numbers, so that like cases count together."""
+    return re.sub(r"\d[\d,]*", "N", reason)
+
+
+def _warnings(scores: pa.Table) -> dict[str, int]:
+    scored = scores.filter(pc.equal(scores["status"], "scored"))
+    return dict(
+        Counts(
+            _reason(warning) for row in scored["warnings"].to_pylist() for warning in row
+        ).most_common()
+    )
+
+
+def _suspicious(
+    scored: pa.Table, manifest: pa.Table, image_px: int, settings: ScoreSettings
+) -> list[SuspiciousImage]:
+    """The images of the highest scores, read once more for their thumbnails."""
+    top = scored.take(pc.select_k_unstable(scored, NUM_SUSPICIOUS, [("logit", "descending")]))
+    listed = manifest.filter(pc.is_in(manifest["uri"], top["uri"])).to_pylist()
+    listed.sort(key=lambda row: (row["file"], [step["offset"] for step in row["place"]]))
+    read = {
+        row["uri"]: thumbnail(parts.pixels(row, image_px))
+        for row in parts.read_rows(listed, image_px, settings.any_body_part)
+        if row["x"] is not None
+    }
+    return [
+        SuspiciousImage(
+            row["uri"], row["prob_pneumonia"], row["prediction"] == CLASSES[1], row["warnings"],
+            read[row["uri"]],
+        )
+        for row in top.to_pylist()
+        if row["uri"] in read
+    ]  # fmt: skip

@@ -1,0 +1,61 @@
+"""Files and folders, on disk or in a bucket, by path or URI.
+
+Everything that the project reads or writes goes through pyarrow's file systems, so that a path may
+stand wherever an `s3://` or `gs://` URI may. A file that is not there and a store that cannot be
+reached are told apart everywhere: the second is an `UnavailableError`.
+"""
+
+from cxr.storage.files import (
+    delete,
+    delete_file,
+    move_in,
+    open_file,
+    read_bytes,
+    read_json,
+    read_table,
+    write_bytes,
+    write_json,
+    write_table,
+)
+from cxr.storage.listing import REQUESTS_AT_ONCE, File, for_all, kind, list_files, look_up, stat
+from cxr.storage.outputs import check_empty, check_same, claim, is_empty
+from cxr.storage.places import (
+    absolute,
+    default_cache,
+    join,
+    printable,
+    resolve,
+    run_storage,
+    scratch,
+)
+
+__all__ = [
+    "REQUESTS_AT_ONCE",
+    "File",
+    "absolute",
+    "check_empty",
+    "check_same",
+    "claim",
+    "default_cache",
+    "delete",
+    "delete_file",
+    "for_all",
+    "is_empty",
+    "join",
+    "kind",
+    "list_files",
+    "look_up",
+    "move_in",
+    "open_file",
+    "printable",
+    "read_bytes",
+    "read_json",
+    "read_table",
+    "resolve",
+    "run_storage",
+    "scratch",
+    "stat",
+    "write_bytes",
+    "write_json",
+    "write_table",
+]

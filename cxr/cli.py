@@ -1,5 +1,6 @@
 """Command lines from typed dataclasses, and errors in one sentence."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ def parse(
         args: the words; those of the command line where None.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
+    # Commands keep their lines: tyro joins those that begin with a letter.
+    description = re.sub(r"(?m)^(?=python |ray )", "  ", description)
     parsed: Job = tyro.cli(job, description=description, args=args, config=CONFIG, **options)
     return parsed
 

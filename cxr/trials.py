@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import ray.data
 import torch
 from numpy.typing import NDArray
 from ray import tune
@@ -62,6 +63,8 @@ def judge(config: Mapping[str, Any], shared: Shared) -> None:
     Reports to Ray Tune the mean AUC over the folds so far, and their number.
     """
     logging.disable(logging.WARNING)
+    # Of this process: what it starts writes to the search's own console.
+    ray.data.DataContext.get_current().enable_progress_bars = False
     setting: Setting = config["setting"]
     recipe = space.apply(shared.recipe, setting)
     storage.write_json(storage.join(_folder(shared, setting), "setting.json"), dict(setting))

@@ -1,9 +1,9 @@
 """Fetch the radiographs of Kermany et al. 2018, or pretrained weights: resumed, checked, unpacked.
 
-    python jobs/download.py --to chest_xray                      # from Mendeley Data, 1.2 GB
-    python jobs/download.py --to s3://bucket/chest_xray --source kaggle
-    python jobs/download.py --to chest_xray --url archive.zip    # a file that is here already
-    python jobs/download.py --what weights --backbone vgg16 --features-only True --to pretrained
+python jobs/download.py --to chest_xray                      # from Mendeley Data, 1.2 GB
+python jobs/download.py --to s3://bucket/chest_xray --source kaggle
+python jobs/download.py --to chest_xray --url archive.zip    # a file that is here already
+python jobs/download.py --what weights --backbone vgg16 --features-only True --to pretrained
 
 Interrupted, it goes on when the same command is run again; done, that verifies and fetches nothing.
 Proxies and certificates: HTTPS_PROXY, REQUESTS_CA_BUNDLE.

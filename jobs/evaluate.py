@@ -1,7 +1,7 @@
 """Examine a trained checkpoint on a split that it never saw.
 
-    python jobs/evaluate.py --checkpoint runs/first/v2/checkpoint --data chest_xray
-    python jobs/evaluate.py --checkpoint DIR --data URI --operating-point sensitivity=0.95
+python jobs/evaluate.py --checkpoint runs/first/v2/checkpoint --data chest_xray
+python jobs/evaluate.py --checkpoint DIR --data URI --operating-point sensitivity=0.95
 """
 
 import time

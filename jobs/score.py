@@ -1,7 +1,7 @@
 """Score an archive with a trained checkpoint: every image once, every failure explained.
 
-    python jobs/score.py --checkpoint runs/first/v2/checkpoint --input archive --output scores
-    python jobs/score.py --checkpoint DIR --input s3://bucket/2024 old.zip more.tar.gz --output URI
+python jobs/score.py --checkpoint runs/first/v2/checkpoint --input archive --output scores
+python jobs/score.py --checkpoint DIR --input s3://bucket/2024 old.zip more.tar.gz --output URI
 
 Killed, it goes on when the same command is run again.
 """

@@ -1,8 +1,8 @@
 """Train the published versions and keep the best checkpoint of each.
 
-    python jobs/train.py                                        # synthetic radiographs, this machine
-    python jobs/train.py --version v2 --data chest_xray         # radiographs of a folder
-    ray job submit --working-dir . -- python jobs/train.py --version v2 --data s3://bucket/chest_xray
+python jobs/train.py                                        # synthetic radiographs, this machine
+python jobs/train.py --version v2 --data chest_xray         # radiographs of a folder
+ray job submit --working-dir . -- python jobs/train.py --version v2 --data s3://bucket/chest_xray
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Search for the best settings by patient-disjoint cross-validation, and say what each is worth.
 
-    python jobs/tune.py --version best --data chest_xray --weights squeezenet1_1-features.safetensors
-    python jobs/tune.py --data URI --search normalization=none,imagenet learning_rate --trials 20
+python jobs/tune.py --version best --data chest_xray --weights squeezenet1_1-features.safetensors
+python jobs/tune.py --data URI --search normalization=none,imagenet learning_rate --trials 20
 
 Interrupted, it goes on when the same command is run again with the same --output.
 """

@@ -1,5 +1,6 @@
 """The jobs from the command line: what they write, and one clear message for each bad input."""
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Ended, execute
+from conftest import ROOT, Ended, execute
 from safetensors.torch import save_file
 
 from cxr import checkpoint, data
@@ -264,15 +265,21 @@ def test_no_checkpoint_is_one_clear_message(
     assert "no checkpoint here" in ended.err
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "score", "download"])
-def test_help_tells_every_flag(job: str, run_job: Run) -> None:
+@pytest.mark.parametrize("job", ["train", "evaluate", "score", "tune", "download"])
+def test_help_tells_every_flag_and_gives_commands_to_copy(job: str, run_job: Run) -> None:
     ended = run_job(job, "--help")
     assert ended.code == 0
     flags = {
         "train": ("--data", "--frozen"),
         "evaluate": ("--split",),
         "score": ("--input",),
+        "tune": ("--search", "--trials"),
         "download": ("--what", "--to", "--url", "--features-only"),
     }
     for flag in flags[job]:
         assert flag in ended.out
+    text = ast.get_docstring(ast.parse((ROOT / "jobs" / f"{job}.py").read_text())) or ""
+    commands = [line for line in text.splitlines() if "python jobs/" in line]
+    assert commands
+    shown = [line.strip() for line in ended.out.splitlines()]
+    assert all(command in shown for command in commands)

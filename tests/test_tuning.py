@@ -180,6 +180,7 @@ runpy.run_path({str(ROOT / "jobs" / "tune.py")!r}, run_name="__main__")
         capture_output=True, text=True, timeout=420, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Dataset" not in done.stdout + done.stderr  # No progress bars of Ray Data.
     found = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
     assert len(found) == 2
     for trial in found:

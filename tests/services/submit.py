@@ -2,9 +2,9 @@
 
     python tests/services/submit.py --data chest_xray [--limit 300]
 
-As a user would: `ray job submit --working-dir .`, once for each of train, evaluate, score and tune;
-then a training and a scoring that are stopped and go on. At the end it says what lies in the
-bucket, and which files the jobs left on this machine's disk.
+As a user would: `ray job submit --working-dir .`, once for each of download, train, evaluate, score
+and tune; then a training and a scoring that are stopped and go on. At the end it says what lies in
+the bucket, and which files the jobs left on this machine's disk.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def fill(data: str, bucket: str, num_train: int) -> None:
         for row in rows:
             name = f"{split}/{CLASSES[row['label']]}/{row['uri'].rsplit('/', 1)[1]}"
             storage.write_bytes(f"{bucket}/data/{name}", storage.read_bytes(row["uri"]))
+
+
+def pack(data: str, archive: Path) -> None:
+    """The 16 images of val as a zip in the form of the set's own."""
+    with zipfile.ZipFile(archive, "w") as packed:
+        for row in sources.list_radiographs(data, "val").to_pylist():
+            name = f"chest_xray/val/{CLASSES[row['label']]}/{row['uri'].rsplit('/', 1)[1]}"
+            packed.writestr(name, storage.read_bytes(row["uri"]))
 
 
 RAY_JOB = (sys.executable, "-m", "ray.scripts.scripts", "job")
@@ -87,6 +96,7 @@ def main() -> None:
         os.environ.pop("PYTHONPATH", None)
         bucket = store.bucket()
         fill(data, bucket, job.limit)
+        pack(data, Path(folder) / "val.zip")
         from ray.cluster_utils import Cluster
 
         port = free_port()
@@ -105,6 +115,7 @@ def main() -> None:
             codes = [
                 submit(address, environment, *words)
                 for words in (
+                    ("jobs/download.py", "--url", f"{folder}/val.zip", "--to", f"{bucket}/fetched"),
                     ("jobs/train.py", "--version", "v2", "--data", f"{bucket}/data", "--limit",
                      str(job.limit), "--weights", "none", *cache, "--output", f"{bucket}/run"),
                     ("jobs/evaluate.py", *checkpoint, "--data", f"{bucket}/data", *cache,

@@ -21,8 +21,9 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 
-from cxr import checkpoint, cli, models, phantoms, sources
+from cxr import cli, phantoms, sources
 from cxr.errors import CxrError
+from cxr.models import checkpoint, classifier
 from cxr.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +53,7 @@ def write_checkpoint(folder: Path) -> None:
             "patient": [0, 1, 2, 3],
         }
     )
-    checkpoint.save(str(folder), recipe, models.build(recipe), validation, {})
+    checkpoint.save(str(folder), recipe, classifier.build(recipe), validation, {})
 
 
 def write_images(folder: Path, drawn: list[bytes], count: int) -> None:

@@ -57,8 +57,8 @@ from pydicom.uid import (
 )
 
 from cxr import cli, phantoms
-from cxr.decoding import Decoded, decode
 from cxr.errors import CxrError, SettingsError
+from cxr.images.decoding import Decoded, decode
 
 Kind = Literal["jpeg", "png", "dicom"]
 Outcome = Literal["pixels", "refused", "unreadable", "hung", "died", "raised"]

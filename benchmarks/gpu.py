@@ -32,8 +32,9 @@ from typing import Final, get_args
 import torch
 from torch import nn
 
-from cxr import devices, models, transforms
-from cxr.models import Classifier
+from cxr.inference import devices
+from cxr.models import classifier, transforms
+from cxr.models.classifier import Classifier
 from cxr.recipes import RECIPES, Normalization
 
 NETWORKS: Final = {"alexnet": "v0", "vgg16": "v2"}
@@ -224,7 +225,7 @@ def measure_networks(
         recipe = dataclasses.replace(
             RECIPES[version], pretrained=0, frozen=0, image_px=sizes.image_px
         )
-        model = models.build(recipe)
+        model = classifier.build(recipe)
         flop = 2 * multiply_adds(model, sizes.image_px)
         for work in ("train", "infer"):
             learn = work == "train"

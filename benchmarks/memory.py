@@ -3,7 +3,7 @@
     python benchmarks/memory.py --random-features True --sizes 1000 3000 5000 --output memory.json
     python benchmarks/memory.py --data chest_xray --sizes 200 400    # the real frozen pass
 
-Each size and version is one epoch of `training.fit` on the CPU in a fresh worker, on rows of the
+Each size and version is one epoch of `trainer.fit` on the CPU in a fresh worker, on rows of the
 shape that frozen VGG16 gives at 224 px (25,088 float32, 98 KiB a radiograph), four fifths of them
 for training. Both train with the same batch size, not v1's 1 and v2's 15: how the rows are loaded
 is compared, nothing else. Counted is the most anonymous memory of the worker; Ray's object store,
@@ -25,12 +25,16 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from cxr import cli, cluster, features, models, phantoms, runs, training
-from cxr.data import IMAGES_PER_BLOCK, Shards, decode_shards, write_shards
+from cxr import cli, cluster, phantoms
+from cxr.datasets import features
+from cxr.datasets.pixels import IMAGES_PER_BLOCK, decode_shards
+from cxr.datasets.shards import Shards, write_shards
 from cxr.errors import SettingsError
-from cxr.models import Classifier
+from cxr.models import classifier
+from cxr.models.classifier import Classifier
 from cxr.recipes import RECIPES, Recipe
-from cxr.runs import RunSettings
+from cxr.training import run, trainer
+from cxr.training.run import RunSettings
 
 VERSIONS: Final = ("v1", "v2")
 NUM_FOLDS: Final = 5
@@ -109,25 +113,25 @@ def features_of(
     job: MemoryJob, recipe: Recipe, num_images: int, folder: str
 ) -> tuple[Classifier, Shards]:
     """The classifier, and the features of so many radiographs: random, or VGG16's."""
-    model = models.build(recipe)
+    model = classifier.build(recipe)
     if job.random_features:
         shape = model.prefix_shape(recipe.image_px)
         return model, random_features(num_images, shape, f"{folder}/features")
     drawn = phantoms.PhantomSettings(num_train=num_images)
     data = job.data or str(phantoms.cached(drawn, Path(folder)))
     settings = RunSettings(data=data, limit=num_images, folds=NUM_FOLDS)
-    listing, folds = runs.labelled_folds(data, settings)
+    listing, folds = run.labelled_folds(data, settings)
     pixels = decode_shards(listing, folds, recipe.image_px, folder)
     return model, features.extract([features.Pass(pixels, recipe, model)], folder)[0]
 
 
 def measure(recipe: Recipe, model: Classifier, shards: Shards, output: str) -> Row:
     """Train one version for an epoch in a worker of its own."""
-    plan = training.Plan(
+    plan = trainer.Plan(
         recipe, shards, cached=True, train_folds=tuple(range(1, NUM_FOLDS)), validation_folds=(0,),
         output=f"{output}/{recipe.name}",
     )  # fmt: skip
-    [outcome] = training.fit([plan], [model], output)
+    [outcome] = trainer.fit([plan], [model], output)
     return Row(
         version=recipe.name,
         loading=recipe.loading,
@@ -178,7 +182,7 @@ def main() -> None:
                 rows.append(measure(recipe, model, shards, f"{folder}/run-{recipe.name}"))
                 print_table(rows[-1:])
     slopes = {name: slope([row for row in rows if row.version == name]) for name in VERSIONS}
-    shape = models.build(recipes[0]).prefix_shape(recipes[0].image_px)
+    shape = classifier.build(recipes[0]).prefix_shape(recipes[0].image_px)
     row_mib = int(np.prod(shape)) * 4 / 2**20
     print_table(rows)
     print_slopes(slopes, row_mib)

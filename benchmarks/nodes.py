@@ -21,8 +21,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from cxr import checkpoint, cli, cluster, models, recipes
+from cxr import cli, cluster, recipes
 from cxr.errors import CxrError, SettingsError
+from cxr.models import checkpoint, classifier
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 REAL_DATA: Final = Path(os.environ.get("CXR_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -77,7 +78,7 @@ def write_checkpoint(folder: Path, version: str) -> None:
     validation = pa.table(
         {"label": [0, 1], "logit": [-1.0, 1.0], "subtype": ["", ""], "patient": [0, 1]}
     )
-    checkpoint.save(str(folder), recipe, models.build(recipe), validation, {})
+    checkpoint.save(str(folder), recipe, classifier.build(recipe), validation, {})
 
 
 def main() -> None:

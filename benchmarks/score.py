@@ -45,8 +45,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from cxr import cli, decoding, devices, models, recipes, resizing
+from cxr import cli, recipes
 from cxr.errors import CxrError, SettingsError
+from cxr.images import decoding, resize
+from cxr.inference import devices
+from cxr.models import classifier
 from cxr.recipes import Recipe
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -189,7 +192,7 @@ def lay_out(originals: Sequence[Path], num_images: int, folder: Path) -> list[Pa
 def write_checkpoint(recipe: Recipe, folder: Path) -> None:
     """A checkpoint of random weights; what it says of validation is made up."""
     # Imported here: it brings in scikit-learn, which the DataLoader loop's process does without.
-    from cxr import checkpoint
+    from cxr.models import checkpoint
 
     validation = pa.table(
         {
@@ -200,7 +203,7 @@ def write_checkpoint(recipe: Recipe, folder: Path) -> None:
         }
     )
     provenance = {"made_by": "benchmarks/score.py"}
-    checkpoint.save(str(folder), recipe, models.build(recipe), validation, provenance)
+    checkpoint.save(str(folder), recipe, classifier.build(recipe), validation, provenance)
 
 
 # --- the job -------------------------------------------------------------------------------------
@@ -253,7 +256,7 @@ def loop(recipe: Recipe, paths: Sequence[Path]) -> float:
     """Score with PyTorch alone; seconds from the end of the first batch to that of the last."""
     # A spawned process would spawn its loader's workers too; a program starts them as Python does.
     multiprocessing.set_start_method(None, force=True)
-    model = models.build(recipe).eval()
+    model = classifier.build(recipe).eval()
     loader = DataLoader(
         Radiographs(paths, recipe.image_px), batch_size=LOADER_BATCH, num_workers=LOADER_WORKERS
     )
@@ -293,7 +296,7 @@ def decode(paths: Sequence[Path], image_px: int, together: Barrier) -> float:
         decoded = decoding.decode(next(waiting).read_bytes(), min_px=image_px)
         if decoded.pixels is None:
             raise CxrError(f"a file cannot be scored: {decoded.reason}.")
-        resizing.resize(decoded.pixels, image_px)
+        resize.resize(decoded.pixels, image_px)
 
     return calls_per_s(step, together)
 
@@ -324,7 +327,7 @@ def forward(recipe: Recipe, way: Way, together: Barrier) -> float:
     """Images a second of this process."""
     torch.set_num_threads(way.threads)
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
-    model: torch.nn.Module = models.build(recipe).eval()
+    model: torch.nn.Module = classifier.build(recipe).eval()
     if way.bfloat16:
         model = devices.for_inference(model, torch.device("cpu"))
     model = model.to(memory_format=layout)

@@ -29,8 +29,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from cxr import cli, metrics, models, phantoms, transforms
+from cxr import cli, metrics, phantoms
 from cxr.errors import CxrError, SettingsError
+from cxr.models import classifier, transforms
 from cxr.recipes import FIXED_CLASS_WEIGHTS, RECIPES, Recipe
 
 NUM_FOLDS: Final = 5
@@ -91,21 +92,24 @@ def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
     """Train as `jobs/train.py` does, with cache and run in a scratch folder."""
     started = time.perf_counter()
     # Imported here: bringing Ray in is part of what starting it costs.
-    from cxr import cluster, runs, storage
+    from cxr import cluster, storage
+    from cxr.training import run
 
     cluster.connect()
     ray_seconds = time.perf_counter() - started
-    wanted = runs.RunSettings(
+    wanted = run.RunSettings(
         data=data, weights="none", output=str(scratch / "run"), gpu="off", limit=limit,
         folds=NUM_FOLDS, cache=str(scratch / "cache"),
     )  # fmt: skip
-    settings = runs.resolve([recipe], wanted)
-    run = runs.train([recipe], settings)
+    settings = run.resolve([recipe], wanted)
+    finished = run.train([recipe], settings)
     seconds = time.perf_counter() - started
-    history = storage.read_json(storage.join(run.output, recipe.name, "result.json"))["history"]
+    history = storage.read_json(storage.join(finished.output, recipe.name, "result.json"))[
+        "history"
+    ]
     if len(history) < recipe.epochs:
         raise CxrError(f"ours stopped after {len(history)} of {recipe.epochs} epochs.")
-    listing, _ = runs.labelled_folds(data, settings)
+    listing, _ = run.labelled_folds(data, settings)
     import ray
 
     ray.shutdown()
@@ -138,10 +142,10 @@ class PlainRadiographs(Dataset[tuple[torch.Tensor, int]]):
 
 def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
     """The loop that one would write without this library."""
-    from cxr import runs
+    from cxr.training import run
 
-    settings = runs.RunSettings(data=data, limit=job.limit, folds=NUM_FOLDS)
-    listing, folds = runs.labelled_folds(data, settings)
+    settings = run.RunSettings(data=data, limit=job.limit, folds=NUM_FOLDS)
+    listing, folds = run.labelled_folds(data, settings)
     uris, labels = (np.asarray(listing[name].to_pylist()) for name in ("uri", "label"))
     started = time.perf_counter()
     loaders = [
@@ -155,7 +159,7 @@ def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
         for chosen, shuffle in ((folds != settings.fold, True), (folds == settings.fold, False))
     ]
     torch.manual_seed(recipe.seed)
-    model = models.build(recipe)
+    model = classifier.build(recipe)
     frozen, head = model.prefix.eval(), model.tail
     optimizer = torch.optim.Adam(
         head.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
@@ -184,7 +188,7 @@ def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
                 y_true.append(label)
         logits, target = torch.cat(outputs), torch.cat(y_true)
         val_loss = float(loss_of(logits, target))
-        val_auc = metrics.roc_auc(target.numpy(), models.logit(logits).numpy())
+        val_auc = metrics.roc_auc(target.numpy(), classifier.logit(logits).numpy())
         ends.append(time.perf_counter())
         print(f"plain: epoch {epoch} of {job.plain_epochs}: validation loss {val_loss:.4f},"
               f" {ends[-1] - started:.1f} s so far", flush=True)  # fmt: skip

@@ -2,12 +2,12 @@
 
     python benchmarks/tune.py --data chest_xray --weights squeezenet1_1-features.safetensors
 
-Ours is `tuning.search` over the full grid with a fresh cache: decoding once, the frozen part once
+Ours is `search.search` over the full grid with a fresh cache: decoding once, the frozen part once
 for each normalization, all heads from the same features. The others share less, each with a fresh
 cache, Ray's start not counted:
 
-- alone: `tuning.search` for one setting at a time. Its folds and epochs still share their features.
-- jobs: `runs.train` for one fold of one setting at a time, what a loop over jobs/train.py does. Its
+- alone: `search.search` for one setting at a time. Its folds and epochs still share their features.
+- jobs: `run.train` for one fold of one setting at a time, what a loop over jobs/train.py does. Its
   epochs still share their features.
 
 A few of both are measured and scaled to all, which the output says.
@@ -20,10 +20,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr import cli, cluster, recipes, runs, space, tuning
+from cxr import cli, cluster, recipes
 from cxr.errors import SettingsError
-from cxr.runs import RunSettings
-from cxr.space import Setting, Space
+from cxr.training import run
+from cxr.training.run import RunSettings
+from cxr.tuning import search, space
+from cxr.tuning.space import Setting, Space
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ def searching(job: TuneBenchmark, wanted: Space) -> float:
     """Seconds of a search with nothing cached."""
     recipe = recipes.named(job.version)
     with tempfile.TemporaryDirectory() as folder:
-        settings = tuning.resolve(recipe, fresh(job, folder))
+        settings = search.resolve(recipe, fresh(job, folder))
         started = time.monotonic()
-        tuning.search(recipe, wanted, settings)
+        search.search(recipe, wanted, settings)
         return time.monotonic() - started
 
 
@@ -64,9 +66,9 @@ def training(job: TuneBenchmark, setting: Setting) -> float:
     """Seconds of a run on one fold with nothing cached."""
     recipe = space.apply(recipes.named(job.version), setting)
     with tempfile.TemporaryDirectory() as folder:
-        settings = runs.resolve([recipe], fresh(job, folder))
+        settings = run.resolve([recipe], fresh(job, folder))
         started = time.monotonic()
-        runs.train([recipe], settings)
+        run.train([recipe], settings)
         return time.monotonic() - started
 
 

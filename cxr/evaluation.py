@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 
-from cxr import data, metrics, prediction, sources, storage
-from cxr.checkpoint import Checkpoint
-from cxr.data import Shards
+from cxr import cluster, metrics, sources, storage
+from cxr.datasets.pixels import decode_shards, read_radiograph
+from cxr.datasets.shards import Shards
 from cxr.errors import DataError
+from cxr.inference import devices
+from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
 from cxr.metrics import Examination, OperatingPoint
+from cxr.models.checkpoint import Checkpoint
+from cxr.progress import Progress
 from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
 
 NUM_WRONG = 12
@@ -60,8 +66,8 @@ def evaluate(
     if split != "train":
         refuse_shared_patients(where, split, listing)
     folds = np.zeros(len(listing), np.int64)
-    pixels = data.decode_shards(listing, folds, trained.recipe.image_px, cache)
-    table = prediction.score_shards(pixels, trained, gpu=gpu)
+    pixels = decode_shards(listing, folds, trained.recipe.image_px, cache)
+    table = score_shards(pixels, trained, gpu=gpu)
     y_true = np.asarray(table["label"])
     probs = metrics.probabilities(np.asarray(table["logit"]), trained.temperature)
     examination = metrics.examine(
@@ -109,6 +115,33 @@ def evaluate(
     return Evaluated(examination, report, len(notes))
 
 
+def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> pa.Table:
+    """The logit of every image of decoded shards.
+
+    Returns:
+        `pixels.table` with a column `logit`, float64.
+    """
+    num_images, batch_size = len(pixels.table), devices.batch_size(gpu)
+    pool = cluster.pool(-(-num_images // batch_size), devices.CPU_THREADS, gpu=gpu)
+    state = ray.put(dict(trained.model.state_dict()))
+    with Progress(f"scoring with {trained.recipe.name}", num_images) as progress:
+        dataset = pixels.dataset(columns=("row", "x")).map_batches(
+            Predictor,
+            fn_constructor_args=(
+                trained.recipe, state, pool.share.threads, gpu, progress.counter,
+            ),
+            batch_size=batch_size,
+            batch_format="pyarrow",
+            compute=pool.strategy,
+            num_cpus=pool.share.num_cpus,
+            num_gpus=pool.share.num_gpus,
+        )  # fmt: skip
+        parts = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    scored = pa.concat_tables(parts).sort_by("row")
+    order = pc.index_in(pixels.table["row"], scored["row"])
+    return pixels.table.append_column("logit", scored["logit"].take(order))
+
+
 def refuse_shared_patients(where: str, split: str, listing: pa.Table) -> None:
     """Refuse a split that holds a patient of train.
 
@@ -147,7 +180,7 @@ def _most_wrong(
     wrong = []
     for index in metrics.most_wrong(y_true, probs, point, NUM_WRONG):
         uri = table["uri"][index].as_py()
-        pixels, _, _ = data.read_radiograph(uri, image_px)
+        pixels, _, _ = read_radiograph(uri, image_px)
         if pixels is not None:
             wrong.append(
                 WrongImage(uri, int(y_true[index]), float(probs[index]), thumbnail(pixels))

@@ -18,11 +18,12 @@ from urllib.parse import unquote, urlsplit
 import tyro
 
 from cxr import cli, storage
-from cxr.download import checking, dataset, publishers, weights
+from cxr.download import checking, dataset, publishers
 from cxr.download.dataset import Wanted
 from cxr.download.publishers import Archive, Source
 from cxr.download.transfer import Origin
 from cxr.errors import SettingsError
+from cxr.models import weights
 from cxr.recipes import RECIPES
 from cxr.reports import class_distribution
 

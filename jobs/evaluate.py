@@ -8,8 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cxr import checkpoint, cli, cluster, evaluation, phantoms, runs, storage
+from cxr import cli, cluster, evaluation, phantoms, storage
+from cxr.models import checkpoint
 from cxr.storage import default_cache
+from cxr.training import run
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def main() -> None:
     job = cli.parse(EvaluateJob, __doc__)
     trained = checkpoint.load(job.checkpoint)
     point = trained.choose(job.operating_point)
-    where = job.data or phantoms.kept(runs.PHANTOMS, job.cache)
+    where = job.data or phantoms.kept(run.PHANTOMS, job.cache)
     output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-evaluate")
     cluster.connect()
     done = evaluation.evaluate(

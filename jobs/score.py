@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cxr import checkpoint, cli, cluster, scoring, storage
+from cxr import cli, cluster, storage
 from cxr.errors import SettingsError
+from cxr.models import checkpoint
+from cxr.scoring.job import score
 
 TOO_MANY_FAILED = 3
 
@@ -51,7 +53,7 @@ def main() -> None:
     trained = checkpoint.load(job.checkpoint)
     output = storage.absolute(job.output)
     cluster.connect()
-    done = scoring.score(
+    done = score(
         job.input, trained, output, any_body_part=job.any_body_part, update=job.update,
         gpu=cluster.use_gpu(job.gpu),
     )  # fmt: skip

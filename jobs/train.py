@@ -9,10 +9,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from cxr import cli, cluster, recipes, runs, storage
+from cxr import cli, cluster, recipes, storage
 from cxr.recipes import PUBLISHED, RECIPES, Recipe
 from cxr.reports import comparison_table
-from cxr.runs import RunSettings
+from cxr.training.run import RunSettings, reopen, resolve, train
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def chosen_recipes() -> tuple[TrainJob, list[Recipe]]:
 def main() -> None:
     job, wanted = chosen_recipes()
     if job.resume:
-        wanted, settings = runs.reopen(job.resume)
+        wanted, settings = reopen(job.resume)
     else:
-        settings = runs.resolve(wanted, job.run)
+        settings = resolve(wanted, job.run)
     cluster.connect()
-    run = runs.train(wanted, settings)
+    run = train(wanted, settings)
     print(comparison_table(run.results))
     print(f"report: {run.report}")
     data = f" --data {settings.data}" if settings.data else ""

@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cxr import cli, cluster, recipes, space, storage, tuning
+from cxr import cli, cluster, recipes, storage
 from cxr.recipes import Recipe
-from cxr.runs import RunSettings
 from cxr.storage import default_cache
+from cxr.training.run import RunSettings
+from cxr.tuning import search, space
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ def main() -> None:
     wanted = space.parse(job.search, job.trials, job.sampler)
     names = ("data", "weights", "output", "folds", "limit", "workers", "gpu", "cache")
     settings = RunSettings(**{name: getattr(job, name) for name in names})
-    settings = tuning.resolve(job.settings, settings)
+    settings = search.resolve(job.settings, settings)
     cluster.connect()
-    found = tuning.search(job.settings, wanted, settings)
-    print(tuning.table(found))
+    found = search.search(job.settings, wanted, settings)
+    print(search.table(found))
     for answer in found.answers:
         print(answer)
     print(f"report: {found.report}")

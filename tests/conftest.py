@@ -15,7 +15,9 @@ import pyarrow as pa
 import pytest
 from services.s3 import Store
 
-from cxr import checkpoint, cluster, devices, models, phantoms
+from cxr import cluster, phantoms
+from cxr.inference import devices
+from cxr.models import checkpoint, classifier
 from cxr.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +86,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
         }
     )
     folder = str(tmp_path_factory.mktemp("checkpoint") / "small")
-    checkpoint.save(folder, recipe, models.build(recipe), validation, {})
+    checkpoint.save(folder, recipe, classifier.build(recipe), validation, {})
     return folder
 
 

@@ -22,9 +22,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from cxr import parts, sources, storage
+from cxr import sources, storage
 from cxr.errors import CxrError, DataError, StorageError
-from cxr.sources import Reader, Step, archives, members, streams
+from cxr.scoring import parts
+from cxr.sources import Reader, Step
+from cxr.sources.archives import members, streams
+from cxr.sources.archives import reader as reader_module
 
 Files = dict[str, bytes]
 Row = dict[str, Any]
@@ -314,7 +317,7 @@ def test_an_archive_in_an_archive_is_read(tmp_path: Path, outer: str, inner: str
     with Reader() as reader:
         for row in random.Random(1).sample(rows * 3, 3 * len(rows)):
             assert reader.read(row["file"], place(row)) == expected[inside(row)]
-    sequential = archives.is_sequential(place(rows[3]))
+    sequential = reader_module.is_sequential(place(rows[3]))
     assert sequential == (not (outer in ("zip stored", "tar") and inner[:3] in ("zip", "tar"))
                           or "." in inner)  # fmt: skip
 
@@ -682,7 +685,7 @@ def test_a_compressed_tar_is_not_unpacked_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     kind, make = MAKERS[name]
-    monkeypatch.setattr(archives, "_STREAM_RATIO_COUNTS_FROM", 2**20)
+    monkeypatch.setattr(reader_module, "_STREAM_RATIO_COUNTS_FROM", 2**20)
     data = make({"a.png": b"abc", "zeros.png": bytes(20 * 2**20), "lost.png": b"x"})
     rows = listed(saved(tmp_path, f"a.{kind}", data))
     assert [inside(row) for row in rows] == ["a.png", "zeros.png", ""]
@@ -697,7 +700,7 @@ def test_a_compressed_tar_is_not_unpacked_without_end(
 def test_an_inner_archive_that_memory_would_not_hold_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "MAX_NESTED_BYTES", 2**16)
+    monkeypatch.setattr(reader_module, "MAX_NESTED_BYTES", 2**16)
     inner = zipped({"a.png": noise(2**16)})
     files = {"in.zip": inner, "b.png": b"x"}
     rows = listed(saved(tmp_path, "a.tar.gz", MAKERS["tar.gz"][1](files)))
@@ -715,8 +718,8 @@ def test_an_inner_archive_that_memory_would_not_hold_is_explained(
 def test_a_large_archive_that_is_packed_in_a_zip_is_read_without_holding_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str
 ) -> None:
-    monkeypatch.setattr(archives, "HELD_BYTES", 2**10)
-    monkeypatch.setattr(archives, "MAX_NESTED_BYTES", 2**10)
+    monkeypatch.setattr(reader_module, "HELD_BYTES", 2**10)
+    monkeypatch.setattr(reader_module, "MAX_NESTED_BYTES", 2**10)
     make = EVERY[inner][1]
     data = zipped({f"in.{inner.split()[0]}": make(FILES), "b.png": b"x"})
     path = saved(tmp_path, "a.zip", data)

@@ -11,7 +11,9 @@ import pytest
 from broken import DICOM, JPEG, PNG, TABLE, TIFF, Broken, as_nobody, readable_folder
 from test_decoding import PATIENT
 
-from cxr import decoding, parts, sources
+from cxr import sources
+from cxr.images import decoding
+from cxr.scoring import parts
 
 Row = dict[str, Any]
 

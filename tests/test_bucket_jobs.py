@@ -17,7 +17,7 @@ from safetensors.torch import save
 from services.faults import FaultyProxy
 from services.s3 import Store
 
-from cxr import phantoms, runs, storage
+from cxr import phantoms, storage
 
 SMALL = ("--version", "best", "--backbone", "alexnet", "--image-px", "64", "--folds", "3")
 
@@ -80,7 +80,7 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
 
     words = [*SMALL, "--data", data, "--weights", weights, "--epochs", "2", "--cache", cache]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "_conclude", interrupted)
+        patch.setattr(run, "_conclude", interrupted)
         ended = run_job("train", *words, "--output", run)
     assert "best: epoch 2 of 2" in ended.out
     assert ended.code == 130

@@ -18,8 +18,9 @@ from pyarrow import fs
 from services.faults import FaultyProxy
 from services.s3 import Store, free_port, wait_for
 
-from cxr import buckets, sources, storage
+from cxr import sources, storage
 from cxr.errors import DataError, StorageError, UnavailableError
+from cxr.storage import s3
 
 NAMES = ("a b", "a#b", "a?b=c", "a%20b", "a%b", "a+b", "a&b", "ü/ø", "x\\y", "[1]*?", "a!b'c(d)")
 
@@ -32,11 +33,11 @@ def bucket(s3: Store) -> str:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon, so that a test of giving up is short."""
-    monkeypatch.setattr(buckets, "FIRST_CONTACT_S", 0.0)
-    monkeypatch.setattr(buckets, "CONNECT_S", 0.5)
-    monkeypatch.setattr(buckets, "SILENCE_S", 1.0)
-    monkeypatch.setattr(buckets, "RETRIES", 1)
-    monkeypatch.setattr(buckets, "_entered", {})
+    monkeypatch.setattr(s3, "FIRST_CONTACT_S", 0.0)
+    monkeypatch.setattr(s3, "CONNECT_S", 0.5)
+    monkeypatch.setattr(s3, "SILENCE_S", 1.0)
+    monkeypatch.setattr(s3, "RETRIES", 1)
+    monkeypatch.setattr(s3, "_entered", {})
 
 
 def keys(uri: str) -> list[str]:
@@ -172,8 +173,8 @@ def test_one_file_system_serves_a_bucket_and_keeps_its_retries(bucket: str) -> N
     assert storage.resolve(f"{bucket}/b")[0] is system
     assert path == f"{bucket[5:]}/a"
     sent = pickle.loads(pickle.dumps(system))
-    assert (type(sent), sent.__reduce__()) == (buckets.Bucket, system.__reduce__())
-    assert system.__reduce__()[1][-1] == buckets.RETRIES
+    assert (type(sent), sent.__reduce__()) == (s3.Bucket, system.__reduce__())
+    assert system.__reduce__()[1][-1] == s3.RETRIES
     fork = os.fork()
     if fork == 0:
         os._exit(0 if storage.resolve(f"{bucket}/a")[0] is not system else 1)
@@ -293,7 +294,7 @@ def test_a_store_that_comes_back_is_waited_for(
         "move": lambda: storage.move_in(tmp_path / "file", f"{root}/moved"),
         "stat": lambda: storage.stat([f"{root}/a", f"{root}/none"])[1],
         "delete": lambda: storage.delete_file(f"{root}/gone"),
-        "first contact": lambda: buckets._first_contact(buckets.store(root)).type_name,
+        "first contact": lambda: s3._first_contact(s3.store(root)).type_name,
     }
     proxy.for_a_while(fault, 2.0)
 
@@ -370,8 +371,8 @@ def test_an_object_that_is_closed_to_us_says_nothing_of_the_store(
     bucket: str, proxy: FaultyProxy
 ) -> None:
     denied = OSError("When reading 'a': AWS Error ACCESS_DENIED during HeadObject operation: No.")
-    assert buckets.failure(f"{bucket}/a", denied) is None
+    assert s3.failure(f"{bucket}/a", denied) is None
     missing = OSError("When uploading: AWS Error NO_SUCH_BUCKET during PutObject operation: none")
-    assert "has no bucket" in str(buckets.failure(f"{bucket}/a", missing))
-    assert buckets.failure(f"{bucket}/a", OSError("something else")) is None
-    assert buckets.failure("/local/path", denied) is None
+    assert "has no bucket" in str(s3.failure(f"{bucket}/a", missing))
+    assert s3.failure(f"{bucket}/a", OSError("something else")) is None
+    assert s3.failure("/local/path", denied) is None

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cxr import checkpoint, models
-from cxr.checkpoint import Checkpoint
 from cxr.errors import CheckpointError, SettingsError
-from cxr.models import Classifier
+from cxr.models import checkpoint, classifier
+from cxr.models.checkpoint import Checkpoint
+from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
 
 RECIPE = Recipe(
@@ -47,7 +47,7 @@ def validation() -> pa.Table:
 
 @pytest.fixture
 def model() -> Classifier:
-    return models.build(RECIPE).eval()
+    return classifier.build(RECIPE).eval()
 
 
 @pytest.fixture

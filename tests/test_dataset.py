@@ -16,10 +16,11 @@ from test_archives import zipped
 from test_checking import radiograph
 
 from cxr import sources, storage
-from cxr.download import dataset, publishers, transfer, weights
+from cxr.download import dataset, publishers, transfer
 from cxr.download.publishers import Archive
 from cxr.download.transfer import Origin
 from cxr.errors import DownloadError
+from cxr.models import weights
 
 IMAGES = {
     f"{split}/{name}": radiograph(10 * i + j)

@@ -22,9 +22,9 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
-from cxr.decoding import Decoded, decode, levels
-from cxr.decoding import dicom as dicom_room
 from cxr.errors import SettingsError
+from cxr.images.decoding import Decoded, decode, levels
+from cxr.images.decoding import dicom as dicom_room
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 IMPLICIT = "1.2.840.10008.1.2"

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cxr import devices, models
+from cxr.inference import devices
+from cxr.models import classifier
 from cxr.recipes import RECIPES
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_weights_turned_once_give_what_autocast_gives(backbone: str) -> None:
         RECIPES["best"], backbone=backbone, image_px=64, pooling="average", hidden=(16,),
         dropout=(0.0, 0.0),
     )  # fmt: skip
-    plain = models.build(recipe).to(memory_format=torch.channels_last).eval()
+    plain = classifier.build(recipe).to(memory_format=torch.channels_last).eval()
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
     ours = devices.for_inference(copy.deepcopy(plain), CPU)
@@ -62,7 +63,7 @@ def test_weights_turned_once_give_what_autocast_gives(backbone: str) -> None:
 @pytest.mark.usefixtures("bfloat16")
 def test_logits_are_float32_under_autocast() -> None:
     recipe = dataclasses.replace(RECIPES["v0"], image_px=64)
-    network = devices.for_inference(models.build(recipe), CPU)
+    network = devices.for_inference(classifier.build(recipe), CPU)
     images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), devices.autocast(CPU):
         logits = network(images)

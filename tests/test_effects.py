@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
-from cxr import effects
+from cxr.tuning import effects
 
 N, FOLDS = 400, 4
 GENERATOR = np.random.default_rng(0)

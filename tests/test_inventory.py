@@ -13,9 +13,11 @@ import pytest
 from broken import as_nobody, readable_folder
 from test_archives import FILES, MAKERS, bucket, inside, place, tarred, zipped
 
-from cxr import parts, sources, storage
+from cxr import sources, storage
 from cxr.errors import DataError, StorageError
-from cxr.sources import Reader, members
+from cxr.scoring import parts
+from cxr.sources import Reader
+from cxr.sources.archives import members
 
 Row = dict[str, Any]
 

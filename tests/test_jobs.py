@@ -12,8 +12,9 @@ import torch
 from conftest import ROOT, Ended, execute
 from safetensors.torch import save_file
 
-from cxr import checkpoint, data
+from cxr.datasets.shards import load_shards
 from cxr.metrics import probabilities
+from cxr.models import checkpoint
 from cxr.reports import comparison
 
 Run = Callable[..., Ended]
@@ -83,7 +84,7 @@ def test_scores_are_the_validation_logits(
 
 def _validation_uris(saved: checkpoint.Checkpoint, cache: str) -> list[str]:
     for folder in Path(cache, "pixels").iterdir():
-        shards = data.load_shards(str(folder))
+        shards = load_shards(str(folder))
         if shards and shards.fingerprint == saved.provenance["data"]["fingerprint"]:
             return list(shards.rows([0])["uri"].to_pylist())
     raise AssertionError("no shards of the training data")

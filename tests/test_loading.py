@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cxr.data import to_arrays
-from cxr.loading import MemoryLoader, StreamLoader
 from cxr.recipes import Recipe
+from cxr.storage.arrays import to_array
+from cxr.training.loaders import MemoryLoader, StreamLoader
 
 ROWS = np.arange(3, 3 + 2 * 23, 2)
 SHAPE = (2, 3)
@@ -92,4 +92,4 @@ def test_arrays_survive_slicing_and_chunks() -> None:
     whole = pa.concat_tables([table(ROWS[:9]), table(ROWS[9:])])
     part = whole.slice(5, 11)
     expected = [np.full(SHAPE, row, np.float32) for row in ROWS[5:16]]
-    assert np.array_equal(to_arrays(part, SHAPE, "float32"), expected)
+    assert np.array_equal(to_array(part["x"], SHAPE, "float32"), expected)

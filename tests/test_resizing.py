@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from cxr.resizing import resize
+from cxr.images.resize import resize
 
 
 def drawn(height: int, width: int) -> np.ndarray:

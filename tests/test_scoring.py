@@ -26,8 +26,11 @@ from conftest import ROOT, Ended, execute
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from cxr import checkpoint, decoding, models, parts, scoring, sources, transforms
-from cxr.resizing import resize
+from cxr import sources
+from cxr.images import decoding
+from cxr.images.resize import resize
+from cxr.models import checkpoint, classifier, transforms
+from cxr.scoring import job, parts
 
 PLANTED = ("Roentgen", "P4711", "18450327")
 
@@ -180,7 +183,7 @@ def test_scores_are_what_the_checkpoints_model_gives(
             torch.from_numpy(resize(pixels, 64).copy())[None, None], saved.recipe.normalization
         )
         with torch.no_grad():
-            logit = models.logit(saved.model(images)).item()
+            logit = classifier.logit(saved.model(images)).item()
         assert found[uri]["logit"] == pytest.approx(logit, abs=1e-4)
         prob = 1 / (1 + np.exp(-logit / saved.temperature))
         assert found[uri]["prob_pneumonia"] == pytest.approx(prob, abs=1e-5)
@@ -440,11 +443,11 @@ def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz") -> pa.Table:
 @pytest.mark.parametrize(("num_loose", "num_in_tar"), [(1, 0), (7, 3), (500, 0), (300, 700)])
 def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_tar: int) -> None:
     table = listing(num_loose, num_in_tar)
-    numbers = scoring.number_parts(table)
+    numbers = job.number_parts(table)
     assert numbers[0] == 0
     assert set(np.diff(numbers)) <= {0, 1}
-    assert np.bincount(numbers).max() <= scoring.PART_ROWS
-    tasks = scoring.tasks(table.append_column("part", pa.array(numbers)))
+    assert np.bincount(numbers).max() <= job.PART_ROWS
+    tasks = job.tasks(table.append_column("part", pa.array(numbers)))
     seen = [uri for task in tasks for uri in task["uri"].to_pylist()]
     assert sorted(seen) == table["uri"].to_pylist()
     owners: dict[int, int] = {}

@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 
-from cxr import space
 from cxr.errors import SettingsError
 from cxr.recipes import RECIPES, ClassWeighting, Normalization
+from cxr.tuning import space
 
 BOTH = ("normalization", "class_weighting")
 

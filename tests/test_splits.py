@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cxr.datasets.folds import assign_folds, take
 from cxr.errors import DataError
-from cxr.splits import assign_folds, take
 
 
 def drawn_set(num_patients: int = 300) -> tuple[NDArray[np.int64], NDArray[np.str_]]:

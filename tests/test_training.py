@@ -20,14 +20,16 @@ import torch
 from conftest import Ended
 from torchvision.ops import sigmoid_focal_loss
 
-from cxr import checkpoint, learning, metrics, models, runs, training
+from cxr import metrics
 from cxr.cluster import Workers
 from cxr.errors import SettingsError
-from cxr.learning import Learner
-from cxr.loading import MemoryLoader
 from cxr.metrics import probabilities
+from cxr.models import checkpoint, classifier
 from cxr.recipes import Recipe
-from cxr.runs import RunSettings
+from cxr.training import loop, run, trainer
+from cxr.training.loaders import MemoryLoader
+from cxr.training.loop import Learner
+from cxr.training.run import RunSettings
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,15 +40,15 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def prepared(recipe: Recipe, folder: Path, cache: Path) -> runs.Prepared:
+def prepared(recipe: Recipe, folder: Path, cache: Path) -> run.Prepared:
     settings = RunSettings(data=str(folder), weights="none", folds=3, cache=str(cache))
-    listing, folds = runs.labelled_folds(str(folder), settings)
-    loaded = [runs.load_model(recipe, settings)]
-    return runs.prepare(loaded, listing, folds, settings, gpu=False)[0]
+    listing, folds = run.labelled_folds(str(folder), settings)
+    loaded = [run.load_model(recipe, settings)]
+    return run.prepare(loaded, listing, folds, settings, gpu=False)[0]
 
 
-def plan(each: runs.Prepared, output: Path) -> training.Plan:
-    return training.Plan(
+def plan(each: run.Prepared, output: Path) -> trainer.Plan:
+    return trainer.Plan(
         each.recipe, each.features or each.pixels, each.features is not None, (1, 2), (0,),
         str(output / each.recipe.name),
     )  # fmt: skip
@@ -54,9 +56,9 @@ def plan(each: runs.Prepared, output: Path) -> training.Plan:
 
 def fit(
     recipes: list[Recipe], folder: Path, cache: Path, output: Path, num_workers: int
-) -> list[training.Outcome]:
+) -> list[trainer.Outcome]:
     all_prepared = [prepared(recipe, folder, cache) for recipe in recipes]
-    return training.fit(
+    return trainer.fit(
         [plan(each, output) for each in all_prepared],
         [each.model for each in all_prepared],
         str(output),
@@ -72,7 +74,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def outcomes(
     ray_cluster: None, small_set: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, list[training.Outcome]]:
+) -> dict[int, list[trainer.Outcome]]:
     """The same recipes, cached and end to end, held in memory and streamed, by 1 and 2 workers.
 
     The third diverges, which the others must not notice.
@@ -93,7 +95,7 @@ def outcomes(
 
 @pytest.mark.parametrize("index", [0, 1], ids=["cached", "whole"])
 def test_two_workers_report_the_loss_of_one(
-    outcomes: dict[int, list[training.Outcome]], index: int
+    outcomes: dict[int, list[trainer.Outcome]], index: int
 ) -> None:
     for alone, together in zip(outcomes[1][index].history, outcomes[2][index].history, strict=True):
         for name in ("train_loss", "val_loss"):
@@ -101,7 +103,7 @@ def test_two_workers_report_the_loss_of_one(
 
 
 def test_every_validation_image_is_judged_once_by_any_number_of_workers(
-    outcomes: dict[int, list[training.Outcome]], small_set: Path, cache: Path
+    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: Path
 ) -> None:
     expected = sorted(prepared(RECIPE, small_set, cache).pixels.rows([0])["row"].to_pylist())
     for workers in (1, 2):
@@ -110,7 +112,7 @@ def test_every_validation_image_is_judged_once_by_any_number_of_workers(
 
 
 def test_a_streamed_epoch_trains_on_every_image(
-    outcomes: dict[int, list[training.Outcome]], small_set: Path, cache: Path
+    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: Path
 ) -> None:
     num_train = len(prepared(RECIPE, small_set, cache).pixels.rows([1, 2]))
     for workers in (1, 2):
@@ -119,9 +121,9 @@ def test_a_streamed_epoch_trains_on_every_image(
 
 
 def test_frozen_layers_do_not_move_and_the_others_do(
-    outcomes: dict[int, list[training.Outcome]], small_set: Path, cache: Path
+    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: Path
 ) -> None:
-    start = models.build(RECIPE)
+    start = classifier.build(RECIPE)
     trained = outcomes[2][0].state
     assert not any(
         name.startswith(("features.0.", "features.3.", "features.6.")) for name in trained
@@ -130,14 +132,14 @@ def test_frozen_layers_do_not_move_and_the_others_do(
 
 
 def test_reported_figures_are_those_of_the_predictions(
-    outcomes: dict[int, list[training.Outcome]], small_set: Path, cache: Path
+    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: Path
 ) -> None:
     outcome = outcomes[2][0]
     logits = np.asarray(outcome.validation["logit"])
     labels = np.asarray(outcome.validation["label"])
     assert outcome.best["val_auc"] == metrics.roc_auc(labels, logits)
     trained_on = prepared(RECIPE, small_set, cache).pixels.rows([1, 2])["label"]
-    weights = np.array(training.class_weights(RECIPE, np.asarray(trained_on)))[labels]
+    weights = np.array(trainer.class_weights(RECIPE, np.asarray(trained_on)))[labels]
     losses = -np.log(probabilities(np.where(labels == 1, logits, -logits), 1.0))
     assert outcome.best["val_loss"] == pytest.approx(
         float((losses * weights).sum() / weights.sum()), abs=1e-5
@@ -146,19 +148,19 @@ def test_reported_figures_are_those_of_the_predictions(
 
 def test_class_weights() -> None:
     labels = np.array([0, 1, 1, 1])
-    assert training.class_weights(RECIPE, labels) == pytest.approx((2.0, 2 / 3))
+    assert trainer.class_weights(RECIPE, labels) == pytest.approx((2.0, 2 / 3))
     fixed = dataclasses.replace(RECIPE, class_weighting="fixed")
-    assert training.class_weights(fixed, labels) == (1.0, 0.4)
+    assert trainer.class_weights(fixed, labels) == (1.0, 0.4)
     none = dataclasses.replace(RECIPE, class_weighting="none")
-    assert training.class_weights(none, labels) == (1.0, 1.0)
+    assert trainer.class_weights(none, labels) == (1.0, 1.0)
     focal = dataclasses.replace(RECIPE, class_weighting="focal")
-    assert training.class_weights(focal, labels) == (1.0, 1.0)
+    assert trainer.class_weights(focal, labels) == (1.0, 1.0)
 
 
 def test_effective_weights_are_those_of_cui_et_al() -> None:
     """Their equation 5, with beta 0.999, scaled to sum to the number of classes."""
     effective = dataclasses.replace(RECIPE, class_weighting="effective")
-    weights = training.class_weights(effective, np.repeat([0, 1], [1341, 3875]))
+    weights = trainer.class_weights(effective, np.repeat([0, 1], [1341, 3875]))
     numbers = [(1 - 0.999**n) / (1 - 0.999) for n in (1341, 3875)]
     assert sum(weights) == pytest.approx(2)
     assert weights[0] / weights[1] == pytest.approx(numbers[1] / numbers[0])
@@ -183,18 +185,18 @@ def test_focal_loss_is_that_of_lin_et_al() -> None:
 
 def test_more_workers_than_cpus_are_refused_at_once(ray_cluster: None) -> None:
     with pytest.raises(SettingsError, match="99 workers need 99 CPUs, this cluster has 2"):
-        training.check_workers(Workers(99, 99), RECIPE, gpu=False)
+        trainer.check_workers(Workers(99, 99), RECIPE, gpu=False)
     streamed = dataclasses.replace(RECIPE, loading="stream", batch_size=1)
     with pytest.raises(SettingsError, match="a batch of 1 cannot be divided among 2 workers"):
-        training.check_workers(Workers(1, 2), streamed, gpu=False)
+        trainer.check_workers(Workers(1, 2), streamed, gpu=False)
 
 
 def test_a_diverging_recipe_does_not_take_the_others_with_it(
-    outcomes: dict[int, list[training.Outcome]],
+    outcomes: dict[int, list[trainer.Outcome]],
 ) -> None:
     for workers in (1, 2):
         *others, lost, last = outcomes[workers]
-        assert lost.best["score"] == learning.EMPTY_SCORE
+        assert lost.best["score"] == loop.EMPTY_SCORE
         assert len(lost.history) == 1
         assert all(kept.best["val_auc"] is not None for kept in [*others, last])
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.models import VGG16_Weights
 
-from cxr import transforms
 from cxr.errors import ImageError, SettingsError
+from cxr.models import transforms
+from cxr.models.transforms import augment, normalize
 from cxr.recipes import Normalization
-from cxr.transforms import augment, normalize
 
 
 def drawn(num: int = 4, image_px: int = 32) -> torch.Tensor:

@@ -15,10 +15,10 @@ from conftest import ROOT, Ended, execute
 from ray import tune
 from sklearn.metrics import roc_auc_score
 
-from cxr import space, trials, tuning
 from cxr.cluster import Workers
 from cxr.recipes import Recipe
-from cxr.runs import RunSettings
+from cxr.training.run import RunSettings
+from cxr.tuning import search, space, trials
 
 SMALL = (
     "--version", "best", "--weights", "none", "--backbone", "alexnet", "--image-px", "64",
@@ -208,7 +208,7 @@ def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
         workers=Workers(1, 1),
         gpu=False, stops=True,
     )  # fmt: skip
-    reasons = tuning._run(shared, wanted, RunSettings(output=str(tmp_path / "out")))
+    reasons = search._run(shared, wanted, RunSettings(output=str(tmp_path / "out")))
     expected, rungs = {}, {1: [], 2: []}
     for setting, rate in zip(wanted.settings, rates, strict=True):
         for num_folds, before in rungs.items():

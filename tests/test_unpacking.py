@@ -18,7 +18,7 @@ from test_archives import Files, noise, tarred, zipped, zipped_to_pipe
 from cxr import storage
 from cxr.download import unpacking
 from cxr.errors import DataError, StorageError
-from cxr.sources import archives
+from cxr.sources.archives import reader
 
 NAMES = (
     "train/NORMAL/IM-0115-0001.jpeg",
@@ -87,7 +87,7 @@ def unpack(archive: str, to: str | Path) -> unpacking.Unpacked:
 def test_every_form_becomes_the_sets_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, held: int
 ) -> None:
-    monkeypatch.setattr(archives, "HELD_BYTES", held)
+    monkeypatch.setattr(reader, "HELD_BYTES", held)
     archive = put(tmp_path, form, FORMS[form])
     assert unpack(archive, tmp_path / "set") == (len(NAMES), 0)
     assert files_of(tmp_path / "set") == IMAGES
@@ -278,7 +278,7 @@ def test_a_destination_that_cannot_be_written_is_said_so() -> None:
 def test_a_bucket_gets_the_same_files_and_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: Store
 ) -> None:
-    monkeypatch.setattr(archives, "HELD_BYTES", 2**10)
+    monkeypatch.setattr(reader, "HELD_BYTES", 2**10)
     archive, to = put(tmp_path, "a.zip", original()), f"{s3.bucket()}/deep/set"
     write, left = storage.write_bytes, [3]
 

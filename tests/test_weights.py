@@ -15,9 +15,10 @@ import torchvision
 from publisher import Publisher, serving
 from services.s3 import Store
 
-from cxr import models, storage
-from cxr.download import transfer, weights
+from cxr import storage
+from cxr.download import transfer
 from cxr.errors import SettingsError, WeightsError
+from cxr.models import classifier, weights
 from cxr.recipes import RECIPES
 
 CONTENT = b"weights of a network" * 1000
@@ -110,7 +111,7 @@ def test_fetched_weights_are_read(
     torch.save({"features.0.weight": torch.arange(3.0)}, tmp_path / "a.pth")
     publisher.files["a.pth"] = (tmp_path / "a.pth").read_bytes()
     publish(monkeypatch, f"{publisher.url}/a.pth")
-    state, place = models.read_weights("imagenet", "alexnet", str(tmp_path / "cache"))
+    state, place = classifier.read_weights("imagenet", "alexnet", str(tmp_path / "cache"))
     assert place == f"{tmp_path}/cache/weights/a.pth"
     assert state["features.0.weight"].tolist() == [0.0, 1.0, 2.0]
 
@@ -181,9 +182,9 @@ def test_the_convolutional_part_alone_loads_as_the_whole_file_does(
     )
     loaded = []
     for file in (str(whole), part):
-        model = models.build(recipe)
-        read, _ = models.read_weights(file, backbone, str(tmp_path))
-        models.load_pretrained(model, recipe, read, file)
+        model = classifier.build(recipe)
+        read, _ = classifier.read_weights(file, backbone, str(tmp_path))
+        classifier.load_pretrained(model, recipe, read, file)
         loaded.append(model.features.state_dict())
     wanted = network.features.state_dict()
     assert wanted.keys() == loaded[0].keys() == loaded[1].keys()

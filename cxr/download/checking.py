@@ -9,9 +9,10 @@ from typing import Final
 
 import pyarrow as pa
 
-from cxr import decoding, labels, storage
+from cxr import labels, storage
 from cxr.download.meter import Meter
 from cxr.download.publishers import PUBLISHED, Counts
+from cxr.images import decoding
 from cxr.sources import may_be_image
 
 THREADS: Final = 8

@@ -14,12 +14,7 @@ from cxr.metrics.examination import (
     most_wrong,
     reliability,
 )
-from cxr.metrics.operating_point import (
-    RULES,
-    OperatingPoint,
-    choose_operating_point,
-    parse_rule,
-)
+from cxr.metrics.operating_point import RULES, OperatingPoint, choose_operating_point, parse_rule
 from cxr.metrics.scores import (
     TEMPERATURE_BOUNDS,
     Bools,

@@ -14,8 +14,9 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from cxr import parts, sources, storage
+from cxr import sources, storage
 from cxr.errors import DataError
+from cxr.scoring import parts
 
 FORMAT: Final = 1
 

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from cxr import parts, storage
-from cxr.checkpoint import Checkpoint, package_versions
+from cxr import storage
 from cxr.labels import CLASSES
+from cxr.models.checkpoint import Checkpoint, package_versions
 from cxr.reports import FailedKind, ScoringReport, SuspiciousImage, scoring_page, thumbnail
+from cxr.scoring import parts
 from cxr.scoring.manifest import ScoreSettings
 
 NUM_SUSPICIOUS: Final = 12

@@ -19,7 +19,7 @@ from cxr.storage.files import (
 )
 from cxr.storage.listing import REQUESTS_AT_ONCE, File, for_all, kind, list_files, look_up, stat
 from cxr.storage.outputs import check_empty, check_same, claim, is_empty
-from cxr.storage.places import (
+from cxr.storage.paths import (
     absolute,
     default_cache,
     join,

@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from cxr.errors import StorageError, UnavailableError
 from cxr.storage.listing import kind
-from cxr.storage.places import cause, failure, resolve
+from cxr.storage.paths import cause, failure, resolve
 
 READ_AHEAD_BYTES: Final = 8 * 2**20
 """Bytes of one request for a part of a file in a bucket: a request takes about as long as these

@@ -13,9 +13,9 @@ from typing import Final, TypeVar
 
 from pyarrow import fs
 
-from cxr import buckets
 from cxr.errors import StorageError, UnavailableError
-from cxr.storage.places import absolute, cause, failure, is_bucket, printable, resolve
+from cxr.storage import s3
+from cxr.storage.paths import absolute, cause, failure, is_bucket, printable, resolve
 
 Answer = TypeVar("Answer")
 
@@ -126,7 +126,7 @@ def look_up(uri: str) -> File:
 
 
 def _uri_of(entry: fs.FileInfo, listed: str) -> str:
-    if root := buckets.root(listed):
+    if root := s3.root(listed):
         return root + "/" + str(entry.path).partition("/")[2]
     return listed.split("://", 1)[0] + "://" + str(entry.path)
 

@@ -6,7 +6,7 @@ from typing import Any
 from cxr.errors import SettingsError, StorageError
 from cxr.storage.files import delete_file, read_json, write_bytes
 from cxr.storage.listing import info_below, kind
-from cxr.storage.places import absolute, join
+from cxr.storage.paths import absolute, join
 
 
 def is_empty(uri: str) -> bool:

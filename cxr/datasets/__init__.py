@@ -1,0 +1,1 @@
+"""Labeled radiographs as cached shards: decoded pixels, frozen features, patient-disjoint folds."""

@@ -1,0 +1,151 @@
+"""The frozen part of a backbone, run once over a data set and cached.
+
+Ten epochs of a head then cost hardly more than one, and versions that share backbone, weights,
+image size and normalization share the pass. All passes that are still to be run share one pool of
+actors, since starting an actor costs seconds.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.actor import ActorHandle
+
+from cxr import cluster, storage
+from cxr.datasets.shards import Shards, finish_shards, load_shards, read_part, shards_key
+from cxr.inference import devices
+from cxr.inference.engine import Engine
+from cxr.models import classifier
+from cxr.models.classifier import Classifier, State
+from cxr.progress import Counter, Progress
+from cxr.recipes import Recipe
+from cxr.storage.arrays import to_array, to_column
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One frozen part to run over one set of pixels."""
+
+    pixels: Shards
+    recipe: Recipe
+    """Says image size and normalization."""
+    model: Classifier
+    """With its weights; only `model.prefix` is used."""
+
+    def folder(self, cache: str) -> str:
+        """Where its features belong."""
+        key = shards_key(
+            self.pixels,
+            self.recipe.backbone,
+            self.recipe.pooling,
+            self.model.num_frozen,
+            self.recipe.normalization,
+            classifier.digest(self.model.states(frozen=True)),
+        )
+        return storage.join(storage.absolute(cache), "features", key)
+
+
+class FeatureExtractor:
+    """An actor that runs frozen parts over shards of pixels and writes shards of features."""
+
+    def __init__(
+        self,
+        recipes: Sequence[Recipe],
+        states: "Sequence[ray.ObjectRef[State]]",
+        threads: int,
+        gpu: bool,
+        counter: "ActorHandle[Counter]",
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.recipes, self.states, self.gpu, self.counter = recipes, states, gpu, counter
+        self.engines: dict[int, Engine] = {}
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        # rows in: {number, fold, path, target}; rows out: {number, fold, target}
+        for number, path, target in zip(
+            *(batch[name].to_pylist() for name in ("number", "path", "target")), strict=True
+        ):
+            rows, side = read_part(path), self.recipes[number].image_px
+            pixels = to_array(rows["x"], (side, side), "uint8")
+            features = self._engine(number).run(pixels, self.counter.add.remote)
+            column = to_column(features)
+            storage.write_table(target, rows.set_column(rows.column_names.index("x"), "x", column))
+        return batch.select(["number", "fold", "target"])
+
+    def _engine(self, number: int) -> Engine:
+        if number not in self.engines:
+            recipe = self.recipes[number]
+            model = classifier.build(recipe)
+            tensors: State = ray.get(self.states[number])
+            model.load_state_dict(dict(tensors), strict=False)
+            self.engines[number] = Engine(model.prefix, recipe.normalization, gpu=self.gpu)
+        return self.engines[number]
+
+
+def extract(passes: Sequence[Pass], cache: str, *, gpu: bool = False) -> list[Shards]:
+    """Run frozen parts over every image, or take what an earlier run computed.
+
+    Args:
+        passes: what to run over what; equal ones are run once.
+        cache: folder or bucket prefix; on a cluster one that all nodes reach.
+        gpu: one GPU an actor, instead of CPUs.
+
+    Returns:
+        For each pass, shards of features: float32 of the prefix's output shape, with the rows and
+        folds of its pixels.
+    """
+    folders = [each.folder(cache) for each in passes]
+    missing = {
+        folder: each
+        for folder, each in zip(folders, passes, strict=True)
+        if load_shards(folder) is None
+    }
+    if missing:
+        _run(missing, gpu=gpu)
+    found = [load_shards(folder) for folder in folders]
+    return [shards for shards in found if shards is not None]
+
+
+def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
+    work, passes = [], list(missing.values())
+    attempt = uuid.uuid4().hex[:12]
+    for number, (folder, each) in enumerate(missing.items()):
+        for fold, paths in each.pixels.parts.items():
+            for index, path in enumerate(paths):
+                target = storage.join(folder, attempt, f"fold={fold}", f"{index:06}.parquet")
+                row: dict[str, list[Any]] = {
+                    "number": [number], "fold": [fold], "path": [path], "target": [target],
+                }  # fmt: skip
+                work.append(pa.table(row))
+    num_images = sum(len(each.pixels.table) for each in passes)
+    pool = cluster.pool(len(work), devices.CPU_THREADS, gpu=gpu)
+    recipes = [each.recipe for each in passes]
+    names = ", ".join(dict.fromkeys(recipe.backbone for recipe in recipes))
+    with Progress(f"frozen convolutions of {names}", num_images) as progress:
+        states = [ray.put(each.model.states(frozen=True)) for each in passes]
+        done: Any = (
+            ray.data.from_blocks(work)
+            .map_batches(
+                FeatureExtractor,
+                fn_constructor_args=(recipes, states, pool.share.threads, gpu, progress.counter),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=pool.strategy,
+                num_cpus=pool.share.num_cpus,
+                num_gpus=pool.share.num_gpus,
+            )
+            .take_all()
+        )
+    written = sorted((row["number"], row["fold"], row["target"]) for row in done)
+    for number, (folder, each) in enumerate(missing.items()):
+        parts: dict[int, list[str]] = {}
+        for done_number, fold, target in written:
+            if done_number == number:
+                parts.setdefault(fold, []).append(target)
+        shape = each.model.prefix_shape(each.recipe.image_px)
+        finish_shards(folder, shape, "float32", parts, each.pixels.table, each.pixels.failed)

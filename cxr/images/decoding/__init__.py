@@ -1,0 +1,104 @@
+"""Bytes of one file -> gray uint8 pixels of one radiograph; errors as values.
+
+Files are told by their content, never by their name. Whatever the bytes, `decode` returns a
+`Decoded`: pixels, or one sentence that says why there are none. No patient data leave this room:
+reasons and warnings are fixed sentences, never the text of a library's error, which may quote
+the header.
+"""
+
+import struct
+
+from cxr.errors import SettingsError
+from cxr.images.decoding.dicom import decode_dicom
+from cxr.images.decoding.levels import refuse_flat
+from cxr.images.decoding.quiet import NO_LOGS, NO_WARNINGS
+from cxr.images.decoding.raster import decode_raster
+from cxr.images.decoding.verdict import (
+    MAX_PIXELS,
+    MIN_SIDE_PX,
+    Decoded,
+    Facts,
+    RejectedError,
+    Status,
+)
+
+__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "decode"]
+
+
+def decode(data: bytes, *, min_px: int = 224, any_body_part: bool = False) -> Decoded:
+    """Decode one radiograph from the bytes of its file.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where both sides stay at `min_px` or more
+    (libjpeg scales inside its inverse DCT), so `pixels` may be smaller than the original, but no
+    side is below `min_px` unless the original's is. EXIF orientation is applied, as every viewer
+    does. A file that is cut short is unreadable, never a partial picture.
+
+    Args:
+        data: the whole file.
+        min_px: side of the square that the caller will resize to.
+        any_body_part: accept DICOM files whose header names another body part than the chest.
+
+    Returns:
+        The picture or the reason why not; for bytes of any kind, an exception never.
+
+    Raises:
+        SettingsError: `min_px` is below 1.
+    """
+    if min_px < 1:
+        raise SettingsError(f"min_px {min_px}: must be at least 1.")
+    facts = Facts(_sniff(data))
+    status: Status
+    try:
+        with NO_WARNINGS:
+            if facts.format == "dicom":
+                with NO_LOGS:
+                    pixels = decode_dicom(data, facts, any_body_part)
+            else:
+                pixels = decode_raster(data, facts, min_px)
+        refuse_flat(pixels)
+    except RejectedError as rejected:
+        status, reason = rejected.status, rejected.reason
+    except Exception as error:
+        # The class only: the text may quote the header, and with it the patient.
+        status = "unreadable"
+        reason = f"damaged or cut short {facts.format} file ({type(error).__name__})"
+    except BaseException as error:
+        # pylibjpeg-rle is written in Rust, whose panics are no `Exception`.
+        if type(error).__name__ != "PanicException":
+            raise
+        status, reason = "unreadable", f"damaged {facts.format} file (PanicException)"
+    else:
+        return facts.decoded(pixels, "ok", "")
+    return facts.decoded(None, status, reason)
+
+
+def _sniff(data: bytes) -> str:
+    """The format that the first bytes announce, empty if none that we read."""
+    # DICOM first: its preamble of 128 bytes may imitate a TIFF header.
+    if data[128:132] == b"DICM" or _is_bare_dicom(data):
+        return "dicom"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tiff"
+    if data.startswith(b"BM"):
+        return "bmp"
+    return ""
+
+
+def _is_bare_dicom(data: bytes) -> bool:
+    """Whether the bytes plausibly are a DICOM data set that lacks preamble and `DICM`.
+
+    Such a file starts with an element of group 0002 or 0008: explicit with a two-letter value
+    representation, or implicit with the small length of a code, date or identifier.
+    """
+    if len(data) < 16:
+        return False
+    group, element, length = struct.unpack_from("<HHI", data)
+    if group not in (0x0002, 0x0008) or element > 0x0100:
+        return False
+    if data[4:6] in (b"UL", b"OB", b"UI", b"CS", b"SH", b"LO", b"DA", b"TM", b"DT", b"AE"):
+        return True
+    return bool(group == 0x0008 and element <= 0x0020 and length <= 128)

@@ -1,0 +1,60 @@
+"""A network on the device of this process: gray pixels in, float32 arrays out."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cxr.inference import devices
+from cxr.models import transforms
+from cxr.recipes import Normalization
+
+
+def forward(network: nn.Module, pixels: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+    """Normalize a batch and run a network over it: the one way in training and inference.
+
+    Args:
+        network: takes images, float32 (N, 3, H, W), channels last.
+        pixels: gray levels 0-255, uint8 or float32, (N, 1, H, W), on the network's device.
+        normalization: as in `transforms.normalize`.
+    """
+    images = transforms.normalize(pixels, normalization)
+    outputs: torch.Tensor = network(images.contiguous(memory_format=torch.channels_last))
+    return outputs
+
+
+class Engine:
+    """Runs a network, or the frozen part of one, over any number of images, batch by batch."""
+
+    def __init__(self, network: nn.Module, normalization: Normalization, *, gpu: bool) -> None:
+        """Bring the network onto the device.
+
+        Args:
+            network: its outputs are the engine's.
+            normalization: of the pixels.
+            gpu: compute on the GPU that Ray gave this process.
+        """
+        self.device = devices.device(gpu)
+        self.batch_size = devices.batch_size(gpu)
+        self.network = devices.for_inference(network, self.device)
+        self.normalization = normalization
+
+    def run(
+        self, pixels: NDArray[np.uint8], on_batch: Callable[[int], object] = lambda _: None
+    ) -> NDArray[np.float32]:
+        """The network's outputs, float32 (N, ...).
+
+        Args:
+            pixels: gray levels, uint8, (N, S, S); N is at least 1.
+            on_batch: called with the number of images after each batch.
+        """
+        outputs = []
+        for start in range(0, len(pixels), self.batch_size):
+            batch = torch.from_numpy(pixels[start : start + self.batch_size].copy())[:, None]
+            with torch.inference_mode(), devices.autocast(self.device):
+                part = forward(self.network, batch.to(self.device), self.normalization)
+            outputs.append(part.float().contiguous().cpu().numpy())
+            on_batch(len(batch))
+        return np.concatenate(outputs)

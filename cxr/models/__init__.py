@@ -1,0 +1,1 @@
+"""What is learned: backbones, classifiers, weights, transforms and checkpoints."""

@@ -1,0 +1,186 @@
+"""A trained classifier as a folder: weights with all that is needed to use and to judge them.
+
+model.safetensors    weights of backbone and head together, by the classifier's names
+checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
+validation.parquet   label, logit, subtype and a running patient number of each validation image:
+                     enough to choose another operating point, nothing that names a patient
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+
+from cxr import metrics, storage
+from cxr.errors import CheckpointError, CxrError
+from cxr.labels import CLASSES
+from cxr.metrics import OperatingPoint
+from cxr.models import classifier
+from cxr.models.classifier import Classifier
+from cxr.recipes import Recipe
+
+FORMAT: Final = 1
+
+PACKAGES: Final = ("cxr", "ray", "torch", "torchvision", "pillow", "pydicom", "numpy")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained classifier and what is known of it."""
+
+    recipe: Recipe
+    model: Classifier
+    operating_point: OperatingPoint
+    temperature: float
+    provenance: dict[str, Any]
+    """Data, weights, metrics on validation, package versions, settings of the run."""
+    validation: pa.Table
+    """A row a validation image: label, logit, subtype, patient (a running number)."""
+    fingerprint: str
+    """SHA-256 of checkpoint.json, which holds that of the weights."""
+
+    def choose(self, rule: str | None) -> OperatingPoint:
+        """The stored operating point, or another chosen on the same validation images."""
+        if rule is None or rule == self.operating_point.rule:
+            return self.operating_point
+        y_true = np.asarray(self.validation["label"])
+        probs = metrics.probabilities(np.asarray(self.validation["logit"]), self.temperature)
+        return metrics.choose_operating_point(y_true, probs, rule)
+
+
+def save(
+    folder: str,
+    recipe: Recipe,
+    model: Classifier,
+    validation: pa.Table,
+    provenance: dict[str, Any],
+    rule: str = "youden",
+) -> Checkpoint:
+    """Calibrate on the validation images, choose the operating point and write the folder.
+
+    Args:
+        folder: path or URI; `checkpoint.json` is written last, so that a half-written folder is
+            not taken for a checkpoint.
+        recipe: that of the model.
+        model: with its trained weights.
+        validation: label (int64), logit (float64), subtype, patient of each validation image;
+            patients are numbered, and nothing else of the table is kept.
+        provenance: JSON values that say where the model comes from.
+        rule: of the operating point.
+    """
+    y_true = np.asarray(validation["label"])
+    logits = np.asarray(validation["logit"])
+    patients = np.unique(np.asarray(validation["patient"]), return_inverse=True)[1]
+    anonymous = pa.table(
+        {
+            "label": validation["label"],
+            "logit": validation["logit"],
+            "subtype": validation["subtype"],
+            "patient": patients.astype(np.int64),
+        }
+    )
+    temperature = metrics.fit_temperature(y_true, logits)
+    point = metrics.choose_operating_point(y_true, metrics.probabilities(logits, temperature), rule)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    weights = safetensors.torch.save(state)
+    sink = pa.BufferOutputStream()
+    pq.write_table(anonymous, sink)
+    table = sink.getvalue().to_pybytes()
+    complete = provenance | {"packages": package_versions()}
+    content = {
+        "format": FORMAT,
+        "recipe": dataclasses.asdict(recipe),
+        "classes": CLASSES,
+        "transform": {
+            "pixels": "grey, uint8, bone bright",
+            "image_px": recipe.image_px,
+            "resize": "stretched to a square, Pillow bilinear with antialiasing",
+            "normalization": recipe.normalization,
+            "channels": "grey repeated to 3",
+        },
+        "operating_point": point.to_dict(),
+        "temperature": temperature,
+        "provenance": complete,
+        "sha256": {
+            "model.safetensors": hashlib.sha256(weights).hexdigest(),
+            "validation.parquet": hashlib.sha256(table).hexdigest(),
+        },
+    }
+    storage.write_bytes(storage.join(folder, "model.safetensors"), weights)
+    storage.write_bytes(storage.join(folder, "validation.parquet"), table)
+    text = (json.dumps(content, indent=2) + "\n").encode()
+    storage.write_bytes(storage.join(folder, "checkpoint.json"), text)
+    fingerprint = hashlib.sha256(text).hexdigest()
+    return Checkpoint(recipe, model, point, temperature, complete, anonymous, fingerprint)
+
+
+def exists(folder: str) -> bool:
+    """True where a whole checkpoint lies."""
+    return storage.kind(storage.join(folder, "checkpoint.json")) == "file"
+
+
+def load(folder: str) -> Checkpoint:
+    """Read what `save` wrote.
+
+    Raises:
+        CheckpointError: the folder is none, or a file of it is missing, changed or too new.
+    """
+    if not exists(folder):
+        raise CheckpointError(
+            f"{folder}: no checkpoint here (checkpoint.json is missing). Give the folder that"
+            " jobs/train.py printed as 'checkpoint'."
+        )
+    try:
+        text = storage.read_bytes(storage.join(folder, "checkpoint.json"))
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder}: format {content['format']}, this version of cxr reads {FORMAT}."
+            )
+        files = {name: storage.read_bytes(storage.join(folder, name)) for name in content["sha256"]}
+        for name, expected in content["sha256"].items():
+            if (found := hashlib.sha256(files[name]).hexdigest()) != expected:
+                raise CheckpointError(
+                    f"{folder}/{name}: changed since it was written (SHA-256 {found[:12]}...,"
+                    f" not {expected[:12]}...). Copy the checkpoint again."
+                )
+        recipe = Recipe.from_json(json.dumps(content["recipe"]))
+        model = classifier.build(recipe)
+        model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
+        return Checkpoint(
+            recipe=recipe,
+            model=model.eval(),
+            operating_point=OperatingPoint.from_dict(content["operating_point"]),
+            temperature=content["temperature"],
+            provenance=content["provenance"],
+            validation=pq.read_table(pa.BufferReader(files["validation.parquet"])),
+            fingerprint=hashlib.sha256(text).hexdigest(),
+        )
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: checkpoint.json or a file it lists lacks {error}."
+        ) from None
+    except (ValueError, TypeError, RuntimeError, CxrError, pa.ArrowException) as error:
+        raise CheckpointError(f"{folder}: not a whole checkpoint: {error}") from None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # cxr itself, where Ray ships the working directory.
+        return "not installed"

@@ -1,0 +1,186 @@
+"""Members of zip and tar archives: found once, then read from their place; nothing is unpacked.
+
+A member's place is a `Step`: where its bytes stand in the archive, or for a compressed tar in the
+stream that its decompression gives. A member of an archive within an archive has two.
+"""
+
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from cxr import storage
+from cxr.errors import DataError, StorageError
+from cxr.sources.archives.members import (
+    DAMAGE,
+    DAMAGED,
+    DEFLATED,
+    RATIO_COUNTS_FROM,
+    SEEKABLE,
+    STORED,
+    Member,
+    Step,
+    is_storage_failure,
+)
+from cxr.sources.archives.streams import INFLATED, UNPACKERS, Forward, Window
+from cxr.sources.archives.tar import tar_members
+from cxr.sources.archives.zip import data_offset, zip_members
+
+_STREAM_RATIO_COUNTS_FROM: Final = 2**30
+"""As `RATIO_COUNTS_FROM`, for a whole compressed tar, a second's work: one may hold many copies of
+a picture."""
+
+MAX_NESTED_BYTES: Final = 2 * 2**30
+"""A zip or tar within a compressed tar is read into memory, up to this size."""
+
+HELD_BYTES: Final = 64 * 2**20
+"""An archive that is packed in a zip is read into memory up to this size; a larger one is inflated
+anew for each way back, at some 200 MB a second."""
+
+
+def is_sequential(place: Sequence[Step]) -> bool:
+    """Whether reading a member means passing over all that stands before it."""
+    if any(step.kind not in SEEKABLE for step in place):
+        return True
+    return len(place) > 1 and _in_memory(place[0], place[1].kind)
+
+
+class _Layer(NamedTuple):
+    """An archive that is open."""
+
+    key: tuple[str | Step, str]
+    """The file, or the step from the archive that it is in; the kind."""
+    packed: BinaryIO
+    stream: Any
+    """What members are read from: the archive itself, or a `Forward` of it."""
+
+
+class Reader:
+    """Lists archives and reads their members, and keeps open what the next may need.
+
+    Members are best asked for in the order in which they stand in their archive: going back in a
+    compressed tar starts it from its beginning.
+    """
+
+    def __init__(self) -> None:
+        self._layers: list[_Layer] = []
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open; the next reading opens it again."""
+        while self._layers:
+            self._layers.pop().packed.close()
+
+    def members(self, file: str, place: Sequence[Step], kind: str) -> Iterator[Member]:
+        """Every file of an archive, in the archive's order.
+
+        What is damaged ends the list with a member without a name that says so.
+
+        Args:
+            file: path or URI of a file.
+            place: the steps from there to the archive; none for the file itself.
+            kind: of the archive, a value of `SUFFIXES`.
+
+        Raises:
+            DataError: the archive around this one is damaged, or memory would not hold this one.
+            StorageError: the file cannot be read.
+        """
+        with self._explained(file):
+            layer = self._opened(file, place, kind)
+            if not layer.packed.seek(0, io.SEEK_END):
+                yield Member("", None, 0, "unreadable", "the archive is empty")
+            elif kind == "zip":
+                yield from zip_members(layer.stream)
+            else:
+                yield from tar_members(layer.stream, kind)
+
+    def read(self, file: str, place: Sequence[Step]) -> bytes:
+        """The bytes of a file, or of a member of it.
+
+        Args:
+            file: path or URI of the file.
+            place: steps from there, none for the file itself.
+
+        Raises:
+            DataError: the member is damaged.
+            StorageError: the file cannot be read.
+        """
+        if not place:
+            return storage.read_bytes(file)
+        with self._explained(file):
+            return _read_member(self._opened(file, place[:-1], place[-1].kind).stream, place[-1])
+
+    def _opened(self, file: str, place: Sequence[Step], kind: str) -> _Layer:
+        kinds = (*(step.kind for step in place), kind)
+        keys: list[tuple[str | Step, str]] = [
+            (file, kinds[0]), *zip(place, kinds[1:], strict=True),
+        ]  # fmt: skip
+        while [layer.key for layer in self._layers] != keys[: len(self._layers)]:
+            self._layers.pop().packed.close()
+        for what, inner in keys[len(self._layers) :]:
+            if isinstance(what, Step):
+                packed = _open_nested(self._layers[-1].stream, what, inner)
+            else:
+                packed = storage.open_file(what)
+            free = RATIO_COUNTS_FROM if self._layers else _STREAM_RATIO_COUNTS_FROM
+            stream = Forward(packed, inner, free) if inner in UNPACKERS else packed
+            self._layers.append(_Layer((what, inner), packed, stream))
+        return self._layers[-1]
+
+    @contextmanager
+    def _explained(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except DAMAGE as error:
+            if is_storage_failure(error):
+                self.close()
+                raise StorageError(f"{file}: cannot be read: {error.strerror}.") from None
+            raise DataError(DAMAGED) from None
+
+
+def _read_member(stream: Any, step: Step) -> bytes:
+    stream.seek(data_offset(stream, step))
+    data = bytes(stream.read(step.packed))
+    if len(data) < step.packed:
+        raise DataError(DAMAGED)
+    if step.method == DEFLATED:
+        try:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, step.size + 1)
+        except zlib.error:
+            raise DataError("the member is damaged") from None
+    if len(data) != step.size:
+        raise DataError("the member's size is not what the archive says")
+    if step.crc >= 0 and zlib.crc32(data) != step.crc:
+        raise DataError("the member's checksum is wrong")
+    return data
+
+
+def _open_nested(stream: Any, step: Step, kind: str) -> BinaryIO:
+    """Open a member that is an archive itself."""
+    if not _in_memory(step, kind):
+        window = Window(stream, data_offset(stream, step), step.size)
+        return io.BufferedReader(window, 2**13)
+    if step.method == DEFLATED and max(step.size, step.packed) > HELD_BYTES:
+        packed = Window(stream, data_offset(stream, step), step.packed)
+        inflated = Forward(io.BufferedReader(packed, 2**16), INFLATED, RATIO_COUNTS_FROM)
+        return io.BufferedReader(Window(inflated, 0, step.size), 2**13)
+    if max(step.size, step.packed) > MAX_NESTED_BYTES:
+        raise DataError(
+            f"an archive of more than {MAX_NESTED_BYTES // 2**30} GiB within a compressed one:"
+            " unpack the outer one first"
+        )
+    return io.BytesIO(_read_member(stream, step))
+
+
+def _in_memory(outer: Step, inner: str) -> bool:
+    """Whether an inner archive has to be read whole, or again for each way back: its bytes are not
+    in the outer file as they are, and it is not read from front to back either."""
+    if outer.kind == "zip":
+        return outer.method != STORED
+    return outer.kind not in SEEKABLE and inner in SEEKABLE

@@ -1,0 +1,262 @@
+"""One worker's network and its passes over data.
+
+Sums, not means, cross the workers: the loss of a step is the weighted sum over the global batch
+divided by the global sum of weights, so any number of workers computes the same loss and gradient,
+and shards of unequal size lose no image.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+
+from cxr import metrics
+from cxr.inference import devices
+from cxr.inference.engine import forward
+from cxr.models import classifier, transforms
+from cxr.models.classifier import State, logit
+from cxr.recipes import FOCAL_GAMMA, Recipe
+from cxr.training.loaders import Batch, Loader
+
+EMPTY_SCORE: Final = -1.0
+"""Ranks an epoch whose AUC is undefined below all others."""
+
+Entry = dict[str, Any]
+"""What is known of an epoch: losses, accuracies, AUC, seconds."""
+
+TELL_EVERY_S: Final = 15.0
+"""Seconds between two lines on how far a long epoch is."""
+
+
+class Learner:
+    """A classifier, its optimizer, and passes with and without steps."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        state: State,
+        class_weights: tuple[float, ...],
+        *,
+        cached: bool,
+        shape: tuple[int, ...],
+        dtype: str,
+        gpu: bool,
+        rank: int,
+        world: int,
+    ) -> None:
+        """Build the network and give it its start.
+
+        Args:
+            recipe: everything that defines network and training.
+            state: tensors to start from, by the classifier's names.
+            class_weights: loss weight of each class.
+            cached: rows are features of the frozen prefix, and what follows it is trained; else
+                rows are pixels, and the whole classifier runs.
+            shape: of one row's array.
+            dtype: of one row's array.
+            gpu: compute on the GPU that Ray gave this process.
+            rank: this worker's number.
+            world: workers in all.
+        """
+        self.recipe, self.cached, self.shape, self.dtype = recipe, cached, shape, dtype
+        self.rank, self.world = rank, world
+        self.device = devices.device(gpu)
+        self.model = classifier.build(recipe)
+        self.model.load_state_dict(dict(state), strict=False)
+        trained = self.model.tail if cached else self.model
+        self.network: nn.Module = trained.to(self.device).to(memory_format=torch.channels_last)
+        if world > 1:
+            self.network = ray.train.torch.prepare_model(self.network)
+        self.weights = torch.tensor(class_weights, device=self.device)
+        self.optimizer = _optimizer(recipe, self.network)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: 1 / (1 + recipe.learning_rate_decay * step)
+        )
+
+    def train(self, loader: Loader, epoch: int) -> dict[str, float]:
+        """One pass with steps; `loss` and `accuracy` over all workers' images."""
+        # Drawn from seed and epoch alone, so that a resumed epoch is the epoch itself.
+        seed = int(np.random.default_rng((self.recipe.seed, epoch, self.rank)).integers(2**31))
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.network.train()
+        self.model.train()  # After the wrapper's: it keeps frozen parts in evaluation mode.
+        self._epoch, self._told = epoch, time.monotonic()
+        return self._passed(loader.batches(epoch), learn=True)[0]
+
+    def evaluate(self, loader: Loader) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+        """One pass without steps; also row, label and logit of every image of all workers."""
+        self.network.eval()
+        self.model.eval()
+        with torch.no_grad():
+            means, seen = self._passed(loader.batches(None), learn=False)
+        gathered: list[Any] = [seen]
+        if self.world > 1:
+            gathered = [None] * self.world
+            dist.all_gather_object(gathered, seen)
+        columns = {name: np.concatenate([part[name] for part in gathered]) for name in seen}
+        order = np.argsort(columns["row"])
+        return means, {name: column[order] for name, column in columns.items()}
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs of this worker."""
+        return {
+            "model": self.trained(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """The tensors that training may have changed, by the classifier's names."""
+        return classifier.trained_state(self.model, self.cached)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.model.load_state_dict(state["model"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+    def _passed(
+        self, batches: Iterator[Batch], *, learn: bool
+    ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+        totals = torch.zeros(4, dtype=torch.float64)  # loss, weight, images, correct
+        seen: dict[str, list[NDArray[Any]]] = {"row": [], "label": [], "logit": []}
+        started, num_images = time.monotonic(), 0
+        while True:
+            batch = next(batches, None)
+            label = torch.empty(0, dtype=torch.int64) if batch is None else batch.label
+            weight = self.weights[label.to(self.device)]
+            # Workers run out of rows at different steps; the pass ends when all have.
+            size = self._sum(torch.tensor([len(label), float(weight.sum())]))
+            if size[0] == 0:
+                break
+            outputs = self._forward(batch, learn=learn).float()
+            if batch is not None and len(label):
+                target = label.to(self.device)
+                losses = nn.functional.cross_entropy(outputs, target, reduction="none")
+                if self.recipe.class_weighting == "focal":
+                    losses = losses * (1 - torch.exp(-losses)) ** FOCAL_GAMMA
+                loss = (losses * weight).sum()
+                correct = (outputs.argmax(1) == target).sum()
+                totals += torch.tensor(
+                    [loss.item(), weight.sum().item(), len(label), correct.item()]
+                )
+            else:
+                loss = outputs.sum() * 0  # Takes part in the exchange of gradients, adds nothing.
+            if learn:
+                self.optimizer.zero_grad()
+                # The wrapper averages gradients over the workers; times their number is the sum.
+                (loss * (self.world / float(size[1]))).backward()
+                self.optimizer.step()
+                self.scheduler.step()
+                num_images += int(size[0])
+                self._tell(num_images, time.monotonic() - started)
+            elif batch is not None:
+                seen["row"].append(batch.row.numpy())
+                seen["label"].append(batch.label.numpy())
+                seen["logit"].append(logit(outputs).cpu().numpy())
+        totals = self._sum(totals)
+        means = {"loss": float(totals[0] / totals[1]), "accuracy": float(totals[3] / totals[2])}
+        kinds = {"row": np.int64, "label": np.int64, "logit": np.float32}
+        return means, {
+            name: np.concatenate([np.empty(0, kinds[name]), *parts]).astype(kinds[name])
+            for name, parts in seen.items()
+        }
+
+    def _tell(self, num_images: int, seconds: float) -> None:
+        if self.rank == 0 and time.monotonic() - self._told > TELL_EVERY_S:
+            self._told = time.monotonic()
+            rate = num_images / seconds
+            print(
+                f"{self.recipe.name}: epoch {self._epoch}: {num_images:,} images, {rate:.1f}/s",
+                flush=True,
+            )
+
+    def _forward(self, batch: Batch | None, *, learn: bool) -> torch.Tensor:
+        if batch is None or not len(batch.label):
+            x = torch.zeros(1, *self.shape, dtype=getattr(torch, self.dtype), device=self.device)
+        else:
+            x = batch.x.to(self.device, non_blocking=True)
+        with devices.autocast(self.device, learn=learn):
+            if not self.cached:
+                x = x[:, None]
+                if learn and self.recipe.augmentation == "affine":
+                    x = transforms.augment(x, self.generator)
+                return forward(self.network, x, self.recipe.normalization)
+            outputs: torch.Tensor = self.network(x)
+            return outputs
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        if self.world > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+            values = values.cpu()
+        return values
+
+
+def epochs(
+    learner: Learner, loader: Loader, validation: Loader, history: list[Entry]
+) -> Iterator[tuple[Entry, bool, dict[str, NDArray[Any]]]]:
+    """Train until the recipe's epochs are over, or its patience.
+
+    Args:
+        learner: at the end of the history.
+        loader: of the training rows.
+        validation: of the rows to judge each epoch on.
+        history: entries of the epochs so far; grows.
+
+    Yields:
+        After each epoch its entry, whether it is the best so far, and row, label and logit of each
+        validation image.
+    """
+    while not is_over(history, learner.recipe):
+        started = time.monotonic()
+        trained = learner.train(loader, len(history) + 1)
+        validated, seen = learner.evaluate(validation)
+        finite = bool(np.isfinite(seen["logit"]).all()) and math.isfinite(trained["loss"])
+        auc = metrics.roc_auc(seen["label"], seen["logit"]) if finite else None
+        entry: Entry = {
+            "epoch": len(history) + 1,
+            "train_loss": trained["loss"],
+            "train_accuracy": trained["accuracy"],
+            "val_loss": validated["loss"],
+            "val_accuracy": validated["accuracy"],
+            "val_auc": auc,
+            "score": EMPTY_SCORE if auc is None else auc,
+            "diverged": not finite,
+            "seconds": time.monotonic() - started,
+            "time": time.time(),
+        }
+        is_best = entry["score"] > max((e["score"] for e in history), default=-math.inf)
+        history.append(entry)
+        yield entry, is_best, seen
+
+
+def is_over(history: Sequence[Mapping[str, Any]], recipe: Recipe) -> bool:
+    """Whether the epochs or the patience are used up, or the loss left the finite numbers."""
+    if len(history) >= recipe.epochs or any(entry["diverged"] for entry in history):
+        return True
+    scores = [entry["score"] for entry in history]
+    return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= recipe.patience
+
+
+def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    trained = [p for p in network.parameters() if p.requires_grad]
+    # fused: one pass over the weights of a head of 26 million.
+    options: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "fused": True,
+    }
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(trained, **options)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(trained, **options)
+    return torch.optim.Adam(trained, **options)

@@ -41,7 +41,7 @@ class FailureBenchmark:
     """What to train and score."""
 
     data: str
-    """Labelled radiographs; some are copied into the bucket."""
+    """Labeled radiographs; some are copied into the bucket."""
     checkpoint: str
     """A trained classifier to score with."""
     train_images: int = 300

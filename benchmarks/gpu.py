@@ -80,7 +80,7 @@ class NetworkRow:
 
 @dataclass(frozen=True)
 class TransformRow:
-    """A transform of a batch of grey pixels."""
+    """A transform of a batch of gray pixels."""
 
     transform: str
     batch_size: int
@@ -257,18 +257,18 @@ def measure_transforms(
     device: torch.device, sizes: Sizes, bytes_per_s: float
 ) -> list[TransformRow]:
     n, px = sizes.transform_batch, sizes.image_px
-    grey = torch.randint(0, 256, (n, 1, px, px), dtype=torch.uint8, device=device)
+    gray = torch.randint(0, 256, (n, 1, px, px), dtype=torch.uint8, device=device)
     generator = torch.Generator().manual_seed(0)
 
     def normalized(normalization: Normalization) -> Callable[[], torch.Tensor]:
-        return lambda: transforms.normalize(grey, normalization).contiguous(
+        return lambda: transforms.normalize(gray, normalization).contiguous(
             memory_format=torch.channels_last
         )
 
     calls: dict[str, tuple[Callable[[], torch.Tensor], int]] = {
         f"normalize {name}": (normalized(name), 3) for name in get_args(Normalization)
     }
-    calls["augment"] = (lambda: transforms.augment(grey, generator), 1)
+    calls["augment"] = (lambda: transforms.augment(gray, generator), 1)
     print(f"{'transform':20} {'batch':>5} {'images/s':>12} {'GB/s':>8} {'of copy':>8}"
           "   uint8 in, float32 out, channels-last where normalized")  # fmt: skip
     rows = []

@@ -120,7 +120,7 @@ def features_of(
     drawn = phantoms.PhantomSettings(num_train=num_images)
     data = job.data or str(phantoms.cached(drawn, Path(folder)))
     settings = RunSettings(data=data, limit=num_images, folds=NUM_FOLDS)
-    listing, folds = run.labelled_folds(data, settings)
+    listing, folds = run.labeled_folds(data, settings)
     pixels = decode_shards(listing, folds, recipe.image_px, folder)
     return model, features.extract([features.Pass(pixels, recipe, model)], folder)[0]
 

@@ -109,7 +109,7 @@ def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
     ]
     if len(history) < recipe.epochs:
         raise CxrError(f"ours stopped after {len(history)} of {recipe.epochs} epochs.")
-    listing, _ = run.labelled_folds(data, settings)
+    listing, _ = run.labeled_folds(data, settings)
     import ray
 
     ray.shutdown()
@@ -135,7 +135,7 @@ class PlainRadiographs(Dataset[tuple[torch.Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Grey pixels uint8 (1, image_px, image_px), and the label."""
+        """Gray pixels uint8 (1, image_px, image_px), and the label."""
         with Image.open(self.paths[index]) as image:
             return self.transform(image.convert("L")), self.labels[index]
 
@@ -145,7 +145,7 @@ def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
     from cxr.training import run
 
     settings = run.RunSettings(data=data, limit=job.limit, folds=NUM_FOLDS)
-    listing, folds = run.labelled_folds(data, settings)
+    listing, folds = run.labeled_folds(data, settings)
     uris, labels = (np.asarray(listing[name].to_pylist()) for name in ("uri", "label"))
     started = time.perf_counter()
     loaders = [
@@ -172,9 +172,9 @@ def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
     ends = [started]
     for epoch in range(1, job.plain_epochs + 1):
         head.train()
-        for grey, label in loaders[0]:
+        for gray, label in loaders[0]:
             with torch.no_grad():
-                maps = frozen(transforms.normalize(grey, recipe.normalization))
+                maps = frozen(transforms.normalize(gray, recipe.normalization))
             loss = loss_of(head(maps), label)
             optimizer.zero_grad()
             loss.backward()
@@ -183,8 +183,8 @@ def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
         head.eval()
         outputs, y_true = [], []
         with torch.no_grad():
-            for grey, label in loaders[1]:
-                outputs.append(head(frozen(transforms.normalize(grey, recipe.normalization))))
+            for gray, label in loaders[1]:
+                outputs.append(head(frozen(transforms.normalize(gray, recipe.normalization))))
                 y_true.append(label)
         logits, target = torch.cat(outputs), torch.cat(y_true)
         val_loss = float(loss_of(logits, target))

@@ -33,7 +33,7 @@ class TuneBenchmark:
     """What to search, on what."""
 
     data: str
-    """Labelled radiographs."""
+    """Labeled radiographs."""
     weights: str
     """Weights of the backbone."""
     version: str = "best"

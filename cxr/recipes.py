@@ -47,7 +47,7 @@ class Recipe:
     image_px: int = 224
     """Side of the square that each radiograph is resized to, in pixels."""
     normalization: Normalization = "none"
-    """none: grey levels 0-255. unit: 0-1. imagenet: channel statistics of ImageNet. per_image:
+    """none: gray levels 0-255. unit: 0-1. imagenet: channel statistics of ImageNet. per_image:
     each radiograph to mean 0 and standard deviation 1. equalize: each radiograph's histogram made
     flat, then as imagenet."""
     class_weighting: ClassWeighting = "none"

@@ -73,7 +73,7 @@ def fetch_data(job: DownloadJob) -> bool:
         wanted = Wanted(None, job.url, job.sha256)
     else:
         wanted = Wanted(publishers.archive(job.source, job.mirror))
-    print(publishers.LICENCE, flush=True)
+    print(publishers.LICENSE, flush=True)
     found = dataset.get(wanted, job.to)
     picture, manifest = storage.join(job.to, "classes.png"), storage.join(job.to, dataset.MANIFEST)
     storage.write_bytes(picture, class_distribution(found.counts))

@@ -44,7 +44,7 @@ class TuneJob(Base):
     sampler: space.Sampler = "random"
     """Who draws: random, or optuna by earlier trials' figures (pip install -e '.[optuna]')."""
     data: str | None = None
-    """Labelled radiographs as for jobs/train.py. Without it, synthetic ones are drawn."""
+    """Labeled radiographs as for jobs/train.py. Without it, synthetic ones are drawn."""
     weights: str | None = None
     """Pretrained weights as for jobs/train.py."""
     output: str | None = None

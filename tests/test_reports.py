@@ -723,5 +723,5 @@ def test_thumbnail_is_a_small_grey_jpeg_of_the_same_shape() -> None:
     [np.zeros((4, 4), np.float32), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)],
 )
 def test_thumbnail_refuses_what_is_not_grey(pixels: Any) -> None:
-    with pytest.raises(ImageError, match=r"expected grey uint8 \(H, W\)"):
+    with pytest.raises(ImageError, match=r"expected gray uint8 \(H, W\)"):
         reports.thumbnail(pixels)

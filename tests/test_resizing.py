@@ -9,7 +9,7 @@ from cxr.images.resize import resize
 
 
 def drawn(height: int, width: int) -> np.ndarray:
-    """Smooth shadows, an edge and grain, grey levels, uint8, (height, width)."""
+    """Smooth shadows, an edge and grain, gray levels, uint8, (height, width)."""
     y, x = np.mgrid[:height, :width]
     shadow = 120 + 70 * np.sin(9 * x / width) * np.cos(7 * y / height)
     shadow[:, width // 3] = 255

@@ -58,7 +58,7 @@ def test_a_settings_name_is_its_own() -> None:
     ("search", "trials", "message"),
     [
         ((), None, r"search: no factor\. Choices: normalization"),
-        (("colour",), None, r"unknown factor 'colour'\. Choices: normalization, class_weighting"),
+        (("color",), None, r"unknown factor 'color'\. Choices: normalization, class_weighting"),
         (("normalization=sepia",), None, r"unknown normalization 'sepia'\. Choices: none, unit"),
         (("normalization=none,none",), None, r"a value of normalization stands twice"),
         (("normalization", "normalization"), None, r"normalization stands twice"),

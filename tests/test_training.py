@@ -42,7 +42,7 @@ RECIPE = Recipe(
 
 def prepared(recipe: Recipe, folder: Path, cache: Path) -> run.Prepared:
     settings = RunSettings(data=str(folder), weights="none", folds=3, cache=str(cache))
-    listing, folds = run.labelled_folds(str(folder), settings)
+    listing, folds = run.labeled_folds(str(folder), settings)
     loaded = [run.load_model(recipe, settings)]
     return run.prepare(loaded, listing, folds, settings, gpu=False)[0]
 

@@ -13,7 +13,7 @@ from cxr.recipes import Normalization
 
 
 def drawn(num: int = 4, image_px: int = 32) -> torch.Tensor:
-    """Grain of different means, grey levels, uint8, (num, 1, image_px, image_px)."""
+    """Grain of different means, gray levels, uint8, (num, 1, image_px, image_px)."""
     rng = np.random.default_rng(0)
     means = np.linspace(60, 190, num)[:, None, None, None]
     grain = rng.normal(means, 25, (num, 1, image_px, image_px))
@@ -82,7 +82,7 @@ def test_normalization_treats_each_image_alone(normalization: Normalization) -> 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (8, 8), (1, 8, 8)])
 def test_pixels_without_one_channel_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ImageError, match=r"expected grey pixels \(N, 1, H, W\), found \("):
+    with pytest.raises(ImageError, match=r"expected gray pixels \(N, 1, H, W\), found \("):
         normalize(torch.zeros(shape, dtype=torch.uint8), "unit")
 
 
@@ -142,8 +142,8 @@ def test_augmentation_moves_little_and_never_mirrors() -> None:
 
 
 def test_augmentation_varies_exposure_both_ways() -> None:
-    grey = torch.full((200, 1, 16, 16), 128, dtype=torch.uint8)
-    middle = augment(grey, torch.Generator().manual_seed(0))[:, 0, 8, 8]
+    gray = torch.full((200, 1, 16, 16), 128, dtype=torch.uint8)
+    middle = augment(gray, torch.Generator().manual_seed(0))[:, 0, 8, 8]
     assert 128 * 0.85 - 0.01 <= middle.min() < 128 * 0.9
     assert 128 * 1.1 < middle.max() <= 128 * 1.15 + 0.01
 

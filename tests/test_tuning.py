@@ -226,7 +226,7 @@ def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--search", "colour"), "unknown factor 'colour'. Choices: normalization"),
+        (("--search", "color"), "unknown factor 'color'. Choices: normalization"),
         (("--folds", "40"), "cannot fill 40 patient-disjoint folds"),
         (("--data", "/nowhere"), "/nowhere: not found"),
         (("--trials", "3"), "trials: 3 cannot try the 25 points of the grid"),

@@ -38,7 +38,7 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
         cache: folder or bucket prefix; on a cluster one that all nodes reach.
 
     Returns:
-        Shards of grey pixels, uint8 (image_px, image_px), and the images that gave none.
+        Shards of gray pixels, uint8 (image_px, image_px), and the images that gave none.
 
     Raises:
         DataError: not one image could be decoded.
@@ -76,7 +76,7 @@ def read_radiograph(uri: str, image_px: int) -> tuple[NDArray[np.uint8] | None, 
     """Read, decode and resize one radiograph: what training, evaluation and scoring all call.
 
     Returns:
-        Grey pixels uint8 (image_px, image_px), or None with the reason; and the SHA-256 of the
+        Gray pixels uint8 (image_px, image_px), or None with the reason; and the SHA-256 of the
         file's bytes, `""` where it could not be read.
 
     Raises:

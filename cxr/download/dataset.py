@@ -12,12 +12,12 @@ from typing import Final
 from cxr import labels, storage
 from cxr.download import checking, unpacking
 from cxr.download.checking import Findings
-from cxr.download.publishers import LICENCE, Archive
+from cxr.download.publishers import LICENSE, Archive
 from cxr.download.transfer import fetch, sha256
 from cxr.errors import DataError, DownloadError, StorageError
 
 MANIFEST: Final = "manifest.parquet"
-_LICENCE: Final = "LICENSE.txt"
+_LICENSE_FILE: Final = "LICENSE.txt"
 _SOURCE: Final = "source.json"
 
 _ADVICE: Final = (
@@ -57,7 +57,7 @@ def get(wanted: Wanted, to: str) -> Findings:
             this machine, holds the archive until all of it is unpacked and checked.
 
     Returns:
-        What has arrived; beside it are its manifest, its licence and where it came from.
+        What has arrived; beside it are its manifest, its license and where it came from.
 
     Raises:
         DownloadError: the archive cannot be had.
@@ -76,7 +76,7 @@ def get(wanted: Wanted, to: str) -> Findings:
         print(f"{to}: {len(changed):,} files are missing, new or changed, the first"
               f" {changed[0]}; getting the archive again.", flush=True)  # fmt: skip
         storage.delete_file(manifest)
-    storage.write_bytes(storage.join(to, _LICENCE), LICENCE.encode())
+    storage.write_bytes(storage.join(to, _LICENSE_FILE), LICENSE.encode())
     storage.write_json(
         storage.join(to, _SOURCE), {"address": wanted.address, "sha256": wanted.expected}
     )

@@ -20,15 +20,15 @@ Source = Literal["mendeley", "mendeley3", "kaggle"]
 
 _FILES: Final = "https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files"
 
-LICENCE: Final = """\
+LICENSE: Final = """\
 Chest radiographs of children, one to five years old, Guangzhou Women and Children's Medical Center.
-Licence: CC BY 4.0, https://creativecommons.org/licenses/by/4.0/
+License: CC BY 4.0, https://creativecommons.org/licenses/by/4.0/
 Cite: Kermany, Daniel; Zhang, Kang; Goldbaum, Michael (2018), "Labeled Optical Coherence Tomography
   (OCT) and Chest X-Ray Images for Classification", Mendeley Data, V2, doi: 10.17632/rscbjbr9sj.2
   Kermany et al. (2018), "Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep
   Learning", Cell 172(5), 1122-1131, doi: 10.1016/j.cell.2018.02.010
 """
-"""Stored beside the data; the licence asks for name, source and licence wherever the images go."""
+"""Stored beside the data; the license asks for name, source and license wherever the images go."""
 
 Counts = dict[str, tuple[int, int]]
 """Images of each split: normal, pneumonia."""

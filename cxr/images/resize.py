@@ -9,7 +9,7 @@ def resize(pixels: NDArray[np.uint8], image_px: int) -> NDArray[np.uint8]:
     """Resize to a square, whatever the aspect ratio, with antialiasing.
 
     Args:
-        pixels: grey levels, uint8, (H, W).
+        pixels: gray levels, uint8, (H, W).
         image_px: side of the result.
 
     Returns:

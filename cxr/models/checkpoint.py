@@ -100,11 +100,11 @@ def save(
         "recipe": dataclasses.asdict(recipe),
         "classes": CLASSES,
         "transform": {
-            "pixels": "grey, uint8, bone bright",
+            "pixels": "gray, uint8, bone bright",
             "image_px": recipe.image_px,
             "resize": "stretched to a square, Pillow bilinear with antialiasing",
             "normalization": recipe.normalization,
-            "channels": "grey repeated to 3",
+            "channels": "gray repeated to 3",
         },
         "operating_point": point.to_dict(),
         "temperature": temperature,

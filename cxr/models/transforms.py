@@ -1,4 +1,4 @@
-"""From grey pixels to what a backbone was trained on, in batches on the device."""
+"""From gray pixels to what a backbone was trained on, in batches on the device."""
 
 from typing import Final, get_args
 
@@ -21,14 +21,14 @@ of the image's side, and relative change. No mirroring: the heart's side carries
 
 
 def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tensor:
-    """Bring grey pixels onto the scale that a backbone was trained on.
+    """Bring gray pixels onto the scale that a backbone was trained on.
 
     Args:
-        pixels: grey levels 0-255, uint8 or float32, (N, 1, H, W), bone bright.
+        pixels: gray levels 0-255, uint8 or float32, (N, 1, H, W), bone bright.
         normalization: `"none"`, `"unit"`, `"imagenet"`, `"per_image"` or `"equalize"`.
 
     Returns:
-        float32 (N, 3, H, W); the grey plane repeated, since the backbones expect RGB.
+        float32 (N, 3, H, W); the gray plane repeated, since the backbones expect RGB.
 
     Raises:
         ImageError: `pixels` is neither uint8 nor float32, or does not have one channel.
@@ -38,39 +38,39 @@ def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tenso
     equalization as torchvision's and Pillow's.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 1:
-        raise ImageError(f"expected grey pixels (N, 1, H, W), found {tuple(pixels.shape)}.")
+        raise ImageError(f"expected gray pixels (N, 1, H, W), found {tuple(pixels.shape)}.")
     if pixels.dtype not in (torch.uint8, torch.float32):
-        raise ImageError(f"expected grey levels as uint8 or float32, found {pixels.dtype}.")
+        raise ImageError(f"expected gray levels as uint8 or float32, found {pixels.dtype}.")
     if normalization not in get_args(Normalization):
         raise SettingsError(
             f"unknown normalization {normalization!r}."
             f" Choices: {', '.join(get_args(Normalization))}."
         )
-    grey = pixels.float()
+    gray = pixels.float()
     if normalization == "none":
-        return grey.expand(-1, 3, -1, -1)
+        return gray.expand(-1, 3, -1, -1)
     if normalization == "unit":
-        return (grey / 255).expand(-1, 3, -1, -1)
+        return (gray / 255).expand(-1, 3, -1, -1)
     if normalization == "per_image":
-        mean = grey.mean(dim=(2, 3), keepdim=True)
-        std = grey.std(dim=(2, 3), keepdim=True, correction=0)
-        return ((grey - mean) / std.clamp(min=1.0)).expand(-1, 3, -1, -1)
+        mean = gray.mean(dim=(2, 3), keepdim=True)
+        std = gray.std(dim=(2, 3), keepdim=True, correction=0)
+        return ((gray - mean) / std.clamp(min=1.0)).expand(-1, 3, -1, -1)
     if normalization == "equalize":
-        grey = equalize(grey.round().clamp(0, 255).to(torch.uint8)).float()
-    mean = torch.tensor(IMAGENET_MEAN, device=grey.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=grey.device).view(1, 3, 1, 1)
-    return (grey / 255 - mean) / std
+        gray = equalize(gray.round().clamp(0, 255).to(torch.uint8)).float()
+    mean = torch.tensor(IMAGENET_MEAN, device=gray.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=gray.device).view(1, 3, 1, 1)
+    return (gray / 255 - mean) / std
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Vary position and exposure of each radiograph by a little, at random.
 
     Args:
-        pixels: grey levels 0-255, uint8, (N, 1, S, S).
+        pixels: gray levels 0-255, uint8, (N, 1, S, S).
         generator: source of the random numbers, on the CPU, so that every device draws the same.
 
     Returns:
-        float32 (N, 1, S, S), grey levels 0-255; what moves in from outside is black.
+        float32 (N, 1, S, S), gray levels 0-255; what moves in from outside is black.
     """
     n = len(pixels)
     draw = (torch.rand(6, n, generator=generator) * 2 - 1).to(pixels.device)

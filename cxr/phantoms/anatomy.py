@@ -86,7 +86,7 @@ class View:
     black: float  # attenuation shown as black
     width: float  # attenuation between black and white
     gamma: float
-    grain: float  # noise, in grey levels
+    grain: float  # noise, in gray levels
     blur_px: float  # at 224 px
     marker: str  # "", "L" or "R"
     marker_y: float

@@ -44,7 +44,7 @@ class Phantom:
     """One drawn radiograph and its truth."""
 
     pixels: npt.NDArray[np.uint8]
-    """Grey levels 0-255, uint8, (H, W), bone bright; the patient's left is on the image's right."""
+    """Gray levels 0-255, uint8, (H, W), bone bright; the patient's left is on the image's right."""
 
     subtype: Subtype
     """`"normal"`, `"bacteria"` or `"virus"`."""
@@ -119,7 +119,7 @@ def expose(
 
 
 def _develop(attenuation: Plane, view: View, image_px: int) -> npt.NDArray[np.uint8]:
-    """Turn attenuation into grey levels: scatter, window, gamma, noise, markers."""
+    """Turn attenuation into gray levels: scatter, window, gamma, noise, markers."""
     rng = np.random.default_rng([view.seed, 0])
     grid_px = attenuation.shape[0]
     texture = 0.02 * clouds(rng, grid_px, 12) + 0.012 * clouds(rng, grid_px, 60)

@@ -188,14 +188,14 @@ def thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:
     """A small JPEG of a radiograph, longest side at most `THUMBNAIL_PX`, without metadata.
 
     Args:
-        pixels: grey levels 0-255, uint8, (H, W), bone bright.
+        pixels: gray levels 0-255, uint8, (H, W), bone bright.
 
     Raises:
         ImageError: `pixels` is not uint8 with two dimensions.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or not pixels.size:
         raise ImageError(
-            f"thumbnail of {pixels.dtype} pixels {pixels.shape}: expected grey uint8 (H, W)."
+            f"thumbnail of {pixels.dtype} pixels {pixels.shape}: expected gray uint8 (H, W)."
         )
     image = Image.fromarray(pixels)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)

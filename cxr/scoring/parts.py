@@ -88,7 +88,7 @@ def read_parts(batch: pa.Table, image_px: int, any_body_part: bool) -> Iterator[
 
     Yields:
         One row a part: {part, rows}, `rows` a packed table {uri, sha256, status, reason, warnings,
-        width, height, format, x}, `x` grey pixels uint8 (image_px, image_px), null if none.
+        width, height, format, x}, `x` gray pixels uint8 (image_px, image_px), null if none.
     """
     part, rows = None, []
     for row in read_rows(batch.to_pylist(), image_px, any_body_part):

@@ -1,4 +1,4 @@
-"""Where radiographs come from: labelled sets to learn from, archives of any form to score.
+"""Where radiographs come from: labeled sets to learn from, archives of any form to score.
 
 A listing travels, the bytes of the radiographs do not: workers open each file where they decode it.
 """

@@ -1,4 +1,4 @@
-"""Labelled radiographs: a folder or bucket in the layout of Kermany et al., or a manifest."""
+"""Labeled radiographs: a folder or bucket in the layout of Kermany et al., or a manifest."""
 
 from collections import Counter
 from typing import Any, Final
@@ -27,7 +27,7 @@ LISTING: Final = pa.schema(
 
 
 def list_radiographs(uri: str, split: str) -> pa.Table:
-    """The labelled radiographs of one split.
+    """The labeled radiographs of one split.
 
     Args:
         uri: a folder or bucket prefix with `train|val|test / NORMAL|PNEUMONIA` below it, or a CSV

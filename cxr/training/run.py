@@ -151,7 +151,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
         trainer.check_workers(workers, recipe, gpu=gpu)
     where = settings.data or phantoms.kept(PHANTOMS, settings.cache)
     name = where.rsplit("/", 1)[-1] if settings.data else "phantoms"
-    listing, folds = labelled_folds(where, settings)
+    listing, folds = labeled_folds(where, settings)
     waiting = [recipe for recipe in recipes if not _is_done(output, recipe)]
     loaded = [load_model(recipe, settings) for recipe in waiting]
     _write_settings(recipes, settings)
@@ -201,7 +201,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     return Run(output, tuple(results), report, checkpoints)
 
 
-def labelled_folds(where: str, settings: RunSettings) -> tuple[pa.Table, NDArray[np.int64]]:
+def labeled_folds(where: str, settings: RunSettings) -> tuple[pa.Table, NDArray[np.int64]]:
     """The training radiographs in a fixed random order, and the fold of each."""
     listing = sources.list_radiographs(where, "train")
     labels = sources.column(listing, "label")

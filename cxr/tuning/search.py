@@ -84,7 +84,7 @@ def search(recipe: Recipe, wanted: Space, settings: RunSettings) -> Search:
     trainer.check_workers(workers, recipe, gpu=gpu)
     where = settings.data or phantoms.kept(run.PHANTOMS, settings.cache)
     name = where.rsplit("/", 1)[-1] if settings.data else "phantoms"
-    listing, folds = run.labelled_folds(where, settings)
+    listing, folds = run.labeled_folds(where, settings)
     open_output(output, recipe, wanted, settings)
     print(f"search: {output}", flush=True)
     print(

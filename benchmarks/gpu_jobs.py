@@ -1,0 +1,221 @@
+"""Images a second of the jobs on a GPU, beside what their parts could do.
+
+    PYTHONPATH=. python benchmarks/gpu_jobs.py --data FOLDER --train-data CHEST_XRAY
+
+Scored are full-size JPEG files, repeated under other names until there are enough. The networks
+have random weights; figures of speed do not depend on them. Measured one after another:
+
+decode    `cxr.images`: decoding and resizing alone, a process on each core
+nvjpeg    torchvision's JPEG decoder on the GPU, full size and gray, without a resize
+engine    `cxr.inference`: pixels that are ready in memory to logits, the copy to the GPU included
+score     `jobs/score.py --gpu on` as a program: its steady rate and its whole time
+train     `jobs/train.py --gpu on --frozen 0` as a program, from a random start: its last epoch
+
+Decoding on the CPUs and computing on the GPU overlap, so the bound of scoring is the slower one.
+"""
+
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cxr import cli
+from cxr.errors import CxrError, SettingsError
+from cxr.images import decoding
+from cxr.images.resize import resize
+from cxr.inference.engine import Engine
+from cxr.models import checkpoint, classifier
+from cxr.recipes import RECIPES
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+
+IMAGE_PX: Final = 224
+MEASURE_S: Final = 5.0
+"""Seconds for which decoding and the engine are measured."""
+
+
+@dataclass(frozen=True)
+class GpuJobsBenchmark:
+    """What is scored and trained on."""
+
+    data: Path
+    """Folder of full-size JPEG files, searched through all its folders."""
+    train_data: Path
+    """Labeled set as for jobs/train.py."""
+    num_images: int = 4000
+    """Files to score."""
+    versions: tuple[str, ...] = ("v0", "v2")
+    """Recipes whose networks score and train."""
+    epochs: int = 3
+    """Epochs of each training."""
+    batch_size: int = 64
+    """Images of a training step."""
+    output: Path | None = None
+    """JSON file for the results."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "train_data"):
+            if not getattr(self, name).is_dir():
+                raise SettingsError(f"{name}: no folder {getattr(self, name)}.")
+
+
+def decode_rate(files: Sequence[Path]) -> float:
+    """Images a second of decoding and resizing, a process on each core."""
+    num_processes = len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
+        pool.map(decode_for, [(files, 0.5)] * num_processes)  # Imports, and the files' cache.
+        started = time.perf_counter()
+        counts = pool.map(decode_for, [(files, MEASURE_S)] * num_processes, chunksize=1)
+        return sum(counts) / (time.perf_counter() - started)
+
+
+def decode_for(job: tuple[Sequence[Path], float]) -> int:
+    """Files that this process decoded within the seconds."""
+    files, seconds = job
+    end, count = time.perf_counter() + seconds, 0
+    for file in itertools.cycle(files):
+        decoded = decoding.decode(file.read_bytes(), min_px=IMAGE_PX)
+        assert decoded.pixels is not None, file
+        resize(decoded.pixels, IMAGE_PX)
+        count += 1
+        if time.perf_counter() > end:
+            break
+    return count
+
+
+def nvjpeg_rate(files: Sequence[Path]) -> float | None:
+    """Images a second of torchvision's decoder on the GPU; None where it cannot decode."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    data = [torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy()) for file in files]
+    batches = [data[i : i + 32] for i in range(0, len(data), 32)]
+    try:
+        decode_jpeg(batches[0], mode=ImageReadMode.GRAY, device="cuda")
+    except RuntimeError as error:
+        print(f"nvjpeg: {str(error).splitlines()[0]}")
+        return None
+    torch.cuda.synchronize()
+    started, count = time.perf_counter(), 0
+    for batch in itertools.cycle(batches):
+        decode_jpeg(batch, mode=ImageReadMode.GRAY, device="cuda")
+        count += len(batch)
+        if time.perf_counter() - started > MEASURE_S:
+            break
+    torch.cuda.synchronize()
+    return count / (time.perf_counter() - started)
+
+
+def engine_rate(version: str) -> float:
+    """Images a second from ready pixels to logits."""
+    recipe = dataclasses.replace(RECIPES[version], image_px=IMAGE_PX)
+    engine = Engine(classifier.build(recipe), recipe.normalization, gpu=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (2048, IMAGE_PX, IMAGE_PX), np.uint8)
+    engine.run(pixels[:256])
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < MEASURE_S:
+        engine.run(pixels)
+        count += len(pixels)
+    return count / (time.perf_counter() - started)
+
+
+def score_rate(version: str, archive: Path, scratch: Path) -> dict[str, Any]:
+    """What `jobs/score.py` says of its own speed."""
+    recipe = dataclasses.replace(RECIPES[version], image_px=IMAGE_PX)
+    validation = pa.table(
+        {"label": [0, 1], "logit": [-1.0, 1.0], "subtype": ["", ""], "patient": [0, 1]}
+    )
+    folder, output = scratch / f"checkpoint-{version}", scratch / f"scores-{version}"
+    checkpoint.save(str(folder), recipe, classifier.build(recipe), validation, {})
+    words = ["--checkpoint", folder, "--input", archive, "--output", output, "--gpu", "on"]
+    seconds = run("score", words)
+    summary = json.loads((output / "summary.json").read_text())
+    return {
+        "images_per_s": summary["images_per_second"],
+        "scored": summary["scored"],
+        "start_up_s": summary["start_up_seconds"],
+        "whole_s": seconds,
+    }
+
+
+def train_rate(version: str, job: GpuJobsBenchmark, scratch: Path) -> dict[str, Any]:
+    """Images a second of the last epoch of `jobs/train.py`, and the epochs' AUC."""
+    output = scratch / f"run-{version}"
+    words = [
+        "--version", version, "--data", job.train_data, "--weights", "none", "--frozen", 0,
+        "--pretrained", 0, "--normalization", "imagenet", "--epochs", job.epochs,
+        "--batch-size", job.batch_size, "--learning-rate", 1e-4, "--loading", "memory",
+        "--gpu", "on", "--cache", scratch / "cache", "--output", output,
+    ]  # fmt: skip
+    seconds = run("train", words)
+    lines = (output / version / "metrics.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    result = json.loads((output / version / "result.json").read_text())
+    data = json.loads((output / version / "checkpoint" / "checkpoint.json").read_text())
+    num_images = data["provenance"]["data"]["num_images"]
+    return {
+        "images_per_s": num_images / history[-1]["seconds"],
+        "epoch_s": [entry["seconds"] for entry in history],
+        "auc": [entry["val_auc"] for entry in history],
+        "peak_memory_mb": result["peak_memory_mb"],
+        "whole_s": seconds,
+    }
+
+
+def run(name: str, words: Sequence[object]) -> float:
+    """Run a job as a program; its seconds."""
+    started = time.perf_counter()
+    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CxrError(f"jobs/{name}.py ended with {done.returncode}: {done.stderr[-2000:]}")
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    job = cli.parse(GpuJobsBenchmark, __doc__)
+    files = sorted(path for path in job.data.rglob("*.jp*g"))
+    rows: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        archive = scratch / "archive"
+        archive.mkdir()
+        for index, file in zip(range(job.num_images), itertools.cycle(files), strict=False):
+            shutil.copyfile(file, archive / f"{index:06}{file.suffix}")
+        measurements: list[tuple[str, Callable[[], Any]]] = [
+            ("decode", partial(decode_rate, files)),
+            ("nvjpeg", partial(nvjpeg_rate, files)),
+            *((f"engine {v}", partial(engine_rate, v)) for v in job.versions),
+            *((f"score {v}", partial(score_rate, v, archive, scratch)) for v in job.versions),
+            *((f"train {v}", partial(train_rate, v, job, scratch)) for v in job.versions),
+        ]
+        for title, measure in measurements:
+            try:
+                rows[title] = measure()
+            except CxrError as error:  # The other rows are worth having.
+                rows[title] = f"failed: {error}"
+            print(f"{title}: {rows[title]}", flush=True)
+            if job.output:
+                job.output.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

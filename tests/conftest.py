@@ -1,26 +1,16 @@
 """What several tests need: a local cluster, a small set of radiographs, jobs, the real data."""
 
-import contextlib
-import dataclasses
-import importlib.util
-import io
 import os
-import re
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from services.s3 import Store
 
 from cxr import cluster, phantoms
 from cxr.inference import devices
-from cxr.models import checkpoint, classifier
-from cxr.recipes import RECIPES
-
-ROOT = Path(__file__).parents[1]
+from tests.support.checkpoints import write_checkpoint
+from tests.support.jobs import ROOT, Ended, execute
+from tests.support.s3 import Store
 
 
 def pytest_configure() -> None:
@@ -76,59 +66,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An AlexNet at 64 px with random weights, calibrated on made-up logits."""
-    recipe = dataclasses.replace(RECIPES["v0"], image_px=64, hidden=(8,), dropout=(0.0, 0.0))
-    validation = pa.table(
-        {
-            "label": [0, 0, 0, 1, 1, 1],
-            "logit": [-2.0, -1.0, 0.4, -0.3, 1.0, 3.0],
-            "subtype": ["", "", "", "virus", "bacteria", "bacteria"],
-            "patient": [0, 1, 2, 3, 4, 5],
-        }
-    )
-    folder = str(tmp_path_factory.mktemp("checkpoint") / "small")
-    checkpoint.save(folder, recipe, classifier.build(recipe), validation, {})
-    return folder
-
-
-RAY_LINE = re.compile(r"\[[-0-9: ,]+ [A-Z] \d+ \d+\] \((gcs_server|raylet|core_worker)\) ")
-"""How a line of the log of one of Ray's processes begins."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a job ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def own_err(self) -> list[str]:
-        """The lines of `err` without those of Ray's own processes, which come late and may be
-        about the job before on the same cluster."""
-        return [line for line in self.err.splitlines() if not RAY_LINE.match(line)]
-
-
-def execute(job: str, *words: str) -> Ended:
-    """Run a job script in this process, where starting it costs nothing."""
-    spec = importlib.util.spec_from_file_location(f"job_{job}", ROOT / "jobs" / f"{job}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.setitem(sys.modules, spec.name, module)
-        patch.setattr(sys, "argv", [f"jobs/{job}.py", *words])
-        spec.loader.exec_module(module)
-        try:
-            module.cli.run(module.main)
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-    return Ended(code, out.getvalue(), err.getvalue())
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small")
 
 
 @pytest.fixture
@@ -140,7 +78,7 @@ def run_job() -> Callable[..., Ended]:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real radiographs, read in place."""
-    default = Path(__file__).parents[2] / "shared" / "data"
+    default = ROOT.parent / "shared" / "data"
     folder = Path(os.environ.get("CXR_REAL_DATA", default))
     if not folder.is_dir():
         pytest.skip(f"no real radiographs at {folder}; set CXR_REAL_DATA")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken import DICOM, JPEG, PNG, TABLE, TIFF, Broken, as_nobody, readable_folder
-from test_decoding import PATIENT
 
 from cxr import sources
 from cxr.images import decoding
 from cxr.scoring import parts
+from tests.support.broken import DICOM, JPEG, PNG, TABLE, TIFF, Broken
+from tests.support.folders import as_nobody, readable_folder
+from tests.support.radiographs import PATIENT
 
 Row = dict[str, Any]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torchvision
-from conftest import Ended, execute
 from safetensors.torch import save
-from services.faults import FaultyProxy
-from services.s3 import Store
 
 from cxr import phantoms, storage
+from tests.support.faults import FaultyProxy
+from tests.support.jobs import Ended, execute
+from tests.support.s3 import Store
 
 SMALL = ("--version", "best", "--backbone", "alexnet", "--image-px", "64", "--folds", "3")
 

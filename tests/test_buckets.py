@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from services.faults import FaultyProxy
-from services.s3 import Store, free_port, wait_for
 
 from cxr import sources, storage
 from cxr.errors import DataError, StorageError, UnavailableError
 from cxr.storage import s3
+from tests.support.faults import FaultyProxy
+from tests.support.s3 import Store, free_port, wait_for
 
 NAMES = ("a b", "a#b", "a?b=c", "a%20b", "a%b", "a+b", "a&b", "ü/ø", "x\\y", "[1]*?", "a!b'c(d)")
 

@@ -5,19 +5,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from services.s3 import Store
-from test_decoding import drawn, saved
 
 from cxr import sources, storage
 from cxr.download import checking, dataset
 from cxr.download.publishers import PUBLISHED
 from cxr.reports import class_distribution
-
-
-def radiograph(number: int = 0, width: int = 130) -> bytes:
-    """A small JPEG, another one for each number."""
-    return saved((drawn(width=width) // 2 + number).astype("uint8"), "JPEG")
-
+from tests.support.radiographs import radiograph
+from tests.support.s3 import Store
 
 FILES = {
     "train/NORMAL/IM-0115-0001.jpeg": radiograph(1),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Ended
 
 from cxr import cluster
 from cxr.cluster import Workers, parse_workers
 from cxr.errors import CxrError, SettingsError
+from tests.support.jobs import ROOT, Ended
 
 PROGRAM = """
 import json, os, sys, threading, time

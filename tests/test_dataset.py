@@ -8,12 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from broken import as_nobody, readable_folder
-from conftest import Ended
-from publisher import Publisher, serving
-from services.s3 import Store
-from test_archives import zipped
-from test_checking import radiograph
 
 from cxr import sources, storage
 from cxr.download import dataset, publishers, transfer
@@ -21,6 +15,12 @@ from cxr.download.publishers import Archive
 from cxr.download.transfer import Origin
 from cxr.errors import DownloadError
 from cxr.models import weights
+from tests.support.archives import zipped
+from tests.support.folders import as_nobody, readable_folder
+from tests.support.jobs import Ended
+from tests.support.publisher import Publisher, serving
+from tests.support.radiographs import radiograph
+from tests.support.s3 import Store
 
 IMAGES = {
     f"{split}/{name}": radiograph(10 * i + j)

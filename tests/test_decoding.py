@@ -1,6 +1,5 @@
 """Files of all kinds in, gray pixels or a reason out; Pillow and pydicom are the references."""
 
-import functools
 import importlib.util
 import logging
 import logging.handlers
@@ -8,7 +7,6 @@ import random
 import struct
 import threading
 import warnings
-import zlib
 from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
@@ -17,87 +15,28 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image, ImageFile, ImageOps
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
 from cxr.errors import SettingsError
 from cxr.images.decoding import Decoded, decode, levels
 from cxr.images.decoding import dicom as dicom_room
-
-EXPLICIT = "1.2.840.10008.1.2.1"
-IMPLICIT = "1.2.840.10008.1.2"
-BIG_ENDIAN = "1.2.840.10008.1.2.2"
-DEFLATED = "1.2.840.10008.1.2.1.99"
-JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
-JPEG_2000 = "1.2.840.10008.1.2.4.90"
-RLE = "1.2.840.10008.1.2.5"
-PATIENT = {"PatientName": "Roentgen^Wilhelm", "PatientID": "P4711", "PatientBirthDate": "18450327"}
-
-
-@functools.cache
-def drawn(height: int = 150, width: int = 130) -> np.ndarray:
-    """Smooth shadows with grain, gray levels 0-255, uint8, (height, width); no symmetry."""
-    y, x = np.mgrid[:height, :width]
-    shadow = 110 + 60 * np.sin(9 * x / width) * np.cos(7 * y / height) + 40 * x / width
-    grain = np.random.default_rng(0).normal(0, 4, (height, width))
-    pixels: np.ndarray = (shadow + grain).clip(0, 255).astype(np.uint8)
-    pixels.setflags(write=False)
-    return pixels
-
-
-def saved(pixels: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
-    buffer = BytesIO()
-    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def dicom(
-    pixels: np.ndarray, syntax: str = EXPLICIT, frame: bytes | None = None, **tags: object
-) -> bytes:
-    """A chest radiograph as a DICOM file; a tag given as `None` is left out."""
-    bits = 8 * pixels.dtype.itemsize
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = syntax
-    header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    rows, columns = pixels.shape[-2:]
-    values = {
-        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1",
-        "SOPInstanceUID": "1.2.3",
-        "Modality": "CR",
-        "BodyPartExamined": "CHEST",
-        **PATIENT,
-        "Rows": rows,
-        "Columns": columns,
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": int(pixels.dtype.kind == "i"),
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        **tags,
-    }
-    for keyword, value in values.items():
-        if value is not None:
-            setattr(header, keyword, value)
-    if "PixelData" not in tags:
-        order = ">" if syntax == BIG_ENDIAN else "<"
-        native = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-        header.PixelData = encapsulate([frame]) if frame else native
-        header["PixelData"].VR = "OB" if frame or bits == 8 else "OW"
-        header["PixelData"].is_undefined_length = frame is not None
-    buffer = BytesIO()
-    header.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def in_16_bits(bits: int = 12, dtype: type = np.uint16) -> np.ndarray:
-    """The drawn picture spread over `bits` bits."""
-    return (drawn().astype(np.int64) * (2**bits - 1) // 255).astype(dtype)
+from tests.support.radiographs import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    JPEG_2000,
+    JPEG_BASELINE,
+    RLE,
+    dicom,
+    drawn,
+    gray_rgb,
+    in_16_bits,
+    png_claiming,
+    saved,
+)
 
 
 def texts(decoded: Decoded) -> str:
@@ -116,10 +55,6 @@ def assert_shows(decoded: Decoded, expected: np.ndarray, levels: float = 1) -> N
 
 
 # --- JPEG, PNG, TIFF, BMP ------------------------------------------------------------------------
-
-
-def gray_rgb() -> np.ndarray:
-    return np.repeat(drawn()[..., None], 3, axis=2)
 
 
 FORMATS = {
@@ -273,18 +208,6 @@ def test_flat_and_small_pictures_are_refused() -> None:
     assert decode(saved(flat, "PNG")).reason == "a nearly constant picture"
     assert decode(saved(drawn(63, 500), "PNG")).reason == "500 x 63 pixels; a side is below 64"
     assert decode(saved(drawn(64, 64), "PNG")).status == "ok"
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return (
-        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
-    )
 
 
 def test_pixel_bombs_are_refused_from_the_header() -> None:

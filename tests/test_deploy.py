@@ -11,10 +11,10 @@ from typing import Any
 import click
 import jsonschema
 import pytest
-import rayjob_rules
 import yaml
 
 from cxr import cluster
+from tests.support import rayjob_rules
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from broken import as_nobody, readable_folder
-from test_archives import FILES, MAKERS, bucket, inside, place, tarred, zipped
 
 from cxr import sources, storage
 from cxr.errors import DataError, StorageError
 from cxr.scoring import parts
 from cxr.sources import Reader
 from cxr.sources.archives import members
+from tests.support.archives import FILES, MAKERS, inside, place, tarred, zipped
+from tests.support.folders import as_nobody, bucket, readable_folder
 
 Row = dict[str, Any]
 

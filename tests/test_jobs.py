@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Ended, execute
 from safetensors.torch import save_file
 
 from cxr.datasets.shards import load_shards
 from cxr.metrics import probabilities
 from cxr.models import checkpoint
 from cxr.reports import comparison
+from tests.support.jobs import ROOT, Ended, execute
 
 Run = Callable[..., Ended]
 

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Ended, execute
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 
@@ -30,7 +29,8 @@ from cxr import sources
 from cxr.images import decoding
 from cxr.images.resize import resize
 from cxr.models import checkpoint, classifier, transforms
-from cxr.scoring import job, parts
+from cxr.scoring import manifest, parts
+from tests.support.jobs import ROOT, Ended, execute
 
 PLANTED = ("Roentgen", "P4711", "18450327")
 
@@ -443,11 +443,11 @@ def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz") -> pa.Table:
 @pytest.mark.parametrize(("num_loose", "num_in_tar"), [(1, 0), (7, 3), (500, 0), (300, 700)])
 def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_tar: int) -> None:
     table = listing(num_loose, num_in_tar)
-    numbers = job.number_parts(table)
+    numbers = manifest.number_parts(table)
     assert numbers[0] == 0
     assert set(np.diff(numbers)) <= {0, 1}
-    assert np.bincount(numbers).max() <= job.PART_ROWS
-    tasks = job.tasks(table.append_column("part", pa.array(numbers)))
+    assert np.bincount(numbers).max() <= manifest.PART_ROWS
+    tasks = manifest.tasks(table.append_column("part", pa.array(numbers)))
     seen = [uri for task in tasks for uri in task["uri"].to_pylist()]
     assert sorted(seen) == table["uri"].to_pylist()
     owners: dict[int, int] = {}

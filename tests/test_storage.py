@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from broken import as_nobody, readable_folder
-from test_archives import bucket
 
 from cxr import storage
 from cxr.errors import StorageError
+from tests.support.folders import as_nobody, bucket, readable_folder
 
 
 def on_a_full_disk(call: str) -> str:

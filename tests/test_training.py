@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import Ended
 from torchvision.ops import sigmoid_focal_loss
 
 from cxr import metrics
@@ -30,6 +29,7 @@ from cxr.training import loop, run, trainer
 from cxr.training.loaders import MemoryLoader
 from cxr.training.loop import Learner
 from cxr.training.run import RunSettings
+from tests.support.jobs import Ended
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,13 +14,13 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from broken import as_nobody, readable_folder
-from publisher import Publisher, serving
 
 from cxr.download import transfer
 from cxr.download.meter import Meter
 from cxr.download.transfer import Origin
 from cxr.errors import DownloadError, StorageError
+from tests.support.folders import as_nobody, readable_folder
+from tests.support.publisher import Publisher, serving
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

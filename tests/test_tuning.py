@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Ended, execute
 from ray import tune
 from sklearn.metrics import roc_auc_score
 
@@ -19,6 +18,7 @@ from cxr.cluster import Workers
 from cxr.recipes import Recipe
 from cxr.training.run import RunSettings
 from cxr.tuning import search, space, trials
+from tests.support.jobs import ROOT, Ended, execute
 
 SMALL = (
     "--version", "best", "--weights", "none", "--backbone", "alexnet", "--image-px", "64",

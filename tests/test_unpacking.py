@@ -11,14 +11,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from broken import as_nobody, readable_folder
-from services.s3 import Store
-from test_archives import Files, noise, tarred, zipped, zipped_to_pipe
 
 from cxr import storage
 from cxr.download import unpacking
 from cxr.errors import DataError, StorageError
 from cxr.sources.archives import reader
+from tests.support.archives import Files, noise, tarred, zipped, zipped_to_pipe
+from tests.support.folders import as_nobody, readable_folder
+from tests.support.s3 import Store
 
 NAMES = (
     "train/NORMAL/IM-0115-0001.jpeg",

@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from publisher import Publisher, serving
-from services.s3 import Store
 
 from cxr import storage
 from cxr.download import transfer
 from cxr.errors import SettingsError, WeightsError
 from cxr.models import classifier, weights
 from cxr.recipes import RECIPES
+from tests.support.publisher import Publisher, serving
+from tests.support.s3 import Store
 
 CONTENT = b"weights of a network" * 1000
 NAME = f"alexnet-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"

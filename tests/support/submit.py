@@ -1,6 +1,6 @@
 """Submit the jobs to a cluster of two nodes, with everything in a bucket of a real S3 server.
 
-    python tests/services/submit.py --data chest_xray [--limit 300]
+    python -m tests.support.submit --data chest_xray [--limit 300]
 
 As a user would: `ray job submit --working-dir .`, once for each of download, train, evaluate, score
 and tune; then a training and a scoring that are stopped and go on. At the end it says what lies in
@@ -18,13 +18,11 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+from cxr import cluster, sources, storage
+from cxr.labels import CLASSES
+from tests.support.s3 import Store, free_port
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from services.s3 import Store, free_port  # noqa: E402
-
-from cxr import cluster, sources, storage  # noqa: E402
-from cxr.labels import CLASSES  # noqa: E402
 
 
 def fill(data: str, bucket: str, num_train: int) -> None:

@@ -1,6 +1,6 @@
 """OpenStack Swift with its S3 interface, whole in one process, for tests.
 
-    /usr/bin/python3 tests/services/swift_server.py FOLDER PORT
+    /usr/bin/python3 tests/support/swift_server.py FOLDER PORT
 
 Debian's Python runs it, with the packages swift-proxy, swift-account, swift-container and
 swift-object. Configuration, rings and data lie below FOLDER, and stay there when it is stopped;

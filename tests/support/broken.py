@@ -5,49 +5,18 @@ import gzip
 import io
 import lzma
 import os
-import shutil
 import struct
 import tarfile
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from test_archives import tarred, zipped, zipped_to_pipe, zstd
-from test_decoding import dicom, drawn, in_16_bits, png_claiming, saved
 
-NOBODY = 65534
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Lose root's right to read everything, for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@contextmanager
-def readable_folder() -> Iterator[Path]:
-    """A folder that every user can reach, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="cxr-test-"))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        for path in (folder, *folder.rglob("*")):
-            if path.is_dir() and not path.is_symlink():
-                path.chmod(0o755)
-        shutil.rmtree(folder)
+from tests.support.archives import tarred, zipped, zipped_to_pipe, zstd
+from tests.support.radiographs import dicom, drawn, in_16_bits, png_claiming, saved
 
 
 @dataclass(frozen=True)

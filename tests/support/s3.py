@@ -1,6 +1,6 @@
 """An S3 server on the loopback interface for tests: OpenStack Swift, or moto where it is missing.
 
-    python tests/services/s3.py        # start one by hand; prints its environment
+    python -m tests.support.s3        # start one by hand; prints its environment
 
 Swift is a real object store (Debian: apt-get install swift-proxy swift-account swift-container
 swift-object), moto a mock that comes with the test dependencies.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real `ray up` of deploy/onprem.yaml: laptop, head and worker as three machines on this one.
 #
-#     tests/services/ray_up.sh [COMMAND...]      (as root)
+#     tests/support/ray_up.sh [COMMAND...]      (as root)
 #
 # A command is submitted as a further job; SHARED in it is a folder that every machine reaches.
 #

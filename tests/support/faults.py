@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from types import TracebackType
 
-from services.s3 import free_port
+from tests.support.s3 import free_port
 
 UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\n"

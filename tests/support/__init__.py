@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: files, sound and broken, servers, checkpoints, running jobs."""

@@ -1,6 +1,8 @@
 """What several tests need: a local cluster, a small set of radiographs, jobs, the real data."""
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,11 +14,36 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.jobs import ROOT, Ended, execute
 from tests.support.s3 import Store
 
+WITHOUT_RAY = "not cluster"
+"""The expression of `-m` that selects the tests which need no Ray."""
 
-def pytest_configure() -> None:
-    """Tests and their jobs compute in float32 on every CPU: they compare the last digits."""
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compute in float32 on every CPU, since tests compare the last digits; block Ray if unneeded.
+
+    With `-m "not cluster"` an import of Ray in this process is an error.
+    """
+    if config.option.markexpr == WITHOUT_RAY:
+        sys.modules["ray"] = None  # type: ignore[assignment]
     if not devices.BFLOAT16_FLAGS.isdisjoint(devices.cpu()[1]):
         os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out modules that are marked `cluster` as a whole: importing them imports Ray."""
+    if config.option.markexpr != WITHOUT_RAY or collection_path.suffix != ".py":
+        return None
+    marked = re.search(
+        r"^pytestmark = .*\bpytest\.mark\.cluster\b", collection_path.read_text(), re.M
+    )
+    return True if marked else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that uses the local cluster."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("cluster")
 
 
 def pytest_report_header() -> str:

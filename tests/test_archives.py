@@ -19,7 +19,6 @@ import pytest
 
 from cxr import sources, storage
 from cxr.errors import CxrError, DataError, StorageError
-from cxr.scoring import parts
 from cxr.sources import Reader
 from cxr.sources.archives import members, streams
 from cxr.sources.archives import reader as reader_module
@@ -735,7 +734,10 @@ def test_nothing_stays_open(tmp_path: Path, unclosed: list[str], outer: str) -> 
     assert open_files() == before
 
 
+@pytest.mark.cluster
 def test_nothing_stays_open_when_rows_are_read_to_the_end_or_not(tmp_path: Path) -> None:
+    from cxr.scoring import parts
+
     path = saved(tmp_path, "a.tar.gz", MAKERS["tar.gz"][1]({"in.zip": zipped(FILES)}))
     rows = [row | {"part": 0} for row in listed(path)]
     before = open_files()

@@ -16,6 +16,8 @@ from tests.support.broken import DICOM, JPEG, PNG, TABLE, TIFF, Broken
 from tests.support.folders import as_nobody, readable_folder
 from tests.support.radiographs import PATIENT
 
+pytestmark = pytest.mark.cluster
+
 Row = dict[str, Any]
 
 

@@ -19,6 +19,8 @@ from tests.support.faults import FaultyProxy
 from tests.support.jobs import Ended, execute
 from tests.support.s3 import Store
 
+pytestmark = pytest.mark.cluster
+
 SMALL = ("--version", "best", "--backbone", "alexnet", "--image-px", "64", "--folds", "3")
 
 

@@ -58,6 +58,7 @@ nodes.shutdown()
 """
 
 
+@pytest.mark.cluster
 def test_several_nodes_and_one_that_vanishes(
     small_checkpoint: str, small_set: Path, tmp_path: Path
 ) -> None:
@@ -108,12 +109,14 @@ cli.run(cluster.connect)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.cluster
 def test_the_address_of_a_dashboard_is_no_cluster_to_join() -> None:
     ended = run_in_new_process({"RAY_ADDRESS": "http://127.0.0.1:8265"})
     assert ended.code == 1
     assert "takes submitted jobs. Run ray job submit" in ended.err
 
 
+@pytest.mark.cluster
 def test_a_cluster_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = run_in_new_process(
         {"RAY_ADDRESS": "127.0.0.1:9", "RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
@@ -203,6 +206,7 @@ nodes.shutdown()
 """
 
 
+@pytest.mark.cluster
 def test_a_cluster_without_a_node_that_computes_is_said_so_and_a_pool_takes_in_one_that_joins(
 ) -> None:  # fmt: skip
     """First a head alone, and nothing that would bring nodes; then one node, then another."""

@@ -20,7 +20,7 @@ from cxr.storage.arrays import to_array
 
 IMAGE_PX = 64
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import pytest
 
 from cxr import sources, storage
 from cxr.errors import DataError, StorageError
-from cxr.scoring import parts
 from cxr.sources import Reader
 from cxr.sources.archives import members
 from tests.support.archives import FILES, MAKERS, inside, place, tarred, zipped
@@ -196,9 +195,12 @@ def test_broken_links_pipes_and_sockets_are_explained(tmp_path: Path) -> None:
         assert row["reason"] == "cannot be read: not a regular file"
 
 
+@pytest.mark.cluster
 def test_folders_that_cannot_be_listed_and_files_that_cannot_be_read_are_explained(
     folder: Path,
 ) -> None:
+    from cxr.scoring import parts
+
     plant(folder, "closed/a.png", "closed.txt/a.png", "no.png", "no.zip", "open.png")
     for name in ("closed", "closed.txt", "no.png", "no.zip"):
         (folder / name).chmod(0)

@@ -17,6 +17,8 @@ from cxr.models import checkpoint
 from cxr.reports import comparison
 from tests.support.jobs import ROOT, Ended, execute
 
+pytestmark = pytest.mark.cluster
+
 Run = Callable[..., Ended]
 
 SMALL = ("--backbone", "alexnet", "--image-px", "64", "--folds", "3", "--epochs", "2")

@@ -13,6 +13,8 @@ from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array
 from cxr.training.loaders import MemoryLoader, StreamLoader
 
+pytestmark = pytest.mark.cluster
+
 ROWS = np.arange(3, 3 + 2 * 23, 2)
 SHAPE = (2, 3)
 

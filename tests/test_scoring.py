@@ -34,7 +34,7 @@ from tests.support.jobs import ROOT, Ended, execute
 
 PLANTED = ("Roentgen", "P4711", "18450327")
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 
 def radiograph(seed: int) -> bytes:

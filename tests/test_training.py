@@ -33,6 +33,8 @@ from tests.support.jobs import Ended
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.cluster
+
 RECIPE = Recipe(
     name="small", backbone="alexnet", pretrained=3, frozen=3, image_px=64, normalization="unit",
     class_weighting="balanced", pooling="average", hidden=(8,), dropout=(0.0, 0.0), batch_size=7,

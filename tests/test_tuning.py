@@ -20,6 +20,8 @@ from cxr.training.run import RunSettings
 from cxr.tuning import search, space, trials
 from tests.support.jobs import ROOT, Ended, execute
 
+pytestmark = pytest.mark.cluster
+
 SMALL = (
     "--version", "best", "--weights", "none", "--backbone", "alexnet", "--image-px", "64",
     "--epochs", "2", "--folds", "3",

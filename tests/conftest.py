@@ -11,7 +11,7 @@ import pytest
 from cxr import cluster, phantoms
 from cxr.inference import devices
 from tests.support.checkpoints import write_checkpoint
-from tests.support.jobs import ROOT, Ended, execute
+from tests.support.jobs import ROOT, SMALL, TEN_EPOCHS, Ended, execute
 from tests.support.s3 import Store
 
 WITHOUT_RAY = "not cluster"
@@ -94,6 +94,24 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An AlexNet at 64 px with random weights, calibrated on made-up logits."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where jobs keep the pixels and features of the small set: decoded once for all tests."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def trained(
+    ray_cluster: None, small_set: Path, cache: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Ended, Path]:
+    """A run on the small set that nothing interrupted, and its folder."""
+    output = tmp_path_factory.mktemp("runs") / "trained"
+    words = (*SMALL, *TEN_EPOCHS, "--data", str(small_set), "--cache", cache)
+    ended = execute("train", *words, "--output", str(output))
+    assert ended.code == 0, ended.out + ended.err
+    return ended, output
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Jobs whose data, cache and results are all in buckets, also of a store that fails in between."""
 
 import io
-import json
 import threading
-import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,13 +13,13 @@ import torchvision
 from safetensors.torch import save
 
 from cxr import phantoms, storage
+from cxr.models import checkpoint
 from tests.support.faults import FaultyProxy
-from tests.support.jobs import Ended, execute
+from tests.support.jobs import SMALL, Ended, execute, history
 from tests.support.s3 import Store
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
-
-SMALL = ("--version", "best", "--backbone", "alexnet", "--image-px", "64", "--folds", "3")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +80,7 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
 
     words = [*SMALL, "--data", data, "--weights", weights, "--epochs", "2", "--cache", cache]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_conclude", interrupted)
+        patch.setattr(checkpoint, "save", interrupted)
         ended = run_job("train", *words, "--output", run)
     assert "best: epoch 2 of 2" in ended.out
     assert ended.code == 130
@@ -91,42 +89,36 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
 
     out = succeeded(run_job("train", "--resume", run))
     assert "best: epoch" not in out
-    assert f"checkpoint: {run}/best/checkpoint" in out
-    epochs = storage.read_bytes(f"{run}/best/metrics.jsonl").splitlines()
-    assert [json.loads(line)["epoch"] for line in epochs] == [1, 2]
+    trained = f"{run}/best/checkpoint"
+    assert f"checkpoint: {trained}" in out
+    assert [epoch["epoch"] for epoch in history(run)] == [1, 2]
     assert below(run) == {
         "run.json", "report.html", "best/recipe.json", "best/metrics.jsonl", "best/result.json",
         "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
         "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
     }  # fmt: skip
 
-    checkpoint = f"{run}/best/checkpoint"
     succeeded(
-        run_job("evaluate", "--checkpoint", checkpoint, "--data", f"{data}.csv", "--output",
+        run_job("evaluate", "--checkpoint", trained, "--data", f"{data}.csv", "--output",
                 f"{bucket}/examined", "--cache", cache)
     )  # fmt: skip
     assert below(f"{bucket}/examined") == {"metrics.json", "predictions.parquet", "report.html"}
-    assert len(storage.read_table(f"{bucket}/examined/predictions.parquet")) == 12
+    predictions = storage.read_table(f"{bucket}/examined/predictions.parquet").to_pylist()
+    assert len(predictions) == 12
 
     output = f"{bucket}/scores"
-    out = succeeded(
-        run_job("score", "--checkpoint", checkpoint, "--input", f"{data}/tr*", f"{bucket}/zipped",
-                "--output", output)
-    )  # fmt: skip
-    assert "scored 96 of 96; refused 0; unreadable 0" in out
-    found = scores(output).sort_by("uri").to_pylist()
-    logits = {row["uri"].split("train/")[1]: row["logit"] for row in found[:48]}
-    assert [logits[row["uri"].split("train/")[1]] for row in found[48:]] == [
-        row["logit"] for row in found[48:]
-    ]
+    inputs = (f"{data}/train", f"{data}/test", f"{bucket}/zipped")
+    out = scored_while_it_fails(s3, trained, inputs, output)
+    assert "scored 108 of 108; refused 0; unreadable 0" in out
     assert {"scores.csv", "summary.json", "index.html"} <= below(output)
-
-    again = f"{bucket}/scores again"
-    out = scored_while_it_fails(s3, checkpoint, f"{data}/train", again)
-    assert "scored 48 of 48; refused 0; unreadable 0" in out
-    disturbed = scores(again).to_pylist()
-    assert {row["uri"].split("train/")[1]: row["logit"] for row in disturbed} == logits
-    assert len(disturbed) == 48
+    logits = {row["uri"]: row["logit"] for row in scores(output).to_pylist()}
+    assert len(logits) == 108
+    for row in predictions:
+        assert logits[row["uri"]] == pytest.approx(row["logit"], abs=1e-4)
+    zipped = [uri for uri in logits if ".zip!/" in uri]
+    assert len(zipped) == 48
+    for uri in zipped:
+        assert logits[uri] == logits[f"{data}/{uri.partition('.zip!/')[2]}"]
     assert {path.name for path in nowhere.iterdir()} <= {"matplotlib"}  # Its list of fonts.
 
 
@@ -145,26 +137,25 @@ def test_the_default_data_are_drawn_into_a_bucket_once(s3: Store, nowhere: Path)
     )
 
 
-def scored_while_it_fails(s3: Store, checkpoint: str, folder: str, output: str) -> str:
-    """Score through a store that answers 503 for 3 s and, where it keeps its data, restarts."""
+def scored_while_it_fails(s3: Store, trained: str, inputs: Sequence[str], output: str) -> str:
+    """Score through a store that answers 503 and, where it keeps its data, restarts."""
     with FaultyProxy(s3.port) as proxy:
         through = f"?endpoint_override={proxy.endpoint}"
 
         def disturb() -> None:
-            while not storage.list_files(f"{output}/scores"):
-                time.sleep(0.02)
+            wait_until(lambda: storage.list_files(f"{output}/scores"))
             proxy.fault = "unavailable"
-            time.sleep(3.0)
+            wait_until(lambda: proxy.count["unavailable"] >= 3)
             if s3.is_swift:
                 s3.stop()
-                proxy.fault = ""
-                time.sleep(1.0)
-                s3.start()
             proxy.fault = ""
+            if s3.is_swift:
+                wait_until(lambda: proxy.count["unreachable"] >= 1)
+                s3.start()
 
         disturbing = threading.Thread(target=disturb)
         disturbing.start()
-        words = ["--checkpoint", checkpoint, "--input", folder + through]
+        words = ["--checkpoint", trained, "--input", *(uri + through for uri in inputs)]
         ended = execute("score", *words, "--output", output + through)
         disturbing.join()
         assert proxy.count["unavailable"] >= 3

@@ -15,29 +15,17 @@ from cxr.datasets.shards import load_shards
 from cxr.metrics import probabilities
 from cxr.models import checkpoint
 from cxr.reports import comparison
-from tests.support.jobs import ROOT, Ended, execute
+from tests.support.jobs import ROOT, Ended
 
 pytestmark = pytest.mark.cluster
 
 Run = Callable[..., Ended]
 
-SMALL = ("--backbone", "alexnet", "--image-px", "64", "--folds", "3", "--epochs", "2")
 
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def trained(
-    ray_cluster: None, small_set: Path, cache: str, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A run of `best` on the small set."""
-    output = tmp_path_factory.mktemp("runs") / "first"
-    words = ["--version", "best", "--data", str(small_set), "--weights", "none", *SMALL]
-    done = execute("train", *words, "--cache", cache, "--output", str(output))
-    assert done.code == 0, done.out + done.err
+def test_a_run_says_where_things_are_and_what_to_do_next(
+    trained: tuple[Ended, Path], small_set: Path
+) -> None:
+    ended, output = trained
     for promised in (
         f"run: {output}",
         "measured here",
@@ -45,29 +33,34 @@ def trained(
         f"checkpoint: {output}/best/checkpoint",
         f"next: python jobs/evaluate.py --checkpoint {output}/best/checkpoint --data {small_set}",
     ):
-        assert promised in done.out
-    return output
+        assert promised in ended.out
 
 
-def test_a_run_leaves_what_its_docstring_lists(trained: Path) -> None:
-    left = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+@pytest.fixture
+def finished(trained: tuple[Ended, Path]) -> Path:
+    """The folder of a finished run."""
+    return trained[1]
+
+
+def test_a_run_leaves_what_its_docstring_lists(finished: Path) -> None:
+    left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     assert left == {
         "run.json", "report.html", "best/recipe.json", "best/metrics.jsonl", "best/result.json",
         "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
         "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
     }  # fmt: skip
-    settings = json.loads((trained / "run.json").read_text())
-    assert settings["recipes"][0]["epochs"] == 2
+    settings = json.loads((finished / "run.json").read_text())
+    assert settings["recipes"][0]["epochs"] == 10
     assert settings["settings"]["folds"] == 3
 
 
 def test_scores_are_the_validation_logits(
-    trained: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
+    finished: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
 ) -> None:
     """Training, evaluation and scoring meet an image through the same functions."""
-    saved = checkpoint.load(str(trained / "best" / "checkpoint"))
+    saved = checkpoint.load(str(finished / "best" / "checkpoint"))
     ended = run_job(
-        "score", "--checkpoint", str(trained / "best" / "checkpoint"),
+        "score", "--checkpoint", str(finished / "best" / "checkpoint"),
         "--input", str(small_set / "train"), "--output", str(tmp_path / "scores"),
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -93,11 +86,11 @@ def _validation_uris(saved: checkpoint.Checkpoint, cache: str) -> list[str]:
 
 
 def test_evaluation_writes_figures_predictions_and_a_page(
-    trained: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
+    finished: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
 ) -> None:
     output = tmp_path / "examined"
     ended = run_job(
-        "evaluate", "--checkpoint", str(trained / "best" / "checkpoint"), "--data", str(small_set),
+        "evaluate", "--checkpoint", str(finished / "best" / "checkpoint"), "--data", str(small_set),
         "--operating-point", "sensitivity=0.95", "--output", str(output), "--cache", cache,
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -116,7 +109,7 @@ def test_evaluation_writes_figures_predictions_and_a_page(
 
 
 def test_a_patient_in_train_and_test_is_refused(
-    trained: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
+    finished: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
 ) -> None:
     rows = ["uri,label,patient,split"]
     for split in ("train", "test"):
@@ -125,7 +118,7 @@ def test_a_patient_in_train_and_test_is_refused(
             rows.append(f"{path},{path.parent.name},{patient},{split}")
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
     ended = run_job(
-        "evaluate", "--checkpoint", str(trained / "best" / "checkpoint"),
+        "evaluate", "--checkpoint", str(finished / "best" / "checkpoint"),
         "--data", str(tmp_path / "manifest.csv"), "--output", str(tmp_path / "x"),
         "--cache", cache,
     )  # fmt: skip
@@ -134,14 +127,14 @@ def test_a_patient_in_train_and_test_is_refused(
 
 
 def test_a_finished_run_resumed_trains_nothing_and_shows_the_table(
-    trained: Path, run_job: Run
+    finished: Path, run_job: Run
 ) -> None:
-    before = (trained / "best" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
-    ended = run_job("train", "--resume", str(trained))
+    before = (finished / "best" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    ended = run_job("train", "--resume", str(finished))
     assert ended.code == 0, ended.err
     assert "epoch" not in ended.out
     assert "measured here" in ended.out
-    assert (trained / "best" / "checkpoint" / "model.safetensors").stat().st_mtime_ns == before
+    assert (finished / "best" / "checkpoint" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_published_figures_stand_beside_ours() -> None:

@@ -1,72 +1,36 @@
 """Archives in, a row for every listed image out: once, bitwise the same, however often killed."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import io
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import tarfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
 
 from cxr import sources
 from cxr.images import decoding
 from cxr.images.resize import resize
 from cxr.models import checkpoint, classifier, transforms
 from cxr.scoring import manifest, parts
-from tests.support.jobs import ROOT, Ended, execute
+from tests.support.jobs import ROOT, Ended, Job, execute
+from tests.support.radiographs import PATIENT, dicom, drawn, radiograph
+from tests.support.waiting import wait_until
 
-PLANTED = ("Roentgen", "P4711", "18450327")
+PLANTED = ("Roentgen", *PATIENT.values())
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
-
-
-def radiograph(seed: int) -> bytes:
-    """A JPEG of 150 x 130 px, other for each seed."""
-    y, x = np.mgrid[:150, :130]
-    generator = np.random.default_rng(seed)
-    shadow = 110 + 60 * np.sin(9 * x / 130 + seed) * np.cos(7 * y / 150) + 40 * x / 130
-    pixels = (shadow + generator.normal(0, 4, shadow.shape)).clip(0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def dicom(seed: int) -> bytes:
-    """A chest radiograph with a patient's name, number and birth date."""
-    pixels = np.asarray(Image.open(io.BytesIO(radiograph(seed))))
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
-    header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    header.PatientName, header.PatientID = "Roentgen^Wilhelm", "P4711"
-    header.PatientBirthDate = "18450327"
-    header.Modality, header.BodyPartExamined, header.ViewPosition = "CR", "CHEST", "PA"
-    header.Rows, header.Columns = pixels.shape
-    header.BitsAllocated = header.BitsStored = 8
-    header.HighBit, header.PixelRepresentation, header.SamplesPerPixel = 7, 0, 1
-    header.PhotometricInterpretation = "MONOCHROME2"
-    header.PixelData = pixels.tobytes()
-    buffer = io.BytesIO()
-    header.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +40,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "loose" / "deep").mkdir(parents=True)
     for i in range(6):
         (folder / "loose" / "deep" / f"{i}.jpeg").write_bytes(radiograph(i))
-    (folder / "loose" / "DICOM").write_bytes(dicom(6))
+    (folder / "loose" / "DICOM").write_bytes(dicom(drawn(seed=6), ViewPosition="PA"))
     (folder / "loose" / "half.jpeg").write_bytes(radiograph(7)[:2000])
     (folder / "loose" / "empty.dcm").write_bytes(b"")
     (folder / "loose" / "readme.txt").write_text("not an image")
@@ -239,11 +203,6 @@ def test_no_patient_data_leave(undisturbed: tuple[Ended, Path]) -> None:
         assert not [planted for planted in PLANTED if planted in text]
 
 
-def stop_before_the_first_part(output: Path) -> None:
-    for path in (output / "scores").iterdir():
-        path.unlink()
-
-
 def stop_between_parts(output: Path) -> None:
     """Some parts missing, one half written, one with damaged bytes, and parts of nothing."""
     first, second, third, *others = sorted((output / "scores").iterdir())
@@ -262,9 +221,7 @@ def stop_before_the_results(output: Path) -> None:
     (output / "scores.csv").unlink()
 
 
-@pytest.mark.parametrize(
-    "stop", [stop_before_the_first_part, stop_between_parts, stop_before_the_results]
-)
+@pytest.mark.parametrize("stop", [stop_between_parts, stop_before_the_results])
 def test_a_job_goes_on_wherever_it_was_stopped(
     stop: Callable[[Path], None],
     copied: Path,
@@ -314,44 +271,56 @@ def test_other_settings_into_the_same_output_are_refused(
     assert [path.name for path in foreign.iterdir()] == ["thesis.doc"]
 
 
-def test_update_scores_only_what_is_new(small_checkpoint: str, tmp_path: Path) -> None:
-    folder, output = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    for i in range(5):
-        (folder / f"{i}.jpeg").write_bytes(radiograph(i))
-    assert score(small_checkpoint, output, "--input", str(folder)).code == 0
-    first = rows(output)
-    kept = {path: path.stat().st_mtime_ns for path in (output / "scores").iterdir()}
-    for i in range(5, 8):
-        (folder / f"0{i}.jpeg").write_bytes(radiograph(i))
-    (folder / "3.jpeg").unlink()
-    assert "nothing to do" in score(small_checkpoint, output, "--input", str(folder)).out
-    ended = score(small_checkpoint, output, "--input", str(folder), "--update", "True")
-    assert "update: 3 new; 1 of the 5 known are gone" in ended.out
-    assert ended.out.splitlines()[-1].startswith("scored 8 of 8;")
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    again = rows(output)
-    assert {uri: again[uri] for uri in first} == first
-    assert len(again) == 8
-    ended = score(small_checkpoint, output, "--input", str(folder), "--update", "True")
-    assert "nothing to do" in ended.out
-
-
-def test_a_file_that_vanishes_after_the_listing_is_explained(
-    small_checkpoint: str, tmp_path: Path
+def test_update_scores_only_what_is_new(
+    copied: Path, undisturbed: tuple[Ended, Path], archive: Path, small_checkpoint: str
 ) -> None:
-    folder, output = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    for i in range(3):
-        (folder / f"{i}.jpeg").write_bytes(radiograph(i))
-    assert score(small_checkpoint, output, "--input", str(folder)).code == 0
-    stop_before_the_first_part(output)
-    (folder / "1.jpeg").unlink()
-    ended = score(small_checkpoint, output, "--input", str(folder))
-    assert ended.out.splitlines()[-1].startswith("scored 2 of 3; refused 0; unreadable 1 ->")
-    assert rows(output)[f"{folder}/1.jpeg"]["reason"] == (
-        "cannot be read: No such file or directory"
-    )
+    kept = {path: path.stat().st_mtime_ns for path in (copied / "scores").iterdir()}
+    with changed(archive / "loose" / "deep", ["3.jpeg"], range(50, 53)):
+        words = ("--input", str(archive))
+        assert "nothing to do" in score(small_checkpoint, copied, *words).out
+        ended = score(small_checkpoint, copied, *words, "--update", "True")
+        assert "update: 3 new; 1 of the 42 known are gone" in ended.out
+        assert ended.out.splitlines()[-1].startswith("scored 42 of 45;")
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        first, again = rows(undisturbed[1]), rows(copied)
+        assert {uri: again[uri] for uri in first} == first
+        assert len(again) == 45
+        ended = score(small_checkpoint, copied, *words, "--update", "True")
+        assert "nothing to do" in ended.out
+
+
+@contextlib.contextmanager
+def changed(folder: Path, gone: Iterable[str], new: Iterable[int]) -> Iterator[None]:
+    """A folder in which files are missing, and radiographs new, for a while."""
+    added = [folder / f"{number}.jpeg" for number in new]
+    for number, path in zip(new, added, strict=True):
+        path.write_bytes(radiograph(number))
+    aside = folder.parent.parent.parent / "aside"
+    aside.mkdir(exist_ok=True)
+    for name in gone:
+        (folder / name).rename(aside / name)
+    try:
+        yield
+    finally:
+        for name in gone:
+            (aside / name).rename(folder / name)
+        for path in added:
+            path.unlink()
+
+
+def test_a_job_stopped_before_its_first_part_goes_on_and_explains_what_has_vanished(
+    copied: Path, undisturbed: tuple[Ended, Path], archive: Path, small_checkpoint: str
+) -> None:
+    for path in (copied / "scores").iterdir():
+        path.unlink()
+    with changed(archive / "loose" / "deep", ["1.jpeg"], []):
+        ended = score(small_checkpoint, copied, "--input", str(archive))
+    assert ended.out.splitlines()[-1].startswith("scored 38 of 42; refused 0; unreadable 4 ->")
+    first, again = rows(undisturbed[1]), rows(copied)
+    vanished = f"{archive}/loose/deep/1.jpeg"
+    assert again[vanished]["reason"] == "cannot be read: No such file or directory"
+    del first[vanished], again[vanished]
+    assert again == first
 
 
 def test_too_many_failures_are_an_exit_code_of_their_own(
@@ -406,7 +375,7 @@ def test_a_changed_checkpoint_is_refused(small_checkpoint: str, tmp_path: Path) 
         assert message in ended.err
 
 
-def test_a_full_disk_is_one_clear_message_and_the_job_goes_on_elsewhere_freed(
+def test_a_full_disk_is_one_clear_message_and_the_job_goes_on_when_there_is_room(
     archive: Path, small_checkpoint: str, tmp_path: Path, undisturbed: tuple[Ended, Path]
 ) -> None:
     disk = tmp_path / "disk"
@@ -466,52 +435,34 @@ def test_parts_survive_packing() -> None:
     assert parts.unpack(parts.pack(table)).equals(table)
 
 
-class Job:
-    """The job in a process group of its own, with a cluster of its own."""
-
-    def __init__(self, *words: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "score.py"), *words],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-
-    def actor(self) -> int:
-        """Process id of a predictor."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            if "PartPredictor" in " ".join(process.cmdline()):
-                return process.pid
-        raise AssertionError("no predictor")
-
-    def wait_for_parts(self, output: Path, count: int) -> None:
-        until = time.monotonic() + 120
-        while len(list(output.glob("scores/part-*.parquet"))) < count:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < until, "no part within two minutes"
-            time.sleep(0.02)
-
-
 def test_killed_actor_and_killed_driver_end_with_the_rows_of_an_undisturbed_job(
     small_checkpoint: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     pictures = [radiograph(i) for i in range(50)]
-    for i in range(2500):
+    for i in range(1600):
         (folder / f"{i:05}.jpeg").write_bytes(pictures[i % 50])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     words = ["--checkpoint", small_checkpoint, "--input", str(folder), "--output"]
-    first = Job(*words, str(killed))
-    first.wait_for_parts(killed, 2)
-    os.kill(first.actor(), signal.SIGKILL)
-    first.wait_for_parts(killed, len(list(killed.glob("scores/part-*.parquet"))) + 6)
-    os.killpg(first.process.pid, signal.SIGKILL)
-    first.process.communicate()
-    written = len(list(killed.glob("scores/part-*.parquet")))
-    assert written < 36, "too late to test anything"
+    first = Job("score", *words, killed)
+    wait_for_parts(first, killed, 2)
+    first.kill_worker("PartPredictor")
+    wait_for_parts(first, killed, num_parts(killed) + 4)
+    first.kill()
+    assert num_parts(killed) < 22, "too late to test anything"
     ended = score(small_checkpoint, killed, "--input", str(folder))
     assert ended.code == 0, ended.err
     assert "going on: " in ended.out
     assert score(small_checkpoint, whole, "--input", str(folder)).code == 0
-    assert len(rows(killed)) == 2500
+    assert len(rows(killed)) == 1600
     assert rows(killed) == rows(whole)
+
+
+def num_parts(output: Path) -> int:
+    return len(list(output.glob("scores/part-*.parquet")))
+
+
+def wait_for_parts(job: Job, output: Path, count: int) -> None:
+    wait_until(lambda: num_parts(output) >= count or job.process.poll() is not None, 120)
+    assert job.process.poll() is None, "the job has ended"

@@ -1,20 +1,9 @@
 """Training through Ray Train: the same figures however many workers, and after any interruption."""
 
-import contextlib
 import dataclasses
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
@@ -29,9 +18,7 @@ from cxr.training import loop, run, trainer
 from cxr.training.loaders import MemoryLoader
 from cxr.training.loop import Learner
 from cxr.training.run import RunSettings
-from tests.support.jobs import Ended
-
-ROOT = Path(__file__).parent.parent
+from tests.support.jobs import SMALL, TEN_EPOCHS, Ended, Job, execute, history
 
 pytestmark = pytest.mark.cluster
 
@@ -42,8 +29,8 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def prepared(recipe: Recipe, folder: Path, cache: Path) -> run.Prepared:
-    settings = RunSettings(data=str(folder), weights="none", folds=3, cache=str(cache))
+def prepared(recipe: Recipe, folder: Path, cache: str) -> run.Prepared:
+    settings = RunSettings(data=str(folder), weights="none", folds=3, cache=cache)
     listing, folds = run.labeled_folds(str(folder), settings)
     loaded = [run.load_model(recipe, settings)]
     return run.prepare(loaded, listing, folds, settings, gpu=False)[0]
@@ -57,7 +44,7 @@ def plan(each: run.Prepared, output: Path) -> trainer.Plan:
 
 
 def fit(
-    recipes: list[Recipe], folder: Path, cache: Path, output: Path, num_workers: int
+    recipes: list[Recipe], folder: Path, cache: str, output: Path, num_workers: int
 ) -> list[trainer.Outcome]:
     all_prepared = [prepared(recipe, folder, cache) for recipe in recipes]
     return trainer.fit(
@@ -69,13 +56,8 @@ def fit(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def outcomes(
-    ray_cluster: None, small_set: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: None, small_set: Path, cache: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, list[trainer.Outcome]]:
     """The same recipes, cached and end to end, held in memory and streamed, by 1 and 2 workers.
 
@@ -105,7 +87,7 @@ def test_two_workers_report_the_loss_of_one(
 
 
 def test_every_validation_image_is_judged_once_by_any_number_of_workers(
-    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: Path
+    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: str
 ) -> None:
     expected = sorted(prepared(RECIPE, small_set, cache).pixels.rows([0])["row"].to_pylist())
     for workers in (1, 2):
@@ -114,7 +96,7 @@ def test_every_validation_image_is_judged_once_by_any_number_of_workers(
 
 
 def test_a_streamed_epoch_trains_on_every_image(
-    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: Path
+    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: str
 ) -> None:
     num_train = len(prepared(RECIPE, small_set, cache).pixels.rows([1, 2]))
     for workers in (1, 2):
@@ -123,7 +105,7 @@ def test_a_streamed_epoch_trains_on_every_image(
 
 
 def test_frozen_layers_do_not_move_and_the_others_do(
-    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: Path
+    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: str
 ) -> None:
     start = classifier.build(RECIPE)
     trained = outcomes[2][0].state
@@ -134,7 +116,7 @@ def test_frozen_layers_do_not_move_and_the_others_do(
 
 
 def test_reported_figures_are_those_of_the_predictions(
-    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: Path
+    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: str
 ) -> None:
     outcome = outcomes[2][0]
     logits = np.asarray(outcome.validation["logit"])
@@ -203,56 +185,17 @@ def test_a_diverging_recipe_does_not_take_the_others_with_it(
         assert all(kept.best["val_auc"] is not None for kept in [*others, last])
 
 
-class Job:
-    """`jobs/train.py` as a process of its own, with its own cluster."""
-
-    def __init__(self, *words: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "train.py"), *words],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-        self.lines: list[str] = []
-
-    def read_until(self, pattern: str) -> re.Match[str]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if match := re.search(pattern, line):
-                return match
-        raise AssertionError(f"{pattern} never came:\n" + "".join(self.lines))
-
-    def worker(self) -> int:
-        """The process of the training worker."""
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if child.cmdline()[:1] and "RayTrainWorker" in child.cmdline()[0]:
-                    return child.pid
-        raise AssertionError("no training worker runs")
-
-
-def history(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "best" / "metrics.jsonl").read_text().splitlines()
-    kept = ("epoch", "train_loss", "val_loss", "val_auc")
-    return [{name: json.loads(line)[name] for name in kept} for line in lines]
-
-
 def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_run(
-    run_job: Callable[..., Ended], small_set: Path, cache: Path, tmp_path: Path
+    trained: tuple[Ended, Path], small_set: Path, cache: str, tmp_path: Path
 ) -> None:
-    words = [
-        "--version", "best", "--data", str(small_set), "--weights", "none", "--cache", str(cache),
-        "--backbone", "alexnet", "--image-px", "64", "--epochs", "10", "--patience", "10",
-        "--folds", "3",
-    ]  # fmt: skip
-    undisturbed = tmp_path / "undisturbed"
-    assert run_job("train", *words, "--output", str(undisturbed)).code == 0
-    first = Job(*words, "--output", str(tmp_path / "killed"))
+    killed = str(tmp_path / "killed")
+    words = (*SMALL, *TEN_EPOCHS, "--data", small_set, "--cache", cache, "--output", killed)
+    first = Job("train", *words)
     first.read_until(r"epoch 2 of 10")
-    os.kill(first.worker(), signal.SIGKILL)
+    first.kill_worker("RayTrainWorker")
     first.read_until(r"epoch 5 of 10")
-    os.killpg(first.process.pid, signal.SIGKILL)
-    first.process.wait()
-    time.sleep(1)
-    assert run_job("train", "--resume", str(tmp_path / "killed")).code == 0
-    assert history(tmp_path / "killed") == history(undisturbed)
-    assert checkpoint.exists(str(tmp_path / "killed" / "best" / "checkpoint"))
+    first.kill()
+    assert not (tmp_path / "killed" / "best" / "result.json").exists(), "killed too late"
+    assert execute("train", "--resume", killed).code == 0
+    assert history(killed) == history(str(trained[1]))
+    assert checkpoint.exists(f"{killed}/best/checkpoint")

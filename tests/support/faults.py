@@ -1,5 +1,6 @@
 """A proxy before an HTTP server on the loopback interface, which does damage on order."""
 
+import contextlib
 import select
 import socket
 import struct
@@ -9,6 +10,7 @@ from collections import Counter
 from types import TracebackType
 
 from tests.support.s3 import free_port
+from tests.support.waiting import wait_until
 
 UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\n"
@@ -28,8 +30,8 @@ class FaultyProxy:
         "cut"         cuts the connection after `after` bytes of an answer
         "refused"     takes no connections, and cuts those that are open
     and may be changed at any time; `delay_s` holds every answer back. A request is spared if its
-    first line does not contain `only`. `count` tells how often each fault was done, and how many
-    bytes of answers were `passed` on.
+    first line does not contain `only`. `count` tells how often each fault was done,
+    how often the server was "unreachable", and how many bytes of answers were `passed` on.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -43,8 +45,7 @@ class FaultyProxy:
 
     def __enter__(self) -> "FaultyProxy":
         self._start(self._listen)
-        while not self._probe():
-            time.sleep(0.01)
+        wait_until(self._probe)
         return self
 
     def __exit__(
@@ -100,10 +101,15 @@ class FaultyProxy:
     def _serve(self, client: socket.socket) -> None:
         with client:
             try:
-                with socket.create_connection(self.target) as server:
-                    self._pass_on(client, server)
+                server = socket.create_connection(self.target)
             except OSError:
+                self.count["unreachable"] += 1
                 _reset(client)
+                return
+            with server, contextlib.suppress(OSError):
+                self._pass_on(client, server)
+                return
+            _reset(client)
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
         answered, hit = 0, False

@@ -24,6 +24,14 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 RAY_LINE: Final = re.compile(r"\[[-0-9: ,]+ [A-Z] \d+ \d+\] \((gcs_server|raylet|core_worker)\) ")
 """How a line of the log of one of Ray's processes begins."""
 
+SMALL: Final = (
+    "--version", "best", "--backbone", "alexnet", "--image-px", "64", "--weights", "none",
+    "--folds", "3",
+)  # fmt: skip
+"""Flags of `train` and `tune` with which the small set takes seconds."""
+
+TEN_EPOCHS: Final = ("--epochs", "10", "--patience", "10")
+
 END_S: Final = 60.0
 """Longest time until all processes of a killed job have ended."""
 

@@ -246,9 +246,12 @@ def test_many_archives_in_a_compressed_one_are_read_in_one_pass(
     path = saved(tmp_path, "a.tar.gz", gzip.compress(tarred(inner)))
     opened = []
     unpack = streams.UNPACKERS["tar.gz"]
-    monkeypatch.setitem(
-        streams.UNPACKERS, "tar.gz", lambda packed: opened.append(1) or unpack(packed)
-    )
+
+    def counted(packed: Any) -> Any:
+        opened.append(1)
+        return unpack(packed)
+
+    monkeypatch.setitem(streams.UNPACKERS, "tar.gz", counted)
     rows = listed(path)
     assert len(opened) == 2  # The list, then the archives in it.
     opened.clear()
@@ -519,7 +522,7 @@ class peak_below:
         tracemalloc.start()
 
     def __exit__(self, kind: object, *_: object) -> None:
-        _, peak = tracemalloc.get_traced_memory()
+        _current, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert kind or peak < self.limit, f"{peak:,} bytes"
 
@@ -743,7 +746,7 @@ def test_nothing_stays_open_when_rows_are_read_to_the_end_or_not(tmp_path: Path)
     before = open_files()
     reading = parts.read_rows(rows, 64, any_body_part=False)
     next(reading)
-    reading.close()
+    del reading
     assert open_files() == before
     assert len(list(parts.read_rows(rows, 64, any_body_part=False))) == len(FILES)
     assert open_files() == before

@@ -81,6 +81,7 @@ def test_pixels_are_those_of_the_one_reading_function(shards: Shards) -> None:
     arrays = to_array(seen["x"], shards.shape, shards.dtype)
     for index in (0, len(seen) - 1):
         expected, _, _ = read_radiograph(seen["uri"][index].as_py(), IMAGE_PX)
+        assert expected is not None
         assert np.array_equal(arrays[index], expected)
 
 

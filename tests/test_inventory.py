@@ -457,7 +457,8 @@ def test_what_several_inputs_name_is_listed_once(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("uri\na/x.png\na/in.zip!/last.png\na/in.zip!/gone.png\n")
     every = rows_of(tmp_path)
     assert len(every) == 3 + len(FILES)
-    inputs = [tmp_path / "a" / "x.png", tmp_path / "a", f"{tmp_path}/a/../a/*",
+    inputs: list[str | Path] = [
+              tmp_path / "a" / "x.png", tmp_path / "a", f"{tmp_path}/a/../a/*",
               f"{tmp_path}/**/*.png", tmp_path / "m.csv", f"{tmp_path}/a/in.zip!/last.png",
               tmp_path / "a" / "in.zip", tmp_path, tmp_path]  # fmt: skip
     for given in (inputs, inputs[::-1]):

@@ -192,7 +192,7 @@ def _few_patients(folder: Path) -> list[str]:
     return ["--data", str(folder)]
 
 
-BAD_INPUT = {
+BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "version": (lambda _: ["--version", "v7"], 2, "v7"),
     "network": (lambda _: ["--backbone", "alexnet9"], 1, "unknown network 'alexnet9'. Choices:"),
     "network without features": (lambda _: ["--backbone", "resnet18"], 1, "no .features part"),

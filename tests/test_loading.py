@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from ray.data import DataIterator
 
 from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array
@@ -83,8 +84,10 @@ def test_epochs_differ_in_order_and_repeat_by_number() -> None:
 @pytest.mark.parametrize(("batch_size", "world"), [(15, 2), (7, 3), (4, 4)])
 def test_streamed_batches_of_all_workers_add_up(batch_size: int, world: int) -> None:
     sizes = [
-        StreamLoader(FakeIterator(table(ROWS)), recipe(batch_size), SHAPE, "float32", rank, world)
-        .batch_size  # type: ignore[arg-type]
+        StreamLoader(
+            cast(DataIterator, FakeIterator(table(ROWS))), recipe(batch_size), SHAPE,
+            "float32", rank, world,
+        ).batch_size
         for rank in range(world)
     ]  # fmt: skip
     assert sum(sizes) == batch_size

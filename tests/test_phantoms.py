@@ -176,7 +176,7 @@ def test_an_interrupted_drawing_is_not_used(
     with monkeypatch.context() as patch:
         patch.setattr(phantoms, "write", stop_halfway)
         if killed:  # a killed process cleans nothing up
-            patch.setattr(phantoms.shutil, "rmtree", lambda *_, **__: None)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             phantoms.cached(SMALL, tmp_path)
     assert len(list((tmp_path / "phantoms").iterdir())) == killed
@@ -231,7 +231,7 @@ def test_a_folder_in_use_is_left_alone(drawn: Path) -> None:
 )
 def test_impossible_settings_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=name):
-        PhantomSettings(**{name: value})
+        PhantomSettings(**{name: value})  # type: ignore[arg-type]
 
 
 def test_an_unknown_subtype_is_refused() -> None:

@@ -16,7 +16,7 @@ from cxr.reports import figures
 
 HOSTILE = "/home/someone/secret/<script>alert('x')</script>/\"><img src=x onerror=y>.jpeg"
 
-HISTORY = [
+HISTORY: list[dict[str, Any]] = [
     {"epoch": 1, "train_loss": 0.61, "val_loss": 0.52, "val_auc": None, "seconds": 4.0},
     {"epoch": 2, "train_loss": 0.42, "val_loss": 0.45, "val_auc": 0.91, "seconds": 3.9},
 ]

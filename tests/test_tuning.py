@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from ray import tune
 from sklearn.metrics import roc_auc_score
 
@@ -197,12 +198,13 @@ def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
 
     monkeypatch.setattr(trials, "judge", judge)
     shared = trials.Shared(
-        Recipe(), str(tmp_path / "trials"), 3, cached=False, shards={}, state=None,
+        Recipe(), str(tmp_path / "trials"), 3, cached=False, shards={}, state=ray.put({}),
         workers=Workers(1, 1),
         gpu=False, stops=True,
     )  # fmt: skip
     reasons = search._run(shared, wanted, RunSettings(output=str(tmp_path / "out")))
-    expected, rungs = {}, {1: [], 2: []}
+    expected: dict[str, str] = {}
+    rungs: dict[int, list[float]] = {1: [], 2: []}
     for setting, rate in zip(wanted.settings, rates, strict=True):
         for num_folds, before in rungs.items():
             # Successive halving: the lower half of those before it ends here.

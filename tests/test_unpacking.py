@@ -233,7 +233,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=19_000)
-    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
         StorageError, match=r"set: has room for 19,000 bytes, and 19,500 are to come"
     ):

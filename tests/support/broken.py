@@ -180,6 +180,11 @@ def closed_folder(path: Path) -> None:
     path.chmod(0)
 
 
+def large(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 513 * 2**20)
+
+
 def loop(path: Path) -> None:
     path.mkdir()
     (path / "a.png").write_bytes(PNG)
@@ -262,7 +267,7 @@ TABLE: tuple[Broken, ...] = (
     Broken("a page of an error called.jpg", b"<html>404 Not Found</html>", unreadable(NO_PICTURE)),
     Broken("a zip called.dcm", zipped({"a.png": PNG}), unreadable(NO_PICTURE)),
     Broken("packed.dcm.gz", gzip.compress(DICOM), unreadable(NO_PICTURE)),
-    Broken("huge.png", lambda path: os.truncate(path.touch() or path, 513 * 2**20),
+    Broken("huge.png", large,
            refused("larger than 512 MiB")),
     Broken("notes.txt", b"notes", (), {".txt": 1}),
     Broken(".hidden.png", PNG, (), {"hidden or system file": 1}),

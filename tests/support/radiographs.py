@@ -4,11 +4,13 @@ import functools
 import struct
 import zlib
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.uid import UID
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 IMPLICIT = "1.2.840.10008.1.2"
@@ -39,15 +41,15 @@ def saved(pixels: np.ndarray | Image.Image, kind: str, **options: object) -> byt
 
 
 def dicom(
-    pixels: np.ndarray, syntax: str = EXPLICIT, frame: bytes | None = None, **tags: object
+    pixels: np.ndarray, syntax: str = EXPLICIT, frame: bytes | None = None, /, **tags: object
 ) -> bytes:
     """A chest radiograph as a DICOM file; a tag given as `None` is left out."""
     bits = 8 * pixels.dtype.itemsize
     header = Dataset()
     header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = syntax
-    header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    header.file_meta.TransferSyntaxUID = UID(syntax)
+    header.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.1")
+    header.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     rows, columns = pixels.shape[-2:]
     values = {
         "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1",
@@ -69,7 +71,7 @@ def dicom(
         if value is not None:
             setattr(header, keyword, value)
     if "PixelData" not in tags:
-        order = ">" if syntax == BIG_ENDIAN else "<"
+        order: Literal["<", ">"] = ">" if syntax == BIG_ENDIAN else "<"
         native = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
         header.PixelData = encapsulate([frame]) if frame else native
         header["PixelData"].VR = "OB" if frame or bits == 8 else "OW"
@@ -86,7 +88,8 @@ def radiograph(seed: int = 0, width: int = 130) -> bytes:
 
 def in_16_bits(bits: int = 12, dtype: type = np.uint16) -> np.ndarray:
     """The drawn picture spread over `bits` bits."""
-    return (drawn().astype(np.int64) * (2**bits - 1) // 255).astype(dtype)
+    spread: np.ndarray = drawn().astype(np.int64) * (2**bits - 1) // 255
+    return spread.astype(dtype)
 
 
 def gray_rgb() -> np.ndarray:

@@ -15,8 +15,10 @@ import sys
 import time
 import warnings
 from base64 import b64encode
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import eventlet
 import eventlet.wsgi
@@ -25,7 +27,7 @@ from swift.common import utils
 REGION = "us-east-1"
 
 # Data need to outlive this process and not a power cut, and tests share the disk with others.
-os.fsync = os.fdatasync = lambda _: None
+os.fsync = os.fdatasync = lambda fd: None  # noqa: ARG005
 
 SWIFT_CONF = """
 [swift-hash]
@@ -75,38 +77,42 @@ use = egg:swift#slo
 """
 
 
+Application = Callable[[dict[str, Any], Any], Any]
+Filter = Callable[[Application], Application]
+
+
 class Cache:
     """What Swift keeps in memcached, in a dict: for one process that is enough."""
 
-    def __init__(self):
-        self.values = {}
+    def __init__(self) -> None:
+        self.values: dict[str, tuple[Any, float]] = {}
 
-    def get(self, key, **_):
+    def get(self, key: str, **_: Any) -> Any:
         value, expires = self.values.get(key, (None, 0))
         return value if expires == 0 or expires > time.time() else None
 
-    def set(self, key, value, time=0, **_):
+    def set(self, key: str, value: Any, time: float = 0, **_: Any) -> None:
         self.values[key] = value, _expiry(time)
 
-    def incr(self, key, delta=1, time=0, **_):
-        value = max(0, (self.get(key) or 0) + delta)
+    def incr(self, key: str, delta: int = 1, time: float = 0, **_: Any) -> int:
+        value: int = max(0, (self.get(key) or 0) + delta)
         self.set(key, value, time=time)
         return value
 
-    def delete(self, key, **_):
+    def delete(self, key: str, **_: Any) -> None:
         self.values.pop(key, None)
 
 
-def _expiry(seconds):
+def _expiry(seconds: float) -> float:
     return time.time() + seconds if seconds else 0
 
 
-def cache(conf, **_):
+def cache(conf: Any, **_: Any) -> Filter:
     """A filter that gives requests their cache."""
     kept = Cache()
 
-    def made(app):
-        def handle(environ, start_response):
+    def made(app: Application) -> Application:
+        def handle(environ: dict[str, Any], start_response: Any) -> Any:
             environ["swift.cache"] = kept
             return app(environ, start_response)
 
@@ -115,11 +121,11 @@ def cache(conf, **_):
     return made
 
 
-def digest(conf, **_):
+def digest(conf: Any, **_: Any) -> Filter:
     """A filter that adds the Content-MD5 which s3api wants of batch deletes, and AWS no longer."""
 
-    def made(app):
-        def handle(environ, start_response):
+    def made(app: Application) -> Application:
+        def handle(environ: dict[str, Any], start_response: Any) -> Any:
             names = {part.partition("=")[0] for part in environ.get("QUERY_STRING", "").split("&")}
             if environ["REQUEST_METHOD"] == "POST" and "delete" in names:
                 body = environ["wsgi.input"].read()
@@ -133,7 +139,7 @@ def digest(conf, **_):
     return made
 
 
-def write_ring(folder, name, port):
+def write_ring(folder: Path, name: str, port: int) -> None:
     """A ring of one device."""
     from swift.common.ring import RingBuilder
 
@@ -148,7 +154,7 @@ def write_ring(folder, name, port):
     builder.get_ring().save(str(folder / f"{name}.ring.gz"))
 
 
-def serve(sock, conf, log):
+def serve(sock: Any, conf: Path, log: Any) -> None:
     from swift.common.wsgi import SwiftHttpProtocol, loadapp
 
     # The AWS SDK looks for ETag; eventlet would write Etag, and warns where it may not.
@@ -163,13 +169,13 @@ def serve(sock, conf, log):
     )
 
 
-def end_with_input():
+def end_with_input() -> None:
     """End this process once nobody holds the other end of its standard input."""
     threads = eventlet.patcher.original("threading")
     threads.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
 
 
-def main():
+def main() -> None:
     end_with_input()
     folder, port = Path(sys.argv[1]).absolute(), int(sys.argv[2])
     (folder / "devices" / "one").mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Memory of `jobs/score.py` against the size of the archive, and the time to list many names.
 
-    python benchmarks/archive.py --sizes 2000 20000 --names 100000
+    python -m benchmarks.archive --sizes 2000 20000 --names 100000
 
 The archive is so many small JPEG files in one folder (copies of 50 drawn ones), the model an
 AlexNet at 64 px with random weights. Counted is the memory of the job and of every process that it
@@ -8,25 +8,21 @@ started, Ray's own included: the sum of their proportional set sizes, in which m
 share counts once, sampled once a second.
 """
 
-import dataclasses
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
 
 from cxr import cli, phantoms, sources
 from cxr.errors import CxrError
-from cxr.models import checkpoint, classifier
-from cxr.recipes import RECIPES
+from tests.support.checkpoints import write_checkpoint
+from tests.support.files import repeat
+from tests.support.jobs import command, environment
 
-ROOT = Path(__file__).parent.parent
 NUM_DRAWN = 50
 
 
@@ -40,26 +36,6 @@ class ArchiveBenchmark:
     """Files of the folder that is listed."""
     output: Path | None = None
     """JSON file for the results."""
-
-
-def write_checkpoint(folder: Path) -> None:
-    """A classifier that costs little to run."""
-    recipe = dataclasses.replace(RECIPES["v0"], image_px=64, hidden=(8,), dropout=(0.0, 0.0))
-    validation = pa.table(
-        {
-            "label": [0, 0, 1, 1],
-            "logit": [-1.0, 0.2, -0.1, 1.0],
-            "subtype": [""] * 4,
-            "patient": [0, 1, 2, 3],
-        }
-    )
-    checkpoint.save(str(folder), recipe, classifier.build(recipe), validation, {})
-
-
-def write_images(folder: Path, drawn: list[bytes], count: int) -> None:
-    folder.mkdir()
-    for index in range(count):
-        (folder / f"{index:06}.jpeg").write_bytes(drawn[index % len(drawn)])
 
 
 def peak_mib(process: "subprocess.Popen[bytes]") -> float:
@@ -93,16 +69,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         settings = phantoms.PhantomSettings(num_train=NUM_DRAWN, image_px=128)
-        files = phantoms.write(settings, root / "drawn").rglob("train/*/*.jpeg")
-        drawn = [path.read_bytes() for path in files]
+        drawn = sorted(phantoms.write(settings, root / "drawn").rglob("train/*/*.jpeg"))
         write_checkpoint(root / "checkpoint")
         for size in job.sizes:
-            write_images(root / f"{size}", drawn, size)
+            repeat(drawn, size, root / f"{size}")
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / "jobs" / "score.py"), "--checkpoint",
-                 str(root / "checkpoint"), "--input", str(root / f"{size}"), "--output",
-                 str(root / f"out-{size}")],
-                env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
+                command("score", "--checkpoint", root / "checkpoint", "--input", root / f"{size}",
+                        "--output", root / f"out-{size}"),
+                env=environment(), stdout=subprocess.DEVNULL,
             )  # fmt: skip
             peak = peak_mib(process)
             if process.returncode:
@@ -117,7 +91,8 @@ def main() -> None:
             )
             print(f"{size:8,} images: peak {peak:8,.0f} MiB of all processes,"
                   f" {summary['images_per_second']:.0f} images/s", flush=True)  # fmt: skip
-        write_images(root / "names", [b""], job.names)
+        (root / "empty.jpeg").write_bytes(b"")
+        repeat([root / "empty.jpeg"], job.names, root / "names")
         started = time.monotonic()
         count = len(sources.list_inputs([str(root / "names")]).table())
         listed_s = time.monotonic() - started

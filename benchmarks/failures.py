@@ -1,6 +1,6 @@
 """What failures cost: training and scoring while cluster and object store are disturbed.
 
-    python benchmarks/failures.py --data chest_xray
+    python -m benchmarks.failures --data chest_xray
 
 Everything lies in a bucket of a real S3 server on this machine, reached through a proxy that does
 damage on order, and the jobs run on a cluster of several raylets: a head without CPUs and two nodes
@@ -8,14 +8,9 @@ of one CPU each. Each job runs undisturbed first; then once for each failure, wh
 against the undisturbed one's. Seconds are wall clock of the whole command, reruns included.
 """
 
-import contextlib
-import importlib
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +19,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import psutil
 
 from cxr import cli, cluster, sources, storage
 from cxr.errors import SettingsError
 from cxr.labels import CLASSES
-
-ROOT: Final = Path(__file__).parents[1]
+from tests.support.faults import FaultyProxy
+from tests.support.jobs import Job, history, process_named
+from tests.support.s3 import Store
 
 TOLERANCE: Final = 1e-4
 """Of losses: any number of workers makes the same steps, to rounding."""
@@ -68,22 +63,17 @@ class FailureBenchmark:
 class Site:
     """A cluster and a store, and what can happen to them."""
 
-    def __init__(self, store: Any, proxy: Any, num_nodes: int) -> None:
+    def __init__(self, store: Store, proxy: FaultyProxy, num_nodes: int) -> None:
         from ray.cluster_utils import Cluster
 
         self.store, self.proxy = store, proxy
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(num_nodes)]
-        self.process: subprocess.Popen[str] | None = None
+        self.job: Job | None = None
 
     def kill_worker(self) -> None:
         """Kill a process that computes."""
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error, IndexError):
-                if re.match("ray::.*(RayTrainWorker|PartPredictor)", child.cmdline()[0]):
-                    os.kill(child.pid, signal.SIGKILL)
-                    return
-        raise RuntimeError("no worker was found")
+        os.kill(process_named("^ray::.*(RayTrainWorker|PartPredictor)"), signal.SIGKILL)
 
     def remove_node(self) -> None:
         """Kill a node with all that runs on it."""
@@ -105,8 +95,8 @@ class Site:
 
     def kill_driver(self) -> None:
         """Kill the job itself."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.job is not None
+        self.job.kill()
 
     def close(self) -> None:
         """End the cluster."""
@@ -143,33 +133,19 @@ def run(
     Returns:
         Exit code, seconds, and what it printed.
     """
-    environment = os.environ | {
-        "RAY_ADDRESS": site.cluster.address,
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    started, printed = time.monotonic(), list[str]()
-    site.process = subprocess.Popen(
-        [sys.executable, *words], env=environment, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert site.process.stdout is not None
-    waiting = happens is not None
-    for line in site.process.stdout:
-        printed.append(line)
-        if waiting and re.search(trigger, line):
-            waiting = False
-            assert happens is not None
-            happens(site)
-    code = site.process.wait()
-    if waiting:
-        raise RuntimeError(f"{trigger} never came:\n{''.join(printed)}")
-    return code, time.monotonic() - started, "".join(printed)
+    started = time.monotonic()
+    name, *flags = words
+    site.job = Job(name, *flags, variables={"RAY_ADDRESS": site.cluster.address})
+    if happens is not None:
+        site.job.read_until(trigger)
+        happens(site)
+    code = site.job.wait()
+    return code, time.monotonic() - started, site.job.printed
 
 
 @dataclass(frozen=True)
-class Job:
-    """A command that is run undisturbed and disturbed."""
+class Command:
+    """A job that is run undisturbed and disturbed."""
 
     name: Literal["train", "score"]
     words: Callable[[str, str], list[str]]
@@ -180,13 +156,6 @@ class Job:
     result: Callable[[str], Any]
     """What is compared, by output."""
     same: Callable[[Any, Any], bool]
-
-
-def history(output: str) -> list[dict[str, float]]:
-    """Losses and AUC of the epochs of a training."""
-    lines = storage.read_bytes(storage.join(output, "best", "metrics.jsonl")).splitlines()
-    kept = ("epoch", "train_loss", "val_loss", "val_auc")
-    return [{name: json.loads(line)[name] for name in kept} for line in lines]
 
 
 def same_history(one: list[dict[str, float]], other: list[dict[str, float]]) -> bool:
@@ -209,27 +178,27 @@ def scores(output: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: str(row["uri"]))
 
 
-def jobs(job: FailureBenchmark, bucket: str) -> list[Job]:
+def jobs(job: FailureBenchmark, bucket: str) -> list[Command]:
     return [
-        Job(
+        Command(
             "train",
             lambda output, workers: [
-                "jobs/train.py", "--version", "best", "--backbone", "alexnet", "--weights", "none",
+                "train", "--version", "best", "--backbone", "alexnet", "--weights", "none",
                 "--image-px", "64",
                 # Dropout is drawn by each worker: their number would change it.
                 "--dropout", "0.0", "--data", f"{bucket}/train-set", "--cache", f"{output}-cache",
                 "--folds", "3", "--epochs", str(job.epochs), "--patience", str(job.epochs),
                 "--workers", workers, "--output", output,
             ],
-            lambda _, output: ["jobs/train.py", "--resume", output],
+            lambda _, output: ["train", "--resume", output],
             r"epoch 3 of",
             history,
             same_history,
         ),
-        Job(
+        Command(
             "score",
             lambda output, _: [
-                "jobs/score.py", "--checkpoint", f"{bucket}/checkpoint", "--input",
+                "score", "--checkpoint", f"{bucket}/checkpoint", "--input",
                 f"{bucket}/archive", "--output", output,
             ],
             lambda words, _: words,
@@ -244,7 +213,9 @@ def without_place(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "part"}
 
 
-def measure(job: FailureBenchmark, store: Any, proxy: Any, bucket: str) -> Iterator[dict[str, Any]]:
+def measure(
+    job: FailureBenchmark, store: Store, proxy: FaultyProxy, bucket: str
+) -> Iterator[dict[str, Any]]:
     """A row for each job and failure."""
     for each in (each for each in jobs(job, bucket) if each.name in job.jobs):
         references: dict[tuple[int, str], tuple[float, Any]] = {}
@@ -307,20 +278,14 @@ def fill(job: FailureBenchmark, bucket: str) -> None:
 
 def main() -> None:
     job = cli.parse(FailureBenchmark, str(__doc__))
-    sys.path.insert(0, str(ROOT / "tests"))
-    store_of, proxy_of = (
-        getattr(importlib.import_module(f"services.{module}"), name)
-        for module, name in (("s3", "Store"), ("faults", "FaultyProxy"))
-    )
-
     results = []
     os.environ.update(cluster.ENVIRONMENT)
     with tempfile.TemporaryDirectory() as folder:
-        store = store_of(Path(folder))
+        store = Store(Path(folder))
         store.start()
-        with proxy_of(store.port) as proxy:
+        with FaultyProxy(store.port) as proxy:
             # Of the nodes, too, which inherit it.
-            os.environ.update(store.environment | {"AWS_ENDPOINT_URL": proxy.endpoint})
+            os.environ.update({**store.environment, "AWS_ENDPOINT_URL": proxy.endpoint})
             bucket = store.bucket()
             fill(job, bucket)
             print(f"{store.name}; {job.train_images} images trained on, {job.score_images} scored")

@@ -1,7 +1,7 @@
 """Thousands of damaged radiographs through `cxr.decoding.decode`, which promises never to fail.
 
-    python benchmarks/fuzz.py --output fuzz.json
-    python benchmarks/fuzz.py --only 1234            # one mutation again, and what was done to it
+    python -m benchmarks.fuzz --output fuzz.json
+    python -m benchmarks.fuzz --only 1234            # one mutation again, and what was done to it
 
 Whole files are damaged at random, headers more than bodies: real JPEG and DICOM files, and small
 JPEG, PNG and DICOM files of many encodings made from one radiograph, so that most decodes take
@@ -38,15 +38,12 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, encapsulate_extended
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate_extended
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
-    UID,
-    ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -59,6 +56,7 @@ from pydicom.uid import (
 from cxr import cli, phantoms
 from cxr.errors import CxrError, SettingsError
 from cxr.images.decoding import Decoded, decode
+from tests.support.radiographs import dicom, saved
 
 Kind = Literal["jpeg", "png", "dicom"]
 Outcome = Literal["pixels", "refused", "unreadable", "hung", "died", "raised"]
@@ -150,7 +148,7 @@ def read_seeds(data: Path | None) -> list[Seed]:
             raise SettingsError(f"{data}: no JPEG files in chest_xray/train or fullsize.")
     else:
         seeds = [
-            Seed("jpeg", f"phantom {px} px", _saved(_phantom(px), "JPEG", quality=92))
+            Seed("jpeg", f"phantom {px} px", saved(_phantom(px), "JPEG", quality=92))
             for px in (224, 224, 224, 1500)
         ]
     with Image.open(BytesIO(seeds[0].data)) as image:
@@ -171,22 +169,16 @@ def _phantom(px: int) -> Image.Image:
     return Image.fromarray(phantoms.draw(np.random.default_rng(px), "bacteria", px).pixels)
 
 
-def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
 def made_jpegs(picture: Image.Image) -> list[Seed]:
     oriented = Image.Exif()
     oriented[0x0112] = 6
     color = picture.convert("RGB")
     made = {
-        "gray": _saved(picture, "JPEG"),
-        "color": _saved(color, "JPEG"),
-        "progressive": _saved(color, "JPEG", progressive=True),
-        "restart markers": _saved(picture, "JPEG", restart_marker_blocks=4),
-        "oriented": _saved(picture, "JPEG", exif=oriented),
+        "gray": saved(picture, "JPEG"),
+        "color": saved(color, "JPEG"),
+        "progressive": saved(color, "JPEG", progressive=True),
+        "restart markers": saved(picture, "JPEG", restart_marker_blocks=4),
+        "oriented": saved(picture, "JPEG", exif=oriented),
     }
     return [Seed("jpeg", f"made {name}", data) for name, data in made.items()]
 
@@ -201,17 +193,17 @@ def made_pngs(picture: Image.Image) -> list[Seed]:
     oriented = Image.Exif()
     oriented[0x0112] = 6
     made = {
-        "8 bit": _saved(picture, "PNG"),
-        "16 bit": _saved(Image.fromarray(gray.astype(np.uint16) * 257), "PNG"),
-        "12 of 16 bit": _saved(Image.fromarray(gray.astype(np.uint16) * 16), "PNG"),
-        "palette": _saved(picture.convert("P"), "PNG"),
-        "palette transparent": _saved(picture.convert("P"), "PNG", transparency=b"\xff\x80\0"),
-        "gray transparent": _saved(picture, "PNG", transparency=0),
-        "gray alpha": _saved(alpha, "PNG"),
-        "color": _saved(picture.convert("RGB"), "PNG"),
-        "color alpha": _saved(alpha.convert("RGBA"), "PNG"),
-        "comments": _saved(picture, "PNG", pnginfo=commented, exif=oriented),
-        "animated": _saved(picture, "PNG", save_all=True, append_images=[picture.rotate(9)]),
+        "8 bit": saved(picture, "PNG"),
+        "16 bit": saved(Image.fromarray(gray.astype(np.uint16) * 257), "PNG"),
+        "12 of 16 bit": saved(Image.fromarray(gray.astype(np.uint16) * 16), "PNG"),
+        "palette": saved(picture.convert("P"), "PNG"),
+        "palette transparent": saved(picture.convert("P"), "PNG", transparency=b"\xff\x80\0"),
+        "gray transparent": saved(picture, "PNG", transparency=0),
+        "gray alpha": saved(alpha, "PNG"),
+        "color": saved(picture.convert("RGB"), "PNG"),
+        "color alpha": saved(alpha.convert("RGBA"), "PNG"),
+        "comments": saved(picture, "PNG", pnginfo=commented, exif=oriented),
+        "animated": saved(picture, "PNG", save_all=True, append_images=[picture.rotate(9)]),
     }
     return [Seed("png", f"made {name}", data) for name, data in made.items()]
 
@@ -219,8 +211,8 @@ def made_pngs(picture: Image.Image) -> list[Seed]:
 def made_dicoms(picture: Image.Image) -> list[Seed]:
     gray = np.asarray(picture)
     deep = gray.astype(np.uint16) * 16
-    jpeg, j2k = _saved(picture, "JPEG"), _saved(picture, "JPEG2000", no_jp2=True)
-    deep_j2k = _saved(Image.fromarray(deep), "JPEG2000", no_jp2=True)
+    jpeg, j2k = saved(picture, "JPEG"), saved(picture, "JPEG2000", no_jp2=True)
+    deep_j2k = saved(Image.fromarray(deep), "JPEG2000", no_jp2=True)
     window: dict[str, Any] = {
         "WindowCenter": 2000,
         "WindowWidth": 3800,
@@ -243,7 +235,7 @@ def made_dicoms(picture: Image.Image) -> list[Seed]:
         "jpeg baseline": dicom(gray, JPEGBaseline8Bit, jpeg),
         "jpeg 2000": dicom(gray, JPEG2000Lossless, j2k),
         "jpeg 2000 deep": dicom(deep, JPEG2000Lossless, deep_j2k, **window),
-        "jpeg 2000 in boxes": dicom(gray, JPEG2000Lossless, _saved(picture, "JPEG2000")),
+        "jpeg 2000 in boxes": dicom(gray, JPEG2000Lossless, saved(picture, "JPEG2000")),
         "8 bit without window": dicom(gray, ExplicitVRLittleEndian),
         "white is zero": dicom(
             deep,
@@ -276,40 +268,6 @@ def made_dicoms(picture: Image.Image) -> list[Seed]:
         "without preamble": dicom(deep, ExplicitVRLittleEndian, **window)[132:],
     }
     return [Seed("dicom", f"made {name}", data) for name, data in made.items()]
-
-
-def dicom(pixels: NDArray[Any], syntax: UID, frame: bytes | None = None, **values: object) -> bytes:
-    """A chest radiograph as a DICOM file; `frame` is its code stream where it is compressed."""
-    bits = 8 * pixels.dtype.itemsize
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = syntax
-    header.file_meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
-    header.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
-    native = pixels.astype(pixels.dtype.newbyteorder(">" if syntax == ExplicitVRBigEndian else "<"))
-    for keyword, value in {
-        "SOPClassUID": ComputedRadiographyImageStorage,
-        "SOPInstanceUID": "1.2.3",
-        "Modality": "CR",
-        "PatientName": "Phantom^Paula",
-        "BodyPartExamined": "CHEST",
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1],
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": int(pixels.dtype.kind == "i"),
-        "PixelData": encapsulate([frame]) if frame else native.tobytes(),
-        **values,
-    }.items():
-        setattr(header, keyword, value)
-    header["PixelData"].VR = "OB" if frame or bits == 8 else "OW"
-    header["PixelData"].is_undefined_length = frame is not None
-    buffer = BytesIO()
-    header.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def _table(entries: int, bits: int, kind: str) -> Dataset:

@@ -1,7 +1,7 @@
 """What training, inference and the transforms take on a GPU, against what its hardware could do.
 
-    PYTHONPATH=. python benchmarks/gpu.py --output gpu.json     # a GPU; about two minutes
-    PYTHONPATH=. python benchmarks/gpu.py --quick               # any machine; seconds, small sizes
+    python -m benchmarks.gpu --output gpu.json     # a GPU; about two minutes
+    python -m benchmarks.gpu --quick               # any machine; seconds, small sizes
 
 Needs torch, torchvision and the few libraries that `cxr.models` names; neither Ray nor a data set.
 Networks are those of v0 (AlexNet) and v2 (VGG16) with nothing frozen, fed with random images that

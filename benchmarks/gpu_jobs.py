@@ -1,6 +1,6 @@
 """Images a second of the jobs on a GPU, beside what their parts could do.
 
-    PYTHONPATH=. python benchmarks/gpu_jobs.py --data FOLDER --train-data CHEST_XRAY
+    python -m benchmarks.gpu_jobs --data FOLDER --train-data CHEST_XRAY
 
 Scored are full-size JPEG files, repeated under other names until there are enough. The networks
 have random weights; figures of speed do not depend on them. Measured one after another:
@@ -19,9 +19,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +28,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from cxr import cli
@@ -39,10 +35,11 @@ from cxr.errors import CxrError, SettingsError
 from cxr.images import decoding
 from cxr.images.resize import resize
 from cxr.inference.engine import Engine
-from cxr.models import checkpoint, classifier
+from cxr.models import classifier
 from cxr.recipes import RECIPES
-
-ROOT: Final = Path(__file__).resolve().parents[1]
+from tests.support.checkpoints import write_checkpoint
+from tests.support.files import repeat
+from tests.support.jobs import command, run
 
 IMAGE_PX: Final = 224
 MEASURE_S: Final = 5.0
@@ -136,13 +133,10 @@ def engine_rate(version: str) -> float:
 def score_rate(version: str, archive: Path, scratch: Path) -> dict[str, Any]:
     """What `jobs/score.py` says of its own speed."""
     recipe = dataclasses.replace(RECIPES[version], image_px=IMAGE_PX)
-    validation = pa.table(
-        {"label": [0, 1], "logit": [-1.0, 1.0], "subtype": ["", ""], "patient": [0, 1]}
-    )
-    folder, output = scratch / f"checkpoint-{version}", scratch / f"scores-{version}"
-    checkpoint.save(str(folder), recipe, classifier.build(recipe), validation, {})
-    words = ["--checkpoint", folder, "--input", archive, "--output", output, "--gpu", "on"]
-    seconds = run("score", words)
+    output = scratch / f"scores-{version}"
+    trained = write_checkpoint(scratch / f"checkpoint-{version}", recipe)
+    words = ["--checkpoint", trained, "--input", archive, "--output", output, "--gpu", "on"]
+    seconds = timed("score", words)
     summary = json.loads((output / "summary.json").read_text())
     return {
         "images_per_s": summary["images_per_second"],
@@ -161,7 +155,7 @@ def train_rate(version: str, job: GpuJobsBenchmark, scratch: Path) -> dict[str, 
         "--batch-size", job.batch_size, "--learning-rate", 1e-4, "--loading", "memory",
         "--gpu", "on", "--cache", scratch / "cache", "--output", output,
     ]  # fmt: skip
-    seconds = run("train", words)
+    seconds = timed("train", words)
     lines = (output / version / "metrics.jsonl").read_text().splitlines()
     history = [json.loads(line) for line in lines]
     result = json.loads((output / version / "result.json").read_text())
@@ -176,13 +170,12 @@ def train_rate(version: str, job: GpuJobsBenchmark, scratch: Path) -> dict[str, 
     }
 
 
-def run(name: str, words: Sequence[object]) -> float:
+def timed(name: str, words: Sequence[object]) -> float:
     """Run a job as a program; its seconds."""
     started = time.perf_counter()
-    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CxrError(f"jobs/{name}.py ended with {done.returncode}: {done.stderr[-2000:]}")
+    ended = run(command(name, *words))
+    if ended.code:
+        raise CxrError(f"jobs/{name}.py ended with {ended.code}: {ended.err[-2000:]}")
     return time.perf_counter() - started
 
 
@@ -197,9 +190,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         archive = scratch / "archive"
-        archive.mkdir()
-        for index, file in zip(range(job.num_images), itertools.cycle(files), strict=False):
-            shutil.copyfile(file, archive / f"{index:06}{file.suffix}")
+        repeat(files, job.num_images, archive)
         measurements: list[tuple[str, Callable[[], Any]]] = [
             ("decode", partial(decode_rate, files)),
             ("nvjpeg", partial(nvjpeg_rate, files)),

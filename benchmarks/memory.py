@@ -1,7 +1,7 @@
 """Memory of the training worker: v1 holds the training set, v2 streams it.
 
-    python benchmarks/memory.py --random-features True --sizes 1000 3000 5000 --output memory.json
-    python benchmarks/memory.py --data chest_xray --sizes 200 400    # the real frozen pass
+    python -m benchmarks.memory --random-features True --sizes 1000 3000 5000 --output memory.json
+    python -m benchmarks.memory --data chest_xray --sizes 200 400    # the real frozen pass
 
 Each size and version is one epoch of `trainer.fit` on the CPU in a fresh worker, on rows of the
 shape that frozen VGG16 gives at 224 px (25,088 float32, 98 KiB a radiograph), four fifths of them

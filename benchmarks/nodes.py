@@ -1,6 +1,6 @@
 """Scoring on more nodes: images a second of `jobs/score.py` on 1 and on 2 nodes of one CPU each.
 
-    python benchmarks/nodes.py --num-images 2000 200 --output nodes.json    # v0, v1: VGG16 is slow
+    python -m benchmarks.nodes --num-images 2000 200 --output nodes.json    # v0, v1: VGG16 is slow
 
 The nodes are raylets on this machine, with one CPU each; the head has none. Scored are full-size
 JPEG files, repeated under other names until there are enough, with networks of random weights. The
@@ -9,23 +9,19 @@ nodes, which a real cluster's head would bear instead.
 """
 
 import dataclasses
-import itertools
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import pyarrow as pa
-
 from cxr import cli, cluster, recipes
 from cxr.errors import CxrError, SettingsError
-from cxr.models import checkpoint, classifier
+from tests.support.checkpoints import write_checkpoint
+from tests.support.files import repeat
+from tests.support.jobs import ROOT, command, run
 
-ROOT: Final = Path(__file__).resolve().parents[1]
 REAL_DATA: Final = Path(os.environ.get("CXR_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -51,7 +47,7 @@ class NodesBenchmark:
             raise SettingsError("num_images: give a number for each version.")
 
 
-def rate(folder: Path, checkpoint_folder: Path, output: Path, num_nodes: int) -> float:
+def rate(folder: Path, checkpoint_folder: str, output: Path, num_nodes: int) -> float:
     """Images a second of a job on a cluster of so many nodes."""
     from ray.cluster_utils import Cluster
 
@@ -59,26 +55,13 @@ def rate(folder: Path, checkpoint_folder: Path, output: Path, num_nodes: int) ->
     try:
         for _ in range(num_nodes):
             nodes.add_node(num_cpus=1)
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / "score.py"), "--checkpoint",
-             str(checkpoint_folder), "--input", str(folder), "--output", str(output)],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": nodes.address},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        words = ("--checkpoint", checkpoint_folder, "--input", folder, "--output", output)
+        ended = run(command("score", *words), RAY_ADDRESS=nodes.address)
     finally:
         nodes.shutdown()
-    if done.returncode:
-        raise CxrError(f"the job ended with {done.returncode}: {done.stderr[-2000:]}")
+    if ended.code:
+        raise CxrError(f"the job ended with {ended.code}: {ended.err[-2000:]}")
     return float(json.loads((output / "summary.json").read_text())["images_per_second"])
-
-
-def write_checkpoint(folder: Path, version: str) -> None:
-    """The network of a version with random weights."""
-    recipe = dataclasses.replace(recipes.named(version), image_px=224)
-    validation = pa.table(
-        {"label": [0, 1], "logit": [-1.0, 1.0], "subtype": ["", ""], "patient": [0, 1]}
-    )
-    checkpoint.save(str(folder), recipe, classifier.build(recipe), validation, {})
 
 
 def main() -> None:
@@ -89,14 +72,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         for version, num in zip(job.versions, job.num_images, strict=True):
-            (root / version).mkdir()
-            for index, file in enumerate(itertools.islice(itertools.cycle(files), num)):
-                (root / version / f"{index:06}.jpeg").symlink_to(file.resolve())
-            write_checkpoint(root / f"{version}-checkpoint", version)
+            repeat(files, num, root / version)
+            recipe = dataclasses.replace(recipes.named(version), image_px=224)
+            trained = write_checkpoint(root / f"{version}-checkpoint", recipe)
             first = 0.0
             for count in job.nodes:
                 output = root / f"{version}-out-{count}"
-                found = rate(root / version, root / f"{version}-checkpoint", output, count)
+                found = rate(root / version, trained, output, count)
                 first = first or found
                 results.append({"version": version, "nodes": count, "images_per_second": found})
                 print(f"{version} {recipes.named(version).backbone:8} {count} nodes: {found:6.2f}"

@@ -1,6 +1,6 @@
 """Images a second of `jobs/score.py`: against a DataLoader loop, and against this machine's bound.
 
-    python benchmarks/score.py --num-images 2000 200 --output score.json    # v0, v1: VGG16 is slow
+    python -m benchmarks.score --num-images 2000 200 --output score.json    # v0, v1: VGG16 is slow
 
 Scored are full-size JPEG files, repeated under other names until there are enough; all were read
 just before, so that none has to come from the disk. The networks have random weights. Everything is
@@ -26,9 +26,6 @@ import multiprocessing
 import os
 import platform
 import random
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +36,6 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Final, TypeVar
 
-import pyarrow as pa
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -51,8 +47,9 @@ from cxr.images import decoding, resize
 from cxr.inference import devices
 from cxr.models import classifier
 from cxr.recipes import Recipe
+from tests.support.files import repeat
+from tests.support.jobs import ROOT, command, run
 
-ROOT: Final = Path(__file__).resolve().parents[1]
 REAL_DATA: Final = Path(os.environ.get("CXR_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 LOADER_WORKERS: Final = 2
@@ -163,47 +160,11 @@ class Row:
 
 
 def lay_out(originals: Sequence[Path], num_images: int, folder: Path) -> list[Path]:
-    """So many files, the originals under ever new names; a hard link takes no space.
-
-    Args:
-        originals: read here, so that they lie in memory afterwards.
-        num_images: files to lay out.
-        folder: made, and filled.
-    """
-    folder.mkdir()
-    # Classes and sizes are mixed, also where not all originals are taken.
-    mixed = random.Random(0).sample(originals, len(originals))
-    paths: list[Path] = []
-    for number in range(num_images):
-        source = mixed[number % len(mixed)]
-        path = folder / f"{number:06}-{source.name}"
-        # The first round may be on another disk, later ones never are.
-        first = source if number < len(mixed) else paths[number % len(mixed)]
-        try:
-            os.link(first, path)
-        except OSError:
-            shutil.copyfile(first, path)
-        paths.append(path)
-    for path in paths[: len(mixed)]:
-        path.read_bytes()
+    """So many files of mixed classes and sizes, also where not all originals are taken."""
+    paths = repeat(random.Random(0).sample(originals, len(originals)), num_images, folder)
+    for path in paths[: len(originals)]:
+        path.read_bytes()  # So that it lies in memory afterwards.
     return paths
-
-
-def write_checkpoint(recipe: Recipe, folder: Path) -> None:
-    """A checkpoint of random weights; what it says of validation is made up."""
-    # Imported here: it brings in scikit-learn, which the DataLoader loop's process does without.
-    from cxr.models import checkpoint
-
-    validation = pa.table(
-        {
-            "label": [0, 0, 0, 1, 1, 1],
-            "logit": [-2.0, -1.0, 0.5, -0.5, 1.0, 2.0],
-            "subtype": ["normal"] * 3 + ["bacteria", "virus", "bacteria"],
-            "patient": [f"made-up-{number}" for number in range(6)],
-        }
-    )
-    provenance = {"made_by": "benchmarks/score.py"}
-    checkpoint.save(str(folder), recipe, classifier.build(recipe), validation, provenance)
 
 
 # --- the job -------------------------------------------------------------------------------------
@@ -211,15 +172,12 @@ def write_checkpoint(recipe: Recipe, folder: Path) -> None:
 
 def time_job(trained: Path, images: Path, num_images: int, output: Path) -> Rate:
     """Run `jobs/score.py` as its users do."""
-    command = [
-        sys.executable, str(ROOT / "jobs" / "score.py"), "--checkpoint", str(trained),
-        "--input", str(images), "--output", str(output),
-    ]  # fmt: skip
+    words = ("--checkpoint", trained, "--input", images, "--output", output)
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = run(command("score", *words))
     seconds = time.perf_counter() - started
-    if done.returncode:
-        raise CxrError(f"jobs/score.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    if ended.code:
+        raise CxrError(f"jobs/score.py ended with {ended.code}:\n{ended.err[-2000:]}")
     summary = json.loads((output / "summary.json").read_text())
     return Rate(
         num_images, summary["images_per_second"], num_images / seconds,
@@ -388,7 +346,10 @@ def measure(job: ScoreBenchmark, recipe: Recipe, num_images: int, scratch: Path)
     if not originals:
         raise SettingsError(f"data: no .jpeg or .jpg files below {job.data}.")
     paths = lay_out(originals, num_images, scratch / "images")
-    write_checkpoint(recipe, scratch / "checkpoint")
+    # Imported here: it brings in scikit-learn, which the DataLoader loop's process does without.
+    from tests.support.checkpoints import write_checkpoint
+
+    write_checkpoint(scratch / "checkpoint", recipe)
     print(f"\n{recipe.name} ({recipe.backbone}): jobs/score.py over {num_images:,} of"
           f" {len(originals):,} files ...", flush=True)  # fmt: skip
     scored = time_job(scratch / "checkpoint", scratch / "images", num_images, scratch / "scores")

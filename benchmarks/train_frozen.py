@@ -1,7 +1,7 @@
 """Ten epochs of a head on frozen VGG16: through this library, and the plain way.
 
-    python benchmarks/train_frozen.py --data chest_xray --limit 100 --output train_frozen.json
-    python benchmarks/train_frozen.py --limit 100 --plain-epochs 2    # synthetic; plain way scaled
+    python -m benchmarks.train_frozen --data chest_xray --limit 100 --output train_frozen.json
+    python -m benchmarks.train_frozen --limit 100 --plain-epochs 2    # synthetic; plain way scaled
 
 Both train recipe v2 (random convolutions, no pretrained weights: they cost the same) for the same
 epochs on the same radiographs and folds, and validate after each epoch.

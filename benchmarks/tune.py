@@ -1,6 +1,6 @@
 """What sharing saves a search: the whole grid at once, against each trial on its own.
 
-    python benchmarks/tune.py --data chest_xray --weights squeezenet1_1-features.safetensors
+    python -m benchmarks.tune --data chest_xray --weights squeezenet1_1-features.safetensors
 
 Ours is `search.search` over the full grid with a fresh cache: decoding once, the frozen part once
 for each normalization, all heads from the same features. The others share less, each with a fresh

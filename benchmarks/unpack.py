@@ -1,6 +1,6 @@
 """Memory of unpacking against the size of the archive, into a folder or a bucket.
 
-    python benchmarks/unpack.py --to s3://bucket/unpacked
+    python -m benchmarks.unpack --to s3://bucket/unpacked
 
 The archives have the form of the set's own, a zip in a zip, with files of random bytes, since
 unpacking does not look into them; the larger one has so many times the files. Each is unpacked by a

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import psutil
-import pytest
 
 from cxr import storage
 
@@ -59,12 +59,11 @@ def execute(job: str, *words: str) -> Ended:
     module = importlib.util.module_from_spec(spec)
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
-        pytest.MonkeyPatch.context() as patch,
+        mock.patch.dict(sys.modules, {spec.name: module}),
+        mock.patch.object(sys, "argv", [f"jobs/{job}.py", *words]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.setitem(sys.modules, spec.name, module)
-        patch.setattr(sys, "argv", [f"jobs/{job}.py", *words])
         spec.loader.exec_module(module)
         try:
             module.cli.run(module.main)

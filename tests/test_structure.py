@@ -1,37 +1,38 @@
-"""Imports point up one table, Ray stays in its rooms, and importing a room does nothing."""
+"""Imports follow one order, Ray and PyTorch stay where they are named, importing does nothing."""
 
 import ast
 import functools
-import subprocess
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.jobs import ROOT, run
 
-TABLE = (
-    *("errors", "labels", "recipes", "cli", "storage", "sources", "images", "download"),
-    *("metrics", "models", "progress", "cluster", "inference", "datasets", "phantoms", "reports"),
+ORDER = (
+    *("errors", "labels", "recipes", "cli", "progress", "storage", "sources", "images", "download"),
+    *("metrics", "models", "cluster", "inference", "datasets", "phantoms", "reports"),
     *("training", "evaluation", "scoring", "tuning"),
 )
-"""Every room, each below all that it may import. A new room takes its place here."""
+"""Every package and module at the top of `cxr`; it imports only those before it. This is the one
+list: the table in docs/structure.md shows it."""
 
 
 @functools.cache
-def rooms() -> dict[str, tuple[Path, ...]]:
-    """The modules of each room: a file, or a folder of files."""
-    found: dict[str, list[Path]] = {}
+def packages() -> dict[str, tuple[Path, ...]]:
+    """The files of each package at the top of `cxr`, or of each module there."""
+    files: dict[str, list[Path]] = {}
     for path in sorted((ROOT / "cxr").rglob("*.py")):
-        room = path.relative_to(ROOT / "cxr").with_suffix("").parts[0]
-        if room != "__init__":
-            found.setdefault(room, []).append(path)
-    return {room: tuple(paths) for room, paths in found.items()}
+        package = path.relative_to(ROOT / "cxr").with_suffix("").parts[0]
+        if package != "__init__":
+            files.setdefault(package, []).append(path)
+    return {package: tuple(paths) for package, paths in files.items()}
 
 
 @functools.cache
 def imported(path: Path) -> frozenset[str]:
-    """Dotted names that a module imports anywhere in it, inside functions too."""
+    """Dotted names that a file imports anywhere in it, inside functions too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -44,61 +45,92 @@ def imported(path: Path) -> frozenset[str]:
 
 @functools.cache
 def graph() -> dict[str, set[str]]:
-    """The rooms that each room imports, other than itself."""
+    """The packages that each package imports, other than itself."""
     edges: dict[str, set[str]] = {}
-    for room, paths in rooms().items():
+    for package, paths in packages().items():
         names = {name for path in paths for name in imported(path) if name.startswith("cxr.")}
-        edges[room] = {name.split(".")[1] for name in names} - {room}
+        edges[package] = {name.split(".")[1] for name in names} - {package}
     return edges
 
 
-def reached(room: str) -> set[str]:
-    """The rooms that importing a room brings in, itself included."""
-    found: set[str] = set()
-    waiting = [room]
+def reached(package: str) -> set[str]:
+    """The packages that importing a package brings in, itself included."""
+    seen: set[str] = set()
+    waiting = [package]
     while waiting:
-        if (this := waiting.pop()) not in found:
-            found.add(this)
-            waiting += graph()[this]
-    return found
+        if (current := waiting.pop()) not in seen:
+            seen.add(current)
+            waiting += graph()[current]
+    return seen
 
 
-def names_ray(room: str) -> bool:
-    return any(name.split(".")[0] == "ray" for path in rooms()[room] for name in imported(path))
-
-
-def modules(room: str) -> list[str]:
-    paths = (path.relative_to(ROOT).with_suffix("").parts for path in rooms()[room])
+def modules(package: str) -> list[str]:
+    paths = (path.relative_to(ROOT).with_suffix("").parts for path in packages()[package])
     return [".".join(parts).removesuffix(".__init__") for parts in paths]
 
 
-def test_every_room_has_its_place_in_the_table() -> None:
-    assert not set(rooms()) - set(TABLE)
+def without(*libraries: str) -> list[str]:
+    """The packages that work without some libraries: nothing that they bring in names one."""
+    naming = {
+        package
+        for package, paths in packages().items()
+        if {name.split(".")[0] for path in paths for name in imported(path)} & set(libraries)
+    }
+    return [package for package in packages() if not reached(package) & naming]
 
 
-def test_every_import_is_of_a_room() -> None:
-    assert not set().union(*graph().values()) - set(rooms())
+def import_without(libraries: tuple[str, ...], names: list[str]) -> None:
+    """Import packages in a process in which some libraries cannot be imported."""
+    program = f"""
+import importlib, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {libraries!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+for name in {[module for name in names for module in modules(name)]!r}:
+    importlib.import_module(name)
+"""
+    ended = run([sys.executable, "-c", program])
+    assert ended.code == 0, ended.err
+    assert ended.out == ""
 
 
-@pytest.mark.parametrize("room", rooms())
-def test_imports_point_up(room: str) -> None:
-    above = TABLE[: TABLE.index(room)]
-    assert not graph()[room] - set(above)
+def test_every_package_is_in_the_order() -> None:
+    assert set(packages()) == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
 
 
-def test_no_room_imports_itself_through_others() -> None:
-    circles = {room for room in rooms() for other in graph()[room] if room in reached(other)}
-    assert not circles
+def test_the_documentation_shows_the_order() -> None:
+    text = (ROOT / "docs" / "structure.md").read_text()
+    table = text.partition("| package | holds |\n")[2].partition("\n\n")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines()[1:]]
+    assert tuple(name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)) == ORDER
+
+
+def test_every_import_is_of_a_package() -> None:
+    assert not set().union(*graph().values()) - set(packages())
+
+
+@pytest.mark.parametrize("package", packages())
+def test_imports_point_up(package: str) -> None:
+    assert not graph()[package] - set(ORDER[: ORDER.index(package)])
+
+
+def test_no_package_imports_itself_through_others() -> None:
+    cycles = {name for name in packages() for other in graph()[name] if name in reached(other)}
+    assert not cycles
 
 
 def test_training_and_scoring_never_import_each_other() -> None:
-    for room, other in (("training", "scoring"), ("scoring", "training")):
-        if room in rooms():
-            assert other not in reached(room)
+    assert "scoring" not in reached("training")
+    assert "training" not in reached("scoring")
 
 
 def test_the_library_never_imports_jobs_tests_or_benchmarks() -> None:
-    for paths in rooms().values():
+    for paths in packages().values():
         for path in paths:
             outside = {"jobs", "tests", "benchmarks"}
             assert not {name.split(".")[0] for name in imported(path)} & outside, path.name
@@ -106,34 +138,39 @@ def test_the_library_never_imports_jobs_tests_or_benchmarks() -> None:
 
 def test_no_utils() -> None:
     assert not {"utils", "helpers", "common", "misc"} & {
-        path.stem for paths in rooms().values() for path in paths
+        path.stem for paths in packages().values() for path in paths
     }
 
 
-def test_importing_a_room_starts_nothing_and_ray_stays_in_its_rooms(tmp_path: Path) -> None:
-    plain = [r for r in rooms() if not any(names_ray(other) for other in reached(r))]
-    assert {"recipes", "storage", "sources", "images", "models"} <= set(plain)
-    others = [room for room in rooms() if room not in plain]
+def test_packages_that_do_not_name_ray_work_without_it() -> None:
+    names = without("ray")
+    assert {"recipes", "storage", "sources", "images", "models", "metrics"} <= set(names)
+    import_without(("ray",), names)
+
+
+def test_packages_that_do_not_name_pytorch_work_without_it() -> None:
+    names = without("torch", "torchvision", "ray")
+    assert {"recipes", "storage", "sources", "images", "metrics"} <= set(names)
+    import_without(("torch", "torchvision", "ray"), names)
+
+
+@pytest.mark.cluster
+def test_importing_starts_and_seeds_nothing(tmp_path: Path) -> None:
     program = f"""
-import importlib, random, sys, threading
+import importlib, os, random
 import numpy, torch
-sys.path.insert(0, {str(ROOT)!r})
+os.chdir({str(tmp_path)!r})
 random.seed(5), numpy.random.seed(5), torch.manual_seed(5)
 before = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-for room in {[m for room in plain for m in modules(room)]!r}:
-    importlib.import_module(room)
-    assert "ray" not in sys.modules, room + " brings Ray in"
-for room in {[m for room in others for m in modules(room)]!r}:
-    importlib.import_module(room)
+for name in {[module for name in packages() for module in modules(name)]!r}:
+    importlib.import_module(name)
 import ray
 assert not ray.is_initialized(), "Ray was started"
 after = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 assert before == after, "random numbers were drawn or seeded"
 assert not torch.distributed.is_initialized() and not torch.cuda.is_initialized()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    ended = run([sys.executable, "-c", program])
+    assert ended.code == 0, ended.err
+    assert ended.out == ""
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,6 @@ from ray.cluster_utils import Cluster
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 os.environ["RAY_ADDRESS"] = nodes.address
-os.chdir(sys.argv[2])  # The nodes stay where they were started.
 
 from cxr import cluster
 from cxr.errors import CxrError
@@ -38,6 +37,7 @@ except CxrError as error:
 cluster.NODES_WAIT_S = wait_s
 leaving = nodes.add_node(num_cpus=1)
 nodes.add_node(num_cpus=1)
+os.chdir(sys.argv[2])  # The nodes stay where they were started.
 cluster.connect()
 print("CPUs:", cluster.wait_for("CPU", 2))
 

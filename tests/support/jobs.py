@@ -58,8 +58,8 @@ def execute(job: str, *words: str) -> Ended:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     out, err, code = io.StringIO(), io.StringIO(), 0
+    sys.modules[spec.name] = module
     with (
-        mock.patch.dict(sys.modules, {spec.name: module}),
         mock.patch.object(sys, "argv", [f"jobs/{job}.py", *words]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

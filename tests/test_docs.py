@@ -75,7 +75,8 @@ def flags_of_class(name: str, known: dict[str, ast.ClassDef]) -> set[str]:
             flags |= flags_of_class(base.id, known)
     for node in known[name].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            annotation = ast.unparse(node.annotation).rpartition(".")[2]
+            annotation = ast.unparse(node.annotation).removeprefix("Annotated[")
+            annotation = annotation.partition(",")[0].rpartition(".")[2]
             if annotation in known:
                 flags |= flags_of_class(annotation, known)
             else:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cxr import metrics, reports
 from cxr.errors import ImageError
+from cxr.metrics.results import PUBLISHED_FIGURES, Effect, Interval, TrialResult, VersionResult
 from cxr.reports import figures
 
 HOSTILE = "/home/someone/secret/<script>alert('x')</script>/\"><img src=x onerror=y>.jpeg"
@@ -109,7 +110,7 @@ def default_page() -> str:
     return reports.evaluation_page(evaluation())
 
 
-def version(name: str = "v0", **changes: Any) -> reports.VersionResult:
+def version(name: str = "v0", **changes: Any) -> VersionResult:
     values: dict[str, Any] = {
         "name": name,
         "data": "phantoms",
@@ -124,7 +125,7 @@ def version(name: str = "v0", **changes: Any) -> reports.VersionResult:
         "loading": "memory",
         "published_accuracy": 0.625,
     }
-    return reports.VersionResult(**(values | changes))
+    return VersionResult(**(values | changes))
 
 
 def scoring(**changes: Any) -> reports.ScoringReport:
@@ -166,11 +167,11 @@ def scoring_text(**changes: Any) -> str:
     return " ".join(read(reports.scoring_page(scoring(**changes))).text.split())
 
 
-def trial(auc: float | None, *, reason: str = "", **setting: Any) -> reports.TrialResult:
-    def around(value: float) -> reports.Interval:
-        return reports.Interval(value, value - 0.011, value + 0.007)
+def trial(auc: float | None, *, reason: str = "", **setting: Any) -> TrialResult:
+    def around(value: float) -> Interval:
+        return Interval(value, value - 0.011, value + 0.007)
 
-    return reports.TrialResult(
+    return TrialResult(
         setting=setting,
         auc=None if auc is None else around(auc),
         balanced_accuracy=None if auc is None else around(auc - 0.05),
@@ -181,7 +182,7 @@ def trial(auc: float | None, *, reason: str = "", **setting: Any) -> reports.Tri
 
 
 def tuning(**changes: Any) -> reports.TuningReport:
-    difference = reports.Interval(0.021, -0.004, 0.046)
+    difference = Interval(0.021, -0.004, 0.046)
     values: dict[str, Any] = {
         "title": "A title",
         "data": "chest_xray",
@@ -195,8 +196,8 @@ def tuning(**changes: Any) -> reports.TuningReport:
             trial(None, normalization="per_image", class_weighting="balanced"),
         ],
         "effects": [
-            reports.Effect("normalization", "per_image", "none", difference, 5_232, 2_790),
-            reports.Effect("class_weighting", "balanced", "none", difference, 5_200, 2_780),
+            Effect("normalization", "per_image", "none", difference, 5_232, 2_790),
+            Effect("class_weighting", "balanced", "none", difference, 5_200, 2_780),
         ],
         "answers": ["per_image against none: AUC +0.021 [-0.004, +0.046], n = 2,790 patients"],
         "num_folds": 3,
@@ -359,7 +360,7 @@ def test_table_leaves_undefined_figures_undefined() -> None:
 def test_published_figures_are_those_of_the_2019_experiment() -> None:
     found = {
         name: (result.test_accuracy, result.test_sensitivity)
-        for name, result in reports.PUBLISHED.items()
+        for name, result in PUBLISHED_FIGURES.items()
     }
     assert found == {
         "v0": (0.625, None),
@@ -612,7 +613,7 @@ def test_tuning_page_with_hostile_names() -> None:
                 trial(0.9, third=HOSTILE, **settings[0]),
                 trial(None, reason=HOSTILE, third=HOSTILE, **settings[1]),
             ],
-            effects=[reports.Effect(HOSTILE, HOSTILE, other, reports.Interval(0, 0, 0), 1, 1)],
+            effects=[Effect(HOSTILE, HOSTILE, other, Interval(0, 0, 0), 1, 1)],
             answers=[HOSTILE],
             notes=[HOSTILE],
             facts={HOSTILE: {HOSTILE: [HOSTILE]}},

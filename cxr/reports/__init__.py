@@ -5,31 +5,19 @@ Pages are single HTML files that load nothing: figures are inline SVG, thumbnail
 there is no script. They can be mailed, archived and opened without a network.
 """
 
-from cxr.reports.comparison import (
-    PUBLISHED,
-    PublishedResult,
-    VersionResult,
-    comparison_page,
-    comparison_table,
-)
+from cxr.reports.comparison import comparison_page, comparison_table
 from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
 from cxr.reports.figures import class_distribution
 from cxr.reports.page import thumbnail
 from cxr.reports.scoring import FailedKind, ScoringReport, SuspiciousImage, scoring_page
-from cxr.reports.tuning import Effect, Interval, TrialResult, TuningReport, tuning_page
+from cxr.reports.tuning import TuningReport, tuning_page
 
 __all__ = [
-    "PUBLISHED",
-    "Effect",
     "EvaluationReport",
     "FailedKind",
-    "Interval",
-    "PublishedResult",
     "ScoringReport",
     "SuspiciousImage",
-    "TrialResult",
     "TuningReport",
-    "VersionResult",
     "WrongImage",
     "class_distribution",
     "comparison_page",

@@ -1,61 +1,11 @@
 """The page and the table on several versions: ours as measured, beside what was published."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from cxr.metrics.results import PUBLISHED_FIGURES, History, VersionResult
 from cxr.reports import figures, page
 from cxr.reports.evaluation import PHANTOMS
-from cxr.reports.figures import History
 from cxr.reports.page import RESEARCH_ONLY, Html
-
-
-@dataclass(frozen=True)
-class PublishedResult:
-    """What the 2019 experiment reported of a version on the official test split."""
-
-    test_accuracy: float
-    test_sensitivity: float | None
-    """None where it was not reported."""
-    remark: str = ""
-
-
-PUBLISHED = {
-    "v0": PublishedResult(0.625, None, "every image was called pneumonia"),
-    "v1": PublishedResult(0.742, 0.987),
-    "v2": PublishedResult(0.800, None, "the best of three epochs: .797, .800, .782"),
-    "v3": PublishedResult(0.628, None),
-}
-"""Test figures of the 2019 experiment that this project carries on (Keras, the official test split
-of Kermany et al. 2018: 234 normal, 390 pneumonia). Its notebooks stopped early on that same split
-and never applied the pretrained weights of v1-v3, so the figures are optimistic and of other
-networks than the ones described."""
-
-
-@dataclass(frozen=True)
-class VersionResult:
-    """One version's row: our figures on the validation fold, and the published ones on test."""
-
-    name: str
-    data: str
-    """What it was trained on: `"phantoms"`, `"chest_xray"`."""
-    num_images: int
-    """Images of the validation fold."""
-    auc: float | None
-    accuracy: float | None
-    """This and the three below at the operating point, which was chosen on the same fold."""
-    balanced_accuracy: float | None
-    sensitivity: float | None
-    specificity: float | None
-    train_seconds: float | None
-    """Wall clock of the training; None where not measured."""
-    peak_memory_mb: float | None
-    """Greatest resident memory of the training worker; None where not measured."""
-    loading: str
-    """`"memory"`: all images held at once, or `"stream"`."""
-    published_accuracy: float | None = None
-    """On the official test split, from `PUBLISHED`; None for a version of our own."""
-    published_sensitivity: float | None = None
-
 
 _OURS = "measured here: validation fold"
 _COST = "cost"
@@ -231,11 +181,11 @@ def _table(rows: Sequence[VersionResult]) -> Html:
 def _footnotes(rows: Sequence[VersionResult]) -> list[Html]:
     """Why a figure is undefined, and what is to be known of the published ones."""
     lines = [
-        f"{row.name}, published: {PUBLISHED[row.name].remark}."
+        f"{row.name}, published: {PUBLISHED_FIGURES[row.name].remark}."
         for row in rows
         if row.published_accuracy is not None
-        and row.name in PUBLISHED
-        and PUBLISHED[row.name].remark
+        and row.name in PUBLISHED_FIGURES
+        and PUBLISHED_FIGURES[row.name].remark
     ]
     if any(None in _ours(row) for row in rows):
         lines.append("undefined: the validation fold holds no image of a class.")

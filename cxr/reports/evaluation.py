@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from cxr.labels import CLASSES
 from cxr.metrics import LEVEL, NUM_BINS, AtThreshold, Confusion, Estimate, Examination
+from cxr.metrics.results import History
 from cxr.reports import figures, page
-from cxr.reports.figures import History
 from cxr.reports.page import RESEARCH_ONLY, UNDEFINED, Html, tag
 
 PHANTOMS = (

@@ -9,12 +9,11 @@ from cxr.reports.figures.model import (
     roc,
     score_histogram,
 )
-from cxr.reports.figures.training import History, learning_curves, training_curves
+from cxr.reports.figures.training import learning_curves, training_curves
 
 __all__ = [
     "PALETTE",
     "SCORE_BINS",
-    "History",
     "bars",
     "class_distribution",
     "differences",

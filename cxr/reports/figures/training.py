@@ -1,17 +1,14 @@
 """Figures of a training: what changes from epoch to epoch."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cxr.metrics.results import History
 from cxr.reports.figures.drawing import PALETTE, SERIES, WIDE, figure, fitted
 from cxr.reports.page import Html
-
-History = Sequence[Mapping[str, Any]]
-"""One mapping for each epoch: epoch, train_loss, val_loss, val_auc, seconds; None if undefined."""
 
 _DASHES = ("-", "--", ":")
 

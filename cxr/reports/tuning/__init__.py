@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 
 from cxr.metrics import LEVEL
+from cxr.metrics.results import TrialResult
 from cxr.reports import page
 from cxr.reports.evaluation import PHANTOMS
 from cxr.reports.page import RESEARCH_ONLY, UNDEFINED, Html, tag
 from cxr.reports.tuning.effects import effect_sections, sampled_sections
 from cxr.reports.tuning.grid import grid_sections
-from cxr.reports.tuning.results import Effect, Interval, TrialResult, TuningReport, auc_of
+from cxr.reports.tuning.results import TuningReport, auc_of
 from cxr.reports.tuning.trials import trials_section, without_auc_sections
 from cxr.reports.tuning.wording import FAILED, brackets, sample_of, setting_of
 
-__all__ = ["Effect", "Interval", "TrialResult", "TuningReport", "tuning_page"]
+__all__ = ["TuningReport", "tuning_page"]
 
 
 def tuning_page(report: TuningReport) -> str:

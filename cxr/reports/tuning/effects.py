@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from cxr.metrics import LEVEL
+from cxr.metrics.results import Effect, Interval, TrialResult
 from cxr.reports import figures, page
 from cxr.reports.page import Html
-from cxr.reports.tuning.results import Effect, Interval, TrialResult, TuningReport
+from cxr.reports.tuning.results import TuningReport
 
 
 def effect_sections(effects: Sequence[Effect]) -> list[Html]:

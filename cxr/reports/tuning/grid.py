@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cxr.metrics import LEVEL
+from cxr.metrics.results import Interval, TrialResult
 from cxr.reports import page
 from cxr.reports.page import Html, tag
-from cxr.reports.tuning.results import Interval, TrialResult, TuningReport
+from cxr.reports.tuning.results import TuningReport
 from cxr.reports.tuning.wording import brackets, named, outcome
 
 Cell = tuple[TrialResult | None, int]

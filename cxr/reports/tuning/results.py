@@ -4,52 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with the bounds of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """One setting, trained and judged on every fold."""
-
-    setting: Mapping[str, str | float]
-    """Its value of each factor: `{"normalization": "per_image", "learning_rate": 0.001}`."""
-    auc: Interval | None
-    """Mean over the folds, with its interval over folds and patients; None if the trial failed or
-    the AUC is undefined."""
-    balanced_accuracy: Interval | None
-    """The same, at each fold's operating point."""
-    fold_aucs: Sequence[float | None]
-    """The AUC of each fold, None where undefined; empty if no fold was finished."""
-    seconds: float
-    """Wall clock of the trial, all folds together."""
-    reason: str = ""
-    """Why it failed; empty if it did not."""
-
-    @property
-    def failed(self) -> bool:
-        return self.auc is None and self.reason != ""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """How much the AUC changes from one value of a factor to another."""
-
-    factor: str
-    level: str
-    """The value that is judged: `"per_image"`."""
-    reference: str
-    """The value that it is set against: `"none"`."""
-    difference: Interval
-    """Of the AUC, level minus reference, paired."""
-    num_images: int
-    num_patients: int
+from cxr.metrics.results import Effect, TrialResult
 
 
 @dataclass(frozen=True)

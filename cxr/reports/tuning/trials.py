@@ -1,8 +1,9 @@
 """Every trial of a search as a row, and those without an AUC with their reason."""
 
+from cxr.metrics.results import Interval, TrialResult
 from cxr.reports import page
 from cxr.reports.page import Html, tag
-from cxr.reports.tuning.results import Interval, TrialResult, TuningReport
+from cxr.reports.tuning.results import TuningReport
 from cxr.reports.tuning.wording import brackets, outcome, setting_of
 
 

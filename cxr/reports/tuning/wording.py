@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+from cxr.metrics.results import Interval, TrialResult
 from cxr.reports import page
 from cxr.reports.page import UNDEFINED
-from cxr.reports.tuning.results import Interval, TrialResult, TuningReport
+from cxr.reports.tuning.results import TuningReport
 
 FAILED = "failed"
 

@@ -3,7 +3,10 @@
 import dataclasses
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,12 @@ from PIL import Image
 from cxr import metrics, reports
 from cxr.errors import ImageError
 from cxr.metrics.results import PUBLISHED_FIGURES, Effect, Interval, TrialResult, VersionResult
-from cxr.reports import figures
+from cxr.reports.figures import model
+from cxr.reports.figures.drawing import PALETTE
+
+PACKAGE = Path(reports.__file__).parent
+
+TEMPLATES = PACKAGE / "templates"
 
 HOSTILE = "/home/someone/secret/<script>alert('x')</script>/\"><img src=x onerror=y>.jpeg"
 
@@ -48,6 +56,11 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.text += data + " "
+
+
+def words_of(page: str) -> str:
+    """What a reader sees, with single spaces."""
+    return " ".join(read(page).text.split())
 
 
 def read(page: str) -> Reader:
@@ -137,7 +150,7 @@ def scoring(**changes: Any) -> reports.ScoringReport:
         "num_refused": 15,
         "num_unreadable": 2,
         "probs": np.repeat([0.02, 0.98], [1_000, 300]),
-        "num_called": 300,
+        "num_predicted": 300,
         "operating_point": metrics.OperatingPoint("sensitivity=0.95", 0.437, 0.951, 0.884, 1_046),
         "suspicious": [
             reports.SuspiciousImage(
@@ -152,8 +165,10 @@ def scoring(**changes: Any) -> reports.ScoringReport:
             ),
         ],
         "failures": [
-            reports.FailedKind("unreadable", "the file is empty", 2, ["more.zip!/n.png"]),
-            reports.FailedKind("refused", "modality CT, not CR", 15, ["s3://bucket/xrays/ct.dcm"]),
+            reports.FailureGroup("unreadable", "the file is empty", 2, ["more.zip!/n.png"]),
+            reports.FailureGroup(
+                "refused", "modality CT, not CR", 15, ["s3://bucket/xrays/ct.dcm"]
+            ),
         ],
         "warnings": {"first of 2 frames": 4, "no window in the file": 1_203},
         "skipped": {"hidden": 7, ".txt": 41},
@@ -163,8 +178,7 @@ def scoring(**changes: Any) -> reports.ScoringReport:
 
 
 def scoring_text(**changes: Any) -> str:
-    """What a reader sees, with single spaces."""
-    return " ".join(read(reports.scoring_page(scoring(**changes))).text.split())
+    return words_of(reports.scoring_page(scoring(**changes)))
 
 
 def trial(auc: float | None, *, reason: str = "", **setting: Any) -> TrialResult:
@@ -210,15 +224,55 @@ def tuning(**changes: Any) -> reports.TuningReport:
 
 
 def tuning_text(**changes: Any) -> str:
-    """What a reader sees, with single spaces."""
-    return " ".join(read(reports.tuning_page(tuning(**changes))).text.split())
+    return words_of(reports.tuning_page(tuning(**changes)))
+
+
+# ---------------------------------------------------------------- templates
+
+
+def test_templates_escape_everything_but_our_figures() -> None:
+    """Markup is made in one function, of a figure; no template turns escaping off."""
+    templates = [path.read_text() for path in TEMPLATES.glob("*.html")]
+    assert len(templates) == 6
+    for text in templates:
+        assert not re.search(r"\|\s*safe\b|autoescape|\bMarkup\b", text)
+    makers = [path.name for path in PACKAGE.rglob("*.py") if "Markup(" in path.read_text()]
+    assert makers == ["drawing.py"]
+
+
+def test_an_installed_package_has_its_templates() -> None:
+    """What setuptools would put into a wheel, not what happens to be in the source tree."""
+    program = """
+from setuptools import Distribution
+distribution = Distribution()
+distribution.parse_config_files(["pyproject.toml"])
+# Else setuptools writes a manifest into the source tree.
+distribution.include_package_data = False
+build = distribution.get_command_obj("build_py")
+build.ensure_finalized()
+for _, source, _, names in build.data_files:
+    for name in names:
+        print(source + "/" + name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    installed = {path for path in done.stdout.splitlines() if path.startswith("cxr/reports/")}
+    assert installed == {f"cxr/reports/templates/{path.name}" for path in TEMPLATES.iterdir()}
+
+
+def test_figures_have_the_colors_of_the_style_sheet() -> None:
+    light = (TEMPLATES / "style.css").read_text().split("@media")[0]
+    variables = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light))
+    assert {name: variables[name] for name in PALETTE} == PALETTE
 
 
 # ---------------------------------------------------------------- evaluation
 
 
 def test_evaluation_page_shows_every_figure_with_its_interval(default_page: str) -> None:
-    text = read(default_page).text
+    text = words_of(default_page)
     examination = evaluation().examination
     groups = (
         examination.threshold_free,
@@ -239,8 +293,8 @@ def test_evaluation_page_shows_every_figure_with_its_interval(default_page: str)
 
 
 def test_evaluation_page_says_on_whom_and_for_what(default_page: str) -> None:
-    text = read(default_page).text
-    assert "Test of chest_xray: 60 images of 30 patients" in text
+    text = words_of(default_page)
+    assert "Test split of chest_xray: 60 images of 30 patients" in text
     assert "not for clinical use" in text
     assert "children" in text
     assert "2 images could not be read: truncated" in text
@@ -251,7 +305,7 @@ def test_evaluation_page_says_on_whom_and_for_what(default_page: str) -> None:
 
 
 def test_evaluation_page_shows_the_most_wrong(default_page: str) -> None:
-    assert "normal, scored 0.987" in read(default_page).text
+    assert "normal, scored 0.987" in words_of(default_page)
     assert default_page.count("data:image/jpeg;base64,") == 1
 
 
@@ -297,15 +351,15 @@ def test_an_operating_point_that_calls_nothing_has_no_mark() -> None:
     """matplotlib warns of a legend without entries, and warnings are errors here."""
     y_true, probs = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4])
     point = metrics.OperatingPoint("youden", 0.9, 0.0, 1.0, 4)
-    assert "<svg" in figures.precision_recall(y_true, probs, point)
+    assert "<svg" in model.precision_recall(y_true, probs, point)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_undefined_figures_say_why(label: int) -> None:
     page = reports.evaluation_page(evaluation(y_true=np.full(20, label)))
-    text = " ".join(read(page).text.split())
-    assert "AUC area under the ROC curve undefined it needs normal and pneumonia images" in text
-    missing = "no normal image" if label else "no pneumonia"
+    text = words_of(page)
+    assert "AUC area under the ROC curve undefined needs normal and pneumonia images" in text
+    missing = "no normal images" if label else "no pneumonia images"
     assert f"undefined {missing}" in text
     assert not re.search(r"\b(nan|None)\b", text)
     assert_self_contained(page)
@@ -319,7 +373,7 @@ def test_undefined_epochs_are_gaps() -> None:
 
 
 def test_phantoms_are_called_so() -> None:
-    text = read(reports.evaluation_page(evaluation(data="phantoms"))).text
+    text = words_of(reports.evaluation_page(evaluation(data="phantoms")))
     assert "they say nothing about radiographs of patients" in text
 
 
@@ -373,13 +427,13 @@ def test_published_figures_are_those_of_the_2019_experiment() -> None:
 def test_comparison_page_shows_all_rows_and_is_self_contained() -> None:
     rows = [version(), version("v2", loading="stream", auc=None, peak_memory_mb=None)]
     page = reports.comparison_page(rows, {"v0": HISTORY, "v2": []}, ["A note."], "Versions")
-    text = read(page).text
+    text = words_of(page)
     for figure in ("0.911", "0.822", "0.833", "0.844", "0.855", "12.3", "2,310", "0.625"):
         assert figure in text
-    for words in ("undefined", "not measured", "A note.", "phantoms", "cannot be set against"):
+    for words in ("undefined", "not measured", "A note.", "phantoms", "must not be compared"):
         assert words in text
     assert "they say nothing about radiographs of patients" in text
-    assert "holds no image of a class" in text
+    assert "has no images of one class" in text
     assert_self_contained(page)
 
 
@@ -413,7 +467,7 @@ def test_scoring_page_shows_the_numbers_it_was_given() -> None:
         "1,300 of 1,317 images from s3://bucket/xrays/ and 1 more input scored",
         "Listed 1,317 images",
         "Scored 1,300 98.7% of listed",
-        "Called pneumonia 300 23.1% of scored at threshold 0.437",
+        "Predicted pneumonia 300 23.1% of scored at threshold 0.437",
         "Refused 15 ",
         "Unreadable 2 ",
         "17 images: 15 refused, 2 unreadable",
@@ -432,14 +486,14 @@ def test_scoring_page_says_what_the_threshold_means_and_for_what_it_is_not() -> 
     assert "The rule sensitivity=0.95 chose this threshold on 1,046 validation images" in text
     assert "a sensitivity of 0.951 and a specificity of 0.884" in text
     assert "only for images like those" in text
-    assert "no prevalence" in text
-    assert "not for clinical use. No call made here may guide the care" in text
+    assert "not a prevalence" in text
+    assert "not for clinical use. No prediction shown here may guide the care" in text
 
 
 def test_scoring_page_shows_the_most_suspicious() -> None:
     page = reports.scoring_page(scoring())
-    assert "0.987 called pneumonia p1/x.dcm Warned: no window in the file." in scoring_text()
-    assert "0.321 called normal p2/y.png" in scoring_text()
+    assert "0.987 predicted pneumonia p1/x.dcm Warnings: no window in the file." in scoring_text()
+    assert "0.321 predicted normal p2/y.png" in scoring_text()
     assert page.count("data:image/jpeg;base64,") == 2
     titles = [attributes.get("title") for name, attributes in read(page).tags if name == "figure"]
     assert "s3://bucket/xrays/a.zip!/p1/x.dcm" in titles
@@ -457,7 +511,7 @@ def test_scoring_page_with_hostile_names() -> None:
             title=HOSTILE,
             inputs=[HOSTILE],
             suspicious=[reports.SuspiciousImage(HOSTILE, 0.9, True, [HOSTILE], b"jpeg")],
-            failures=[reports.FailedKind(HOSTILE, HOSTILE, 17, [HOSTILE])],
+            failures=[reports.FailureGroup(HOSTILE, HOSTILE, 17, [HOSTILE])],
             warnings={HOSTILE: 1},
             skipped={HOSTILE: 1},
             facts={HOSTILE: {HOSTILE: [HOSTILE]}},
@@ -471,26 +525,26 @@ def test_scoring_page_with_hostile_names() -> None:
 
 @pytest.mark.parametrize("num_listed", [0, 17])
 def test_scoring_page_of_nothing_scored(num_listed: int) -> None:
-    changes: dict[str, Any] = {"probs": [], "num_called": 0, "suspicious": []}
+    changes: dict[str, Any] = {"probs": [], "num_predicted": 0, "suspicious": []}
     if not num_listed:
         changes |= {"num_refused": 0, "num_unreadable": 0, "failures": []}
     report = scoring(num_listed=num_listed, **changes)
     text = scoring_text(num_listed=num_listed, **changes)
-    assert "Called pneumonia 0 nothing was scored" in text
-    assert "Nothing was scored: there is none to show." in text
-    assert ("nothing was listed" in text) == (not num_listed)
+    assert "Predicted pneumonia 0 no images scored" in text
+    assert "No image was scored." in text
+    assert ("no images listed" in text) == (not num_listed)
     assert not re.search(r"\b(nan|None)\b", text.replace("None of them", ""))
     assert "<svg" not in reports.scoring_page(report)
     assert_self_contained(reports.scoring_page(report))
 
 
-def test_scoring_page_of_nothing_failed_warned_or_passed_over() -> None:
+def test_scoring_page_of_nothing_failed_warned_or_skipped() -> None:
     changes: dict[str, Any] = {"num_listed": 1_300, "num_refused": 0, "num_unreadable": 0}
     changes |= {"failures": [], "warnings": {}, "skipped": {}, "facts": {}, "inputs": ["x.zip"]}
     text = scoring_text(**changes)
     assert "1,300 of 1,300 images from x.zip scored" in text
     assert "No image was refused or unreadable." in text
-    assert "No scored image has one." in text
+    assert "No scored image has a warning." in text
     assert "every file in the inputs was listed" in text
     assert "Provenance" not in text
     assert_self_contained(reports.scoring_page(scoring(**changes)))
@@ -499,10 +553,10 @@ def test_scoring_page_of_nothing_failed_warned_or_passed_over() -> None:
 def test_scoring_page_hides_no_image() -> None:
     assert "scored or explained" not in scoring_text()
     assert "1,320 images listed, 1,317 scored or explained" in scoring_text(num_listed=1_320)
-    assert "without a reason" not in scoring_text()
-    few = [reports.FailedKind("refused", "modality CT, not CR", 14, [])]
-    assert "3 images without a reason here" in scoring_text(failures=few)
-    assert "17 images without a reason here" in scoring_text(failures=[])
+    assert "without a recorded reason" not in scoring_text()
+    few = [reports.FailureGroup("refused", "modality CT, not CR", 14, [])]
+    assert "3 images without a recorded reason" in scoring_text(failures=few)
+    assert "17 images without a recorded reason" in scoring_text(failures=[])
 
 
 def histogram(probs: list[float]) -> tuple[str, list[float]]:
@@ -536,7 +590,7 @@ def test_tuning_page_shows_the_numbers_it_was_given() -> None:
     text = tuning_text()
     for words in (
         "Cross-validation on chest_xray: 5,232 images of 2,790 patients in 3 folds",
-        "Trials 2 judged of 4 1 failed, 1 undefined",
+        "Trials 2 with an AUC, of 4 1 failed, 1 undefined",
         "Best AUC 0.977 95% [0.966, 0.984] the highest of 2: optimistic",
         "Best setting per_image, none normalization, class_weighting Images 5,232",
         "2 images could not be read: truncated",
@@ -566,7 +620,7 @@ def test_tuning_page_has_every_setting_on_both_maps() -> None:
 
 def test_tuning_page_lists_all_trials_best_first() -> None:
     text = tuning_text()
-    table = text[text.index("4 trials, the highest AUC first") :]
+    table = text[text.index("4 trials, highest AUC first") :]
     ranks = [table.index(f"{name} ") for name in ("per_image, none", "none, none")]
     ranks += [table.index(f"{name} ") for name in ("none, balanced", "per_image, balanced")]
     assert ranks == sorted(ranks)
@@ -644,7 +698,7 @@ def test_tuning_page_of_three_factors_has_maps_for_each_value_of_the_third() -> 
         for c in grid["c"]
     ]
     page = reports.tuning_page(tuning(grid=grid, trials=trials))
-    text = " ".join(read(page).text.split())
+    text = words_of(page)
     assert page.count('class="heat"') == 4
     for third, expected in (("c1", (1, 3, 5, 7)), ("c2", (2, 4, 6, 8))):
         found = text[text.index(f"AUC, c {third}") :]
@@ -660,9 +714,7 @@ def test_tuning_page_marks_equal_settings_alike() -> None:
     trials = [trial(0.9, a="a1"), trial(0.95, a="a2"), trial(0.95, a="a3")]
     page = reports.tuning_page(tuning(grid=grid, trials=trials))
     assert page.count('class="best"') == 4
-    assert "Best setting a2 a 1 other setting with the same AUC" in " ".join(
-        read(page).text.split()
-    )
+    assert "Best setting a2 a 1 other setting with the same AUC" in " ".join(words_of(page).split())
 
 
 def test_tuning_page_shows_sampled_settings() -> None:
@@ -674,7 +726,7 @@ def test_tuning_page_shows_sampled_settings() -> None:
     page = reports.tuning_page(
         tuning(grid={}, sampled=["learning_rate", "dropout", "absent"], trials=trials)
     )
-    text = " ".join(read(page).text.split())
+    text = words_of(page)
     assert page.count("2 trials with an AUC, 1 without.") == 2
     assert ">learning_rate (logarithmic)</text>" in page
     assert ">dropout</text>" in page

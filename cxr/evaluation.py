@@ -97,7 +97,7 @@ def evaluate(
     ]
     page = evaluation_page(
         EvaluationReport(
-            title=f"{trained.recipe.name}: evaluation on {split}",
+            title=f"{trained.recipe.name}: evaluation on the {split} split",
             data=name,
             split=split,
             examination=examination,

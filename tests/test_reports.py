@@ -1,4 +1,4 @@
-"""Pages that load nothing, hide nothing and invent nothing; a table that fits the terminal."""
+"""Pages: what they show, that they are self-contained and escaped; a table for the terminal."""
 
 import dataclasses
 import io
@@ -292,7 +292,7 @@ def test_evaluation_page_shows_every_figure_with_its_interval(default_page: str)
         assert label in text
 
 
-def test_evaluation_page_says_on_whom_and_for_what(default_page: str) -> None:
+def test_evaluation_page_describes_its_sample_and_limitations(default_page: str) -> None:
     text = words_of(default_page)
     assert "Test split of chest_xray: 60 images of 30 patients" in text
     assert "not for clinical use" in text
@@ -317,7 +317,7 @@ def test_evaluation_page_is_the_same_each_time(default_page: str) -> None:
     assert reports.evaluation_page(evaluation()) == default_page
 
 
-def test_hostile_names_are_read_never_run() -> None:
+def test_hostile_names_are_shown_as_text() -> None:
     wrong = [reports.WrongImage(HOSTILE, 1, 0.01, b"jpeg")]
     report = evaluation(
         title=HOSTILE,
@@ -347,7 +347,7 @@ def test_page_without_history_recipe_or_images() -> None:
     assert_self_contained(page)
 
 
-def test_an_operating_point_that_calls_nothing_has_no_mark() -> None:
+def test_an_operating_point_without_positive_predictions_has_no_mark() -> None:
     """matplotlib warns of a legend without entries, and warnings are errors here."""
     y_true, probs = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4])
     point = metrics.OperatingPoint("youden", 0.9, 0.0, 1.0, 4)
@@ -372,7 +372,7 @@ def test_undefined_epochs_are_gaps() -> None:
     assert "Validation AUC by epoch" not in page
 
 
-def test_phantoms_are_called_so() -> None:
+def test_phantoms_are_labeled_as_such() -> None:
     text = words_of(reports.evaluation_page(evaluation(data="phantoms")))
     assert "they say nothing about radiographs of patients" in text
 
@@ -391,7 +391,7 @@ def test_table_fits_the_terminal() -> None:
     assert len({len(line) for line in lines[1:6]}) == 1
 
 
-def test_table_tells_ours_from_the_published() -> None:
+def test_table_separates_our_figures_from_the_published() -> None:
     table = reports.comparison_table([version()])
     groups, header, _, row = table.splitlines()[:4]
     cells = "v0 phantoms 240 0.911 0.822 0.833 0.844 0.855 12.3 2,310 memory 0.625 -"
@@ -412,11 +412,11 @@ def test_table_leaves_undefined_figures_undefined() -> None:
 
 
 def test_published_figures_are_those_of_the_2019_experiment() -> None:
-    found = {
+    figures = {
         name: (result.test_accuracy, result.test_sensitivity)
         for name, result in PUBLISHED_FIGURES.items()
     }
-    assert found == {
+    assert figures == {
         "v0": (0.625, None),
         "v1": (0.742, 0.987),
         "v2": (0.8, None),
@@ -480,7 +480,7 @@ def test_scoring_page_shows_the_numbers_it_was_given() -> None:
         assert words in text
 
 
-def test_scoring_page_says_what_the_threshold_means_and_for_what_it_is_not() -> None:
+def test_scoring_page_explains_the_threshold_and_its_limitations() -> None:
     text = scoring_text()
     assert "at a calibrated probability of 0.437 or above" in text
     assert "The rule sensitivity=0.95 chose this threshold on 1,046 validation images" in text
@@ -632,12 +632,12 @@ def test_tuning_page_says_why_a_trial_has_no_auc() -> None:
     assert "per_image, balanced undefined 2 of 3 the AUC is undefined in 1 of 3 folds" in text
     assert "undefined, 0.955, 0.966" in text
     assert not re.search(r"\b(nan|None)\b", text.replace("None of them", ""))
-    found = [trial(0.9, normalization="none", class_weighting="none")]
-    assert "Trials without an AUC" not in tuning_text(trials=found)
-    assert "not tried" in tuning_text(trials=found)
+    trials = [trial(0.9, normalization="none", class_weighting="none")]
+    assert "Trials without an AUC" not in tuning_text(trials=trials)
+    assert "not tried" in tuning_text(trials=trials)
 
 
-def test_tuning_page_says_what_it_is_not_for() -> None:
+def test_tuning_page_warns_of_its_best_trial() -> None:
     text = tuning_text()
     assert "The best of 2 trials is optimistic" in text
     assert "Nothing was chosen on the test split" in text
@@ -701,8 +701,8 @@ def test_tuning_page_of_three_factors_has_maps_for_each_value_of_the_third() -> 
     text = words_of(page)
     assert page.count('class="heat"') == 4
     for third, expected in (("c1", (1, 3, 5, 7)), ("c2", (2, 4, 6, 8))):
-        found = text[text.index(f"AUC, c {third}") :]
-        cells = re.findall(r"0\.(\d{3}) \[", found)[:4]
+        heat_map = text[text.index(f"AUC, c {third}") :]
+        cells = re.findall(r"0\.(\d{3}) \[", heat_map)[:4]
         assert cells == [f"90{figure}" for figure in expected]
     # One scale and one best over all maps of a figure.
     assert page.count('class="best"') == 2
@@ -746,7 +746,7 @@ def test_tuning_page_shows_the_best_of_the_trials_in_a_cell() -> None:
 
 
 @pytest.mark.parametrize("num_trials", [0, 1])
-def test_tuning_page_of_nothing_judged(num_trials: int) -> None:
+def test_tuning_page_without_an_auc(num_trials: int) -> None:
     trials = [trial(None, normalization="none", class_weighting="none", reason="no space left")]
     changes: dict[str, Any] = {"trials": trials[:num_trials], "effects": [], "answers": []}
     changes |= {"sampled": ["learning_rate"], "notes": [], "facts": None, "recipe": {}}
@@ -762,7 +762,7 @@ def test_tuning_page_of_nothing_judged(num_trials: int) -> None:
 # ---------------------------------------------------------------- thumbnail
 
 
-def test_thumbnail_is_a_small_grey_jpeg_of_the_same_shape() -> None:
+def test_thumbnail_is_a_small_gray_jpeg_of_the_same_shape() -> None:
     pixels = np.tile(np.linspace(0, 255, 1000).astype(np.uint8), (500, 1))
     with Image.open(io.BytesIO(reports.thumbnail(pixels))) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "L", (224, 112))
@@ -775,6 +775,6 @@ def test_thumbnail_is_a_small_grey_jpeg_of_the_same_shape() -> None:
     "pixels",
     [np.zeros((4, 4), np.float32), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)],
 )
-def test_thumbnail_refuses_what_is_not_grey(pixels: Any) -> None:
+def test_thumbnail_refuses_what_is_not_gray(pixels: Any) -> None:
     with pytest.raises(ImageError, match=r"expected gray uint8 \(H, W\)"):
         reports.thumbnail(pixels)

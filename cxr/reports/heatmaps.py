@@ -51,35 +51,31 @@ def heat_maps(grid: Mapping[str, Sequence[str]], trials: Sequence[TrialResult]) 
     """
     if not grid:
         return []
-    by_levels = {
+    same = {
         levels: [trial for trial in trials if _matches(trial.setting, grid, levels)]
         for levels in itertools.product(*grid.values())
     }
     row_factor, *others = grid
-    columns = [(level,) for level in grid[others[0]]] if others else [()]
+    column_factor = others[0] if others else ""
+    columns = [(level,) for level in grid[column_factor]] if others else [()]
     maps = []
     for fixed in itertools.product(*(grid[factor] for factor in others[1:])):
         where = ", ".join(_named(dict(zip(others[1:], fixed, strict=True))))
         for metric, estimate_of in _METRICS.items():
-            estimates = [estimate_of(found[0]) for found in by_levels.values() if found]
+            estimates = [estimate_of(group[0]) for group in same.values() if group]
             values = [estimate.value for estimate in estimates if estimate]
             low, high = min(values, default=None), max(values, default=None)
+            rows = [
+                [_cell(same[(row, *column, *fixed)], estimate_of, low, high) for column in columns]
+                for row in grid[row_factor]
+            ]
             maps.append(
                 HeatMap(
                     heading=f"{metric}, {where}" if where else metric,
                     row_factor=row_factor,
-                    column_factor=others[0] if others else "",
-                    columns=[level for levels in columns for level in levels] or [metric],
-                    rows=[
-                        (
-                            level,
-                            [
-                                _cell(by_levels[(level, *column, *fixed)], estimate_of, low, high)
-                                for column in columns
-                            ],
-                        )
-                        for level in grid[row_factor]
-                    ],
+                    column_factor=column_factor,
+                    columns=grid[column_factor] if others else [metric],
+                    rows=list(zip(grid[row_factor], rows, strict=True)),
                     low=low,
                     high=high,
                 )

@@ -15,7 +15,14 @@ from PIL import Image
 
 from cxr import metrics, reports
 from cxr.errors import ImageError
-from cxr.metrics.results import PUBLISHED_FIGURES, Effect, Interval, TrialResult, VersionResult
+from cxr.metrics.results import (
+    PUBLISHED_FIGURES,
+    Effect,
+    History,
+    Interval,
+    TrialResult,
+    VersionResult,
+)
 from cxr.reports.figures import model
 from cxr.reports.figures.drawing import PALETTE
 
@@ -25,7 +32,7 @@ TEMPLATES = PACKAGE / "templates"
 
 HOSTILE = "/home/someone/secret/<script>alert('x')</script>/\"><img src=x onerror=y>.jpeg"
 
-HISTORY = [
+HISTORY: History = [
     {"epoch": 1, "train_loss": 0.61, "val_loss": 0.52, "val_auc": None, "seconds": 4.0},
     {"epoch": 2, "train_loss": 0.42, "val_loss": 0.45, "val_auc": 0.91, "seconds": 3.9},
 ]

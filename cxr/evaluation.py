@@ -92,12 +92,12 @@ def evaluate(
     storage.write_json(storage.join(output, "metrics.json"), facts | examination.to_json())
     failed = pixels.failed.to_pydict()
     notes = [
-        f"left out: {uri.rsplit('/', 1)[-1]} ({reason})"
+        f"skipped: {uri.rsplit('/', 1)[-1]} ({reason})"
         for uri, reason in zip(failed["uri"], failed["reason"], strict=True)
     ]
     page = evaluation_page(
         EvaluationReport(
-            title=f"{trained.recipe.name} examined on {split}",
+            title=f"{trained.recipe.name}: evaluation on the {split} split",
             data=name,
             split=split,
             examination=examination,

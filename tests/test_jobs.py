@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from cxr.datasets.shards import load_shards
 from cxr.metrics import probabilities
+from cxr.metrics.results import PUBLISHED_FIGURES
 from cxr.models import checkpoint
-from cxr.reports import comparison
 from tests.support.jobs import ROOT, Ended
 
 pytestmark = pytest.mark.cluster
@@ -138,7 +138,7 @@ def test_a_finished_run_resumed_trains_nothing_and_shows_the_table(
 
 
 def test_published_figures_stand_beside_ours() -> None:
-    assert {n: p.test_accuracy for n, p in comparison.PUBLISHED.items()} == {
+    assert {n: p.test_accuracy for n, p in PUBLISHED_FIGURES.items()} == {
         "v0": 0.625, "v1": 0.742, "v2": 0.8, "v3": 0.628,
     }  # fmt: skip
 

@@ -1,9 +1,12 @@
-"""Pages that load nothing, hide nothing and invent nothing; a table that fits the terminal."""
+"""Pages: what they show, that they are self-contained and escaped; a table for the terminal."""
 
 import dataclasses
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +15,24 @@ from PIL import Image
 
 from cxr import metrics, reports
 from cxr.errors import ImageError
-from cxr.reports import figures
+from cxr.metrics.results import (
+    PUBLISHED_FIGURES,
+    Effect,
+    History,
+    Interval,
+    TrialResult,
+    VersionResult,
+)
+from cxr.reports.figures import model
+from cxr.reports.figures.drawing import PALETTE
+
+PACKAGE = Path(reports.__file__).parent
+
+TEMPLATES = PACKAGE / "templates"
 
 HOSTILE = "/home/someone/secret/<script>alert('x')</script>/\"><img src=x onerror=y>.jpeg"
 
-HISTORY: list[dict[str, Any]] = [
+HISTORY: History = [
     {"epoch": 1, "train_loss": 0.61, "val_loss": 0.52, "val_auc": None, "seconds": 4.0},
     {"epoch": 2, "train_loss": 0.42, "val_loss": 0.45, "val_auc": 0.91, "seconds": 3.9},
 ]
@@ -47,6 +63,11 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.text += data + " "
+
+
+def words_of(page: str) -> str:
+    """What a reader sees, with single spaces."""
+    return " ".join(read(page).text.split())
 
 
 def read(page: str) -> Reader:
@@ -109,7 +130,7 @@ def default_page() -> str:
     return reports.evaluation_page(evaluation())
 
 
-def version(name: str = "v0", **changes: Any) -> reports.VersionResult:
+def version(name: str = "v0", **changes: Any) -> VersionResult:
     values: dict[str, Any] = {
         "name": name,
         "data": "phantoms",
@@ -124,7 +145,7 @@ def version(name: str = "v0", **changes: Any) -> reports.VersionResult:
         "loading": "memory",
         "published_accuracy": 0.625,
     }
-    return reports.VersionResult(**(values | changes))
+    return VersionResult(**(values | changes))
 
 
 def scoring(**changes: Any) -> reports.ScoringReport:
@@ -136,7 +157,7 @@ def scoring(**changes: Any) -> reports.ScoringReport:
         "num_refused": 15,
         "num_unreadable": 2,
         "probs": np.repeat([0.02, 0.98], [1_000, 300]),
-        "num_called": 300,
+        "num_predicted": 300,
         "operating_point": metrics.OperatingPoint("sensitivity=0.95", 0.437, 0.951, 0.884, 1_046),
         "suspicious": [
             reports.SuspiciousImage(
@@ -151,8 +172,10 @@ def scoring(**changes: Any) -> reports.ScoringReport:
             ),
         ],
         "failures": [
-            reports.FailedKind("unreadable", "the file is empty", 2, ["more.zip!/n.png"]),
-            reports.FailedKind("refused", "modality CT, not CR", 15, ["s3://bucket/xrays/ct.dcm"]),
+            reports.FailureGroup("unreadable", "the file is empty", 2, ["more.zip!/n.png"]),
+            reports.FailureGroup(
+                "refused", "modality CT, not CR", 15, ["s3://bucket/xrays/ct.dcm"]
+            ),
         ],
         "warnings": {"first of 2 frames": 4, "no window in the file": 1_203},
         "skipped": {"hidden": 7, ".txt": 41},
@@ -162,15 +185,14 @@ def scoring(**changes: Any) -> reports.ScoringReport:
 
 
 def scoring_text(**changes: Any) -> str:
-    """What a reader sees, with single spaces."""
-    return " ".join(read(reports.scoring_page(scoring(**changes))).text.split())
+    return words_of(reports.scoring_page(scoring(**changes)))
 
 
-def trial(auc: float | None, *, reason: str = "", **setting: Any) -> reports.TrialResult:
-    def around(value: float) -> reports.Interval:
-        return reports.Interval(value, value - 0.011, value + 0.007)
+def trial(auc: float | None, *, reason: str = "", **setting: Any) -> TrialResult:
+    def around(value: float) -> Interval:
+        return Interval(value, value - 0.011, value + 0.007)
 
-    return reports.TrialResult(
+    return TrialResult(
         setting=setting,
         auc=None if auc is None else around(auc),
         balanced_accuracy=None if auc is None else around(auc - 0.05),
@@ -181,7 +203,7 @@ def trial(auc: float | None, *, reason: str = "", **setting: Any) -> reports.Tri
 
 
 def tuning(**changes: Any) -> reports.TuningReport:
-    difference = reports.Interval(0.021, -0.004, 0.046)
+    difference = Interval(0.021, -0.004, 0.046)
     values: dict[str, Any] = {
         "title": "A title",
         "data": "chest_xray",
@@ -195,8 +217,8 @@ def tuning(**changes: Any) -> reports.TuningReport:
             trial(None, normalization="per_image", class_weighting="balanced"),
         ],
         "effects": [
-            reports.Effect("normalization", "per_image", "none", difference, 5_232, 2_790),
-            reports.Effect("class_weighting", "balanced", "none", difference, 5_200, 2_780),
+            Effect("normalization", "per_image", "none", difference, 5_232, 2_790),
+            Effect("class_weighting", "balanced", "none", difference, 5_200, 2_780),
         ],
         "answers": ["per_image against none: AUC +0.021 [-0.004, +0.046], n = 2,790 patients"],
         "num_folds": 3,
@@ -209,15 +231,55 @@ def tuning(**changes: Any) -> reports.TuningReport:
 
 
 def tuning_text(**changes: Any) -> str:
-    """What a reader sees, with single spaces."""
-    return " ".join(read(reports.tuning_page(tuning(**changes))).text.split())
+    return words_of(reports.tuning_page(tuning(**changes)))
+
+
+# ---------------------------------------------------------------- templates
+
+
+def test_templates_escape_everything_but_our_figures() -> None:
+    """Markup is made in one function, of a figure; no template turns escaping off."""
+    templates = [path.read_text() for path in TEMPLATES.glob("*.html")]
+    assert len(templates) == 6
+    for text in templates:
+        assert not re.search(r"\|\s*safe\b|autoescape|\bMarkup\b", text)
+    makers = [path.name for path in PACKAGE.rglob("*.py") if "Markup(" in path.read_text()]
+    assert makers == ["drawing.py"]
+
+
+def test_an_installed_package_has_its_templates() -> None:
+    """What setuptools would put into a wheel, not what happens to be in the source tree."""
+    program = """
+from setuptools import Distribution
+distribution = Distribution()
+distribution.parse_config_files(["pyproject.toml"])
+# Else setuptools writes a manifest into the source tree.
+distribution.include_package_data = False
+build = distribution.get_command_obj("build_py")
+build.ensure_finalized()
+for _, source, _, names in build.data_files:
+    for name in names:
+        print(source + "/" + name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    installed = {path for path in done.stdout.splitlines() if path.startswith("cxr/reports/")}
+    assert installed == {f"cxr/reports/templates/{path.name}" for path in TEMPLATES.iterdir()}
+
+
+def test_figures_have_the_colors_of_the_style_sheet() -> None:
+    light = (TEMPLATES / "style.css").read_text().split("@media")[0]
+    variables = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light))
+    assert {name: variables[name] for name in PALETTE} == PALETTE
 
 
 # ---------------------------------------------------------------- evaluation
 
 
 def test_evaluation_page_shows_every_figure_with_its_interval(default_page: str) -> None:
-    text = read(default_page).text
+    text = words_of(default_page)
     examination = evaluation().examination
     groups = (
         examination.threshold_free,
@@ -237,9 +299,9 @@ def test_evaluation_page_shows_every_figure_with_its_interval(default_page: str)
         assert label in text
 
 
-def test_evaluation_page_says_on_whom_and_for_what(default_page: str) -> None:
-    text = read(default_page).text
-    assert "Test of chest_xray: 60 images of 30 patients" in text
+def test_evaluation_page_describes_its_sample_and_limitations(default_page: str) -> None:
+    text = words_of(default_page)
+    assert "Test split of chest_xray: 60 images of 30 patients" in text
     assert "not for clinical use" in text
     assert "children" in text
     assert "2 images could not be read: truncated" in text
@@ -250,7 +312,7 @@ def test_evaluation_page_says_on_whom_and_for_what(default_page: str) -> None:
 
 
 def test_evaluation_page_shows_the_most_wrong(default_page: str) -> None:
-    assert "normal, scored 0.987" in read(default_page).text
+    assert "normal, scored 0.987" in words_of(default_page)
     assert default_page.count("data:image/jpeg;base64,") == 1
 
 
@@ -262,7 +324,7 @@ def test_evaluation_page_is_the_same_each_time(default_page: str) -> None:
     assert reports.evaluation_page(evaluation()) == default_page
 
 
-def test_hostile_names_are_read_never_run() -> None:
+def test_hostile_names_are_shown_as_text() -> None:
     wrong = [reports.WrongImage(HOSTILE, 1, 0.01, b"jpeg")]
     report = evaluation(
         title=HOSTILE,
@@ -292,19 +354,19 @@ def test_page_without_history_recipe_or_images() -> None:
     assert_self_contained(page)
 
 
-def test_an_operating_point_that_calls_nothing_has_no_mark() -> None:
+def test_an_operating_point_without_positive_predictions_has_no_mark() -> None:
     """matplotlib warns of a legend without entries, and warnings are errors here."""
     y_true, probs = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4])
     point = metrics.OperatingPoint("youden", 0.9, 0.0, 1.0, 4)
-    assert "<svg" in figures.precision_recall(y_true, probs, point)
+    assert "<svg" in model.precision_recall(y_true, probs, point)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_undefined_figures_say_why(label: int) -> None:
     page = reports.evaluation_page(evaluation(y_true=np.full(20, label)))
-    text = " ".join(read(page).text.split())
-    assert "AUC area under the ROC curve undefined it needs normal and pneumonia images" in text
-    missing = "no normal image" if label else "no pneumonia"
+    text = words_of(page)
+    assert "AUC area under the ROC curve undefined needs normal and pneumonia images" in text
+    missing = "no normal images" if label else "no pneumonia images"
     assert f"undefined {missing}" in text
     assert not re.search(r"\b(nan|None)\b", text)
     assert_self_contained(page)
@@ -317,8 +379,8 @@ def test_undefined_epochs_are_gaps() -> None:
     assert "Validation AUC by epoch" not in page
 
 
-def test_phantoms_are_called_so() -> None:
-    text = read(reports.evaluation_page(evaluation(data="phantoms"))).text
+def test_phantoms_are_labeled_as_such() -> None:
+    text = words_of(reports.evaluation_page(evaluation(data="phantoms")))
     assert "they say nothing about radiographs of patients" in text
 
 
@@ -336,7 +398,7 @@ def test_table_fits_the_terminal() -> None:
     assert len({len(line) for line in lines[1:6]}) == 1
 
 
-def test_table_tells_ours_from_the_published() -> None:
+def test_table_separates_our_figures_from_the_published() -> None:
     table = reports.comparison_table([version()])
     groups, header, _, row = table.splitlines()[:4]
     cells = "v0 phantoms 240 0.911 0.822 0.833 0.844 0.855 12.3 2,310 memory 0.625 -"
@@ -357,11 +419,11 @@ def test_table_leaves_undefined_figures_undefined() -> None:
 
 
 def test_published_figures_are_those_of_the_2019_experiment() -> None:
-    found = {
+    figures = {
         name: (result.test_accuracy, result.test_sensitivity)
-        for name, result in reports.PUBLISHED.items()
+        for name, result in PUBLISHED_FIGURES.items()
     }
-    assert found == {
+    assert figures == {
         "v0": (0.625, None),
         "v1": (0.742, 0.987),
         "v2": (0.8, None),
@@ -372,13 +434,13 @@ def test_published_figures_are_those_of_the_2019_experiment() -> None:
 def test_comparison_page_shows_all_rows_and_is_self_contained() -> None:
     rows = [version(), version("v2", loading="stream", auc=None, peak_memory_mb=None)]
     page = reports.comparison_page(rows, {"v0": HISTORY, "v2": []}, ["A note."], "Versions")
-    text = read(page).text
+    text = words_of(page)
     for figure in ("0.911", "0.822", "0.833", "0.844", "0.855", "12.3", "2,310", "0.625"):
         assert figure in text
-    for words in ("undefined", "not measured", "A note.", "phantoms", "cannot be set against"):
+    for words in ("undefined", "not measured", "A note.", "phantoms", "do not compare"):
         assert words in text
     assert "they say nothing about radiographs of patients" in text
-    assert "holds no image of a class" in text
+    assert "has no images of one class" in text
     assert_self_contained(page)
 
 
@@ -412,7 +474,7 @@ def test_scoring_page_shows_the_numbers_it_was_given() -> None:
         "1,300 of 1,317 images from s3://bucket/xrays/ and 1 more input scored",
         "Listed 1,317 images",
         "Scored 1,300 98.7% of listed",
-        "Called pneumonia 300 23.1% of scored at threshold 0.437",
+        "Predicted pneumonia 300 23.1% of scored at threshold 0.437",
         "Refused 15 ",
         "Unreadable 2 ",
         "17 images: 15 refused, 2 unreadable",
@@ -425,20 +487,20 @@ def test_scoring_page_shows_the_numbers_it_was_given() -> None:
         assert words in text
 
 
-def test_scoring_page_says_what_the_threshold_means_and_for_what_it_is_not() -> None:
+def test_scoring_page_explains_the_threshold_and_its_limitations() -> None:
     text = scoring_text()
     assert "at a calibrated probability of 0.437 or above" in text
     assert "The rule sensitivity=0.95 chose this threshold on 1,046 validation images" in text
     assert "a sensitivity of 0.951 and a specificity of 0.884" in text
     assert "only for images like those" in text
-    assert "no prevalence" in text
-    assert "not for clinical use. No call made here may guide the care" in text
+    assert "not a prevalence" in text
+    assert "not for clinical use. No prediction shown here may guide the care" in text
 
 
 def test_scoring_page_shows_the_most_suspicious() -> None:
     page = reports.scoring_page(scoring())
-    assert "0.987 called pneumonia p1/x.dcm Warned: no window in the file." in scoring_text()
-    assert "0.321 called normal p2/y.png" in scoring_text()
+    assert "0.987 predicted pneumonia p1/x.dcm Warnings: no window in the file." in scoring_text()
+    assert "0.321 predicted normal p2/y.png" in scoring_text()
     assert page.count("data:image/jpeg;base64,") == 2
     titles = [attributes.get("title") for name, attributes in read(page).tags if name == "figure"]
     assert "s3://bucket/xrays/a.zip!/p1/x.dcm" in titles
@@ -456,7 +518,7 @@ def test_scoring_page_with_hostile_names() -> None:
             title=HOSTILE,
             inputs=[HOSTILE],
             suspicious=[reports.SuspiciousImage(HOSTILE, 0.9, True, [HOSTILE], b"jpeg")],
-            failures=[reports.FailedKind(HOSTILE, HOSTILE, 17, [HOSTILE])],
+            failures=[reports.FailureGroup(HOSTILE, HOSTILE, 17, [HOSTILE])],
             warnings={HOSTILE: 1},
             skipped={HOSTILE: 1},
             facts={HOSTILE: {HOSTILE: [HOSTILE]}},
@@ -470,26 +532,26 @@ def test_scoring_page_with_hostile_names() -> None:
 
 @pytest.mark.parametrize("num_listed", [0, 17])
 def test_scoring_page_of_nothing_scored(num_listed: int) -> None:
-    changes: dict[str, Any] = {"probs": [], "num_called": 0, "suspicious": []}
+    changes: dict[str, Any] = {"probs": [], "num_predicted": 0, "suspicious": []}
     if not num_listed:
         changes |= {"num_refused": 0, "num_unreadable": 0, "failures": []}
     report = scoring(num_listed=num_listed, **changes)
     text = scoring_text(num_listed=num_listed, **changes)
-    assert "Called pneumonia 0 nothing was scored" in text
-    assert "Nothing was scored: there is none to show." in text
-    assert ("nothing was listed" in text) == (not num_listed)
+    assert "Predicted pneumonia 0 no images scored" in text
+    assert "No image was scored." in text
+    assert ("no images listed" in text) == (not num_listed)
     assert not re.search(r"\b(nan|None)\b", text.replace("None of them", ""))
     assert "<svg" not in reports.scoring_page(report)
     assert_self_contained(reports.scoring_page(report))
 
 
-def test_scoring_page_of_nothing_failed_warned_or_passed_over() -> None:
+def test_scoring_page_of_nothing_failed_warned_or_skipped() -> None:
     changes: dict[str, Any] = {"num_listed": 1_300, "num_refused": 0, "num_unreadable": 0}
     changes |= {"failures": [], "warnings": {}, "skipped": {}, "facts": {}, "inputs": ["x.zip"]}
     text = scoring_text(**changes)
     assert "1,300 of 1,300 images from x.zip scored" in text
     assert "No image was refused or unreadable." in text
-    assert "No scored image has one." in text
+    assert "No scored image has a warning." in text
     assert "every file in the inputs was listed" in text
     assert "Provenance" not in text
     assert_self_contained(reports.scoring_page(scoring(**changes)))
@@ -498,10 +560,10 @@ def test_scoring_page_of_nothing_failed_warned_or_passed_over() -> None:
 def test_scoring_page_hides_no_image() -> None:
     assert "scored or explained" not in scoring_text()
     assert "1,320 images listed, 1,317 scored or explained" in scoring_text(num_listed=1_320)
-    assert "without a reason" not in scoring_text()
-    few = [reports.FailedKind("refused", "modality CT, not CR", 14, [])]
-    assert "3 images without a reason here" in scoring_text(failures=few)
-    assert "17 images without a reason here" in scoring_text(failures=[])
+    assert "without a recorded reason" not in scoring_text()
+    few = [reports.FailureGroup("refused", "modality CT, not CR", 14, [])]
+    assert "3 images without a recorded reason" in scoring_text(failures=few)
+    assert "17 images without a recorded reason" in scoring_text(failures=[])
 
 
 def histogram(probs: list[float]) -> tuple[str, list[float]]:
@@ -535,7 +597,7 @@ def test_tuning_page_shows_the_numbers_it_was_given() -> None:
     text = tuning_text()
     for words in (
         "Cross-validation on chest_xray: 5,232 images of 2,790 patients in 3 folds",
-        "Trials 2 judged of 4 1 failed, 1 undefined",
+        "Trials with an AUC 2 of 4 trials 1 failed, 1 undefined",
         "Best AUC 0.977 95% [0.966, 0.984] the highest of 2: optimistic",
         "Best setting per_image, none normalization, class_weighting Images 5,232",
         "2 images could not be read: truncated",
@@ -565,7 +627,7 @@ def test_tuning_page_has_every_setting_on_both_maps() -> None:
 
 def test_tuning_page_lists_all_trials_best_first() -> None:
     text = tuning_text()
-    table = text[text.index("4 trials, the highest AUC first") :]
+    table = text[text.index("4 trials, highest AUC first") :]
     ranks = [table.index(f"{name} ") for name in ("per_image, none", "none, none")]
     ranks += [table.index(f"{name} ") for name in ("none, balanced", "per_image, balanced")]
     assert ranks == sorted(ranks)
@@ -577,12 +639,12 @@ def test_tuning_page_says_why_a_trial_has_no_auc() -> None:
     assert "per_image, balanced undefined 2 of 3 the AUC is undefined in 1 of 3 folds" in text
     assert "undefined, 0.955, 0.966" in text
     assert not re.search(r"\b(nan|None)\b", text.replace("None of them", ""))
-    found = [trial(0.9, normalization="none", class_weighting="none")]
-    assert "Trials without an AUC" not in tuning_text(trials=found)
-    assert "not tried" in tuning_text(trials=found)
+    trials = [trial(0.9, normalization="none", class_weighting="none")]
+    assert "Trials without an AUC" not in tuning_text(trials=trials)
+    assert "not tried" in tuning_text(trials=trials)
 
 
-def test_tuning_page_says_what_it_is_not_for() -> None:
+def test_tuning_page_warns_of_its_best_trial() -> None:
     text = tuning_text()
     assert "The best of 2 trials is optimistic" in text
     assert "Nothing was chosen on the test split" in text
@@ -612,7 +674,7 @@ def test_tuning_page_with_hostile_names() -> None:
                 trial(0.9, third=HOSTILE, **settings[0]),
                 trial(None, reason=HOSTILE, third=HOSTILE, **settings[1]),
             ],
-            effects=[reports.Effect(HOSTILE, HOSTILE, other, reports.Interval(0, 0, 0), 1, 1)],
+            effects=[Effect(HOSTILE, HOSTILE, other, Interval(0, 0, 0), 1, 1)],
             answers=[HOSTILE],
             notes=[HOSTILE],
             facts={HOSTILE: {HOSTILE: [HOSTILE]}},
@@ -643,11 +705,11 @@ def test_tuning_page_of_three_factors_has_maps_for_each_value_of_the_third() -> 
         for c in grid["c"]
     ]
     page = reports.tuning_page(tuning(grid=grid, trials=trials))
-    text = " ".join(read(page).text.split())
+    text = words_of(page)
     assert page.count('class="heat"') == 4
     for third, expected in (("c1", (1, 3, 5, 7)), ("c2", (2, 4, 6, 8))):
-        found = text[text.index(f"AUC, c {third}") :]
-        cells = re.findall(r"0\.(\d{3}) \[", found)[:4]
+        heat_map = text[text.index(f"AUC, c {third}") :]
+        cells = re.findall(r"0\.(\d{3}) \[", heat_map)[:4]
         assert cells == [f"90{figure}" for figure in expected]
     # One scale and one best over all maps of a figure.
     assert page.count('class="best"') == 2
@@ -659,9 +721,7 @@ def test_tuning_page_marks_equal_settings_alike() -> None:
     trials = [trial(0.9, a="a1"), trial(0.95, a="a2"), trial(0.95, a="a3")]
     page = reports.tuning_page(tuning(grid=grid, trials=trials))
     assert page.count('class="best"') == 4
-    assert "Best setting a2 a 1 other setting with the same AUC" in " ".join(
-        read(page).text.split()
-    )
+    assert "Best setting a2 a 1 other setting with the same AUC" in " ".join(words_of(page).split())
 
 
 def test_tuning_page_shows_sampled_settings() -> None:
@@ -673,7 +733,7 @@ def test_tuning_page_shows_sampled_settings() -> None:
     page = reports.tuning_page(
         tuning(grid={}, sampled=["learning_rate", "dropout", "absent"], trials=trials)
     )
-    text = " ".join(read(page).text.split())
+    text = words_of(page)
     assert page.count("2 trials with an AUC, 1 without.") == 2
     assert ">learning_rate (logarithmic)</text>" in page
     assert ">dropout</text>" in page
@@ -693,7 +753,7 @@ def test_tuning_page_shows_the_best_of_the_trials_in_a_cell() -> None:
 
 
 @pytest.mark.parametrize("num_trials", [0, 1])
-def test_tuning_page_of_nothing_judged(num_trials: int) -> None:
+def test_tuning_page_without_an_auc(num_trials: int) -> None:
     trials = [trial(None, normalization="none", class_weighting="none", reason="no space left")]
     changes: dict[str, Any] = {"trials": trials[:num_trials], "effects": [], "answers": []}
     changes |= {"sampled": ["learning_rate"], "notes": [], "facts": None, "recipe": {}}
@@ -709,7 +769,7 @@ def test_tuning_page_of_nothing_judged(num_trials: int) -> None:
 # ---------------------------------------------------------------- thumbnail
 
 
-def test_thumbnail_is_a_small_grey_jpeg_of_the_same_shape() -> None:
+def test_thumbnail_is_a_small_gray_jpeg_of_the_same_shape() -> None:
     pixels = np.tile(np.linspace(0, 255, 1000).astype(np.uint8), (500, 1))
     with Image.open(io.BytesIO(reports.thumbnail(pixels))) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "L", (224, 112))
@@ -722,6 +782,6 @@ def test_thumbnail_is_a_small_grey_jpeg_of_the_same_shape() -> None:
     "pixels",
     [np.zeros((4, 4), np.float32), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)],
 )
-def test_thumbnail_refuses_what_is_not_grey(pixels: Any) -> None:
+def test_thumbnail_refuses_what_is_not_gray(pixels: Any) -> None:
     with pytest.raises(ImageError, match=r"expected gray uint8 \(H, W\)"):
         reports.thumbnail(pixels)

@@ -1,7 +1,7 @@
-"""How well scores tell pneumonia from normal, and how sure that figure is.
+"""How well scores separate pneumonia from normal, with intervals.
 
 Intervals come from resampling patients, not images: several radiographs of one child are not
-independent, and an interval that takes them so is too narrow.
+independent, and an interval that assumes so is too narrow.
 """
 
 from cxr.metrics.examination import (

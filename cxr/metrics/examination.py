@@ -1,4 +1,4 @@
-"""Every figure of a split, with its interval and its n."""
+"""The metrics of a classifier on a split, with intervals and sample sizes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,28 +23,28 @@ from cxr.metrics.weighted import (
 LEVEL = 0.95
 """Coverage of the percentile intervals."""
 
-# A block of resamples is held as (block, images) float64: 128 x 5,216 x 8 bytes = 5 MB.
 _BLOCK = 128
+"""Resamples computed at once: (block, images) float64, 128 x 5,216 x 8 bytes = 5 MB."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric with its 95 % interval; None where it is undefined, never a stand-in number."""
+    """A metric with its 95 % interval; None where it is undefined, never a placeholder."""
 
     value: float | None
     low: float | None
     high: float | None
     n: int
-    """Images that the metric is a figure of: for a sensitivity, those with pneumonia."""
+    """Images in the denominator: for a sensitivity, those with pneumonia."""
     num_patients: int
     """Patients of those images."""
     num_undefined: int
-    """Resamples in which the metric was undefined; the interval is of the others."""
+    """Resamples in which the metric was undefined; the interval is that of the others."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of images by truth and call."""
+    """Counts of images by actual and predicted class."""
 
     true_negative: int
     false_positive: int
@@ -54,7 +54,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class AtThreshold:
-    """What the calls at one threshold are worth."""
+    """Metrics of the predictions at one threshold."""
 
     threshold: float
     confusion: Confusion
@@ -65,7 +65,7 @@ class AtThreshold:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything that is said of a model on one split."""
+    """All metrics of a model on one split."""
 
     num_images: int
     num_patients: int
@@ -81,7 +81,7 @@ class Examination:
     at_operating_point: AtThreshold
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, numbers and None for `metrics.json`; an undefined figure is null."""
+        """Plain dicts, numbers and None for `metrics.json`; an undefined metric is null."""
         interval = f"{LEVEL:.0%} percentile, bootstrap over patients"
         calibration = (
             f"{NUM_BINS} equal-width bins of the probability of pneumonia, "
@@ -104,17 +104,17 @@ def examine(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Examination:
-    """Every figure of a split, with 95 % intervals by a cluster bootstrap over patients.
+    """All metrics of a split, with 95 % intervals by a cluster bootstrap over patients.
 
-    A resample draws as many patients as there are, with replacement, and takes all images of each;
-    an image then weighs as often as its patient was drawn, so each metric is a weighted sum.
+    A resample draws as many patients as there are, with replacement, with all of their images. The
+    weight of an image is the number of times its patient was drawn, so metrics are weighted sums.
 
     Args:
         y_true: 0 normal, 1 pneumonia, (N,).
         probs: calibrated probabilities of pneumonia, 0-1, (N,).
-        patients: the patient of each image, N keys.
+        patients: key of the patient of each image, N.
         subtypes: `"bacteria"`, `"virus"` or `""` for each image, N.
-        operating_point: chosen on validation, never on the images examined here.
+        operating_point: chosen on validation images, never on those evaluated here.
         num_resamples: of the bootstrap, at least 1.
         seed: of the bootstrap; the same seed gives the same intervals.
 
@@ -133,7 +133,7 @@ def examine(
     if not len(prob) == len(patients) == len(subtypes):
         raise DataError(
             f"{len(prob)} images, {len(patients)} patients and {len(subtypes)} subtypes: "
-            "give one of each for every image."
+            "expected one of each per image."
         )
     _, patient = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)
     subtype = np.asarray(subtypes, dtype=np.str_)
@@ -141,38 +141,38 @@ def examine(
 
     half, chosen = prob >= 0.5, operating_point.predict(prob)
 
-    def figures(weights: Floats) -> dict[str, dict[str, Floats]]:
+    def metrics(weights: Floats) -> dict[str, dict[str, Floats]]:
         return {
             "threshold_free": threshold_free(positive, prob, weights),
             "at_half": at_threshold(positive, half, subtype, weights),
             "at_operating_point": at_threshold(positive, chosen, subtype, weights),
         }
 
-    # The figure itself is the resample in which each patient was drawn once.
-    values = figures(np.ones((1, len(prob))))
+    # The estimate itself is the resample in which each patient was drawn once.
+    values = metrics(np.ones((1, len(prob))))
     generator = np.random.default_rng(seed)
     blocks = []
     for start in range(0, num_resamples, _BLOCK):
         rows = min(_BLOCK, num_resamples - start)
         drawn = draw_patients(generator, rows, num_patients)
-        blocks.append(figures(drawn[:, patient]))
+        blocks.append(metrics(drawn[:, patient]))
 
-    def estimates(group: str, called: Bools) -> dict[str, Estimate]:
-        over = denominators(positive, called, subtype)
-        found = {}
+    def estimates(group: str, predicted: Bools) -> dict[str, Estimate]:
+        image_sets = denominators(positive, predicted, subtype)
+        by_name = {}
         for name, value in values[group].items():
             resampled = np.concatenate([block[group][name] for block in blocks])
-            images = over.get(name, np.ones_like(positive))
-            found[name] = Estimate(
+            images = image_sets.get(name, np.ones_like(positive))
+            by_name[name] = Estimate(
                 value=None if np.isnan(value[0]) else float(value[0]),
                 n=int(images.sum()),
                 num_patients=len(np.unique(patient[images])),
                 **_interval(resampled),
             )
-        return found
+        return by_name
 
-    def at(threshold: float, group: str, called: Bools) -> AtThreshold:
-        return AtThreshold(threshold, _confusion(positive, called), estimates(group, called))
+    def at(threshold: float, group: str, predicted: Bools) -> AtThreshold:
+        return AtThreshold(threshold, _confusion(positive, predicted), estimates(group, predicted))
 
     return Examination(
         num_images=len(prob),
@@ -189,14 +189,14 @@ def examine(
 
 
 def reliability(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """How often pneumonia is there when a probability says so, in `NUM_BINS` equal-width bins.
+    """Predicted probability and observed share of pneumonia in `NUM_BINS` equal-width bins.
 
     Args:
         y_true: 0 normal, 1 pneumonia, (N,).
         probs: calibrated probabilities of pneumonia, 0-1, (N,).
 
     Returns:
-        mean probability, share with pneumonia and number of images of each bin, float64,
+        mean probability, share with pneumonia and number of images per bin, float64,
         (NUM_BINS,); the first two are NaN in an empty bin.
     """
     positive, prob = checked(y_true, probs)
@@ -212,7 +212,14 @@ def reliability(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> tuple[Floats, Fl
 def most_wrong(
     y_true: npt.ArrayLike, probs: npt.ArrayLike, operating_point: OperatingPoint, limit: int
 ) -> list[int]:
-    """Indices of the miscalled images, the one whose probability is furthest off first."""
+    """Indices of at most `limit` misclassified images, the largest error of the probability first.
+
+    Args:
+        y_true: 0 normal, 1 pneumonia, (N,).
+        probs: calibrated probabilities of pneumonia, 0-1, (N,).
+        operating_point: its threshold decides what is misclassified.
+        limit: the greatest number of indices.
+    """
     positive, prob = checked(y_true, probs)
     wrong = np.flatnonzero(operating_point.predict(prob) != positive)
     order = np.argsort(-np.abs(positive[wrong] - prob[wrong]), kind="stable")
@@ -230,10 +237,10 @@ def _interval(resampled: Floats) -> dict[str, Any]:
     return {"low": low, "high": high, "num_undefined": len(resampled) - len(defined)}
 
 
-def _confusion(positive: Bools, called: Bools) -> Confusion:
+def _confusion(positive: Bools, predicted: Bools) -> Confusion:
     return Confusion(
-        true_negative=int((~positive & ~called).sum()),
-        false_positive=int((~positive & called).sum()),
-        false_negative=int((positive & ~called).sum()),
-        true_positive=int((positive & called).sum()),
+        true_negative=int((~positive & ~predicted).sum()),
+        false_positive=int((~positive & predicted).sum()),
+        false_negative=int((positive & ~predicted).sum()),
+        true_positive=int((positive & predicted).sum()),
     )

@@ -1,4 +1,4 @@
-"""The threshold from which a radiograph is called pneumonia, chosen on validation."""
+"""The threshold at which a radiograph is predicted as pneumonia, chosen on validation images."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,21 +15,21 @@ RULES = "youden, sensitivity=<above 0, up to 1>, specificity=<above 0, up to 1>"
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The threshold at which a probability becomes a call, and how it was chosen."""
+    """The threshold that turns a probability into a prediction, and how it was chosen."""
 
     rule: str
     """`"youden"`, `"sensitivity=0.95"` or the like."""
     threshold: float
-    """On the calibrated probability; `prob >= threshold` is called pneumonia."""
+    """On the calibrated probability; `prob >= threshold` is predicted as pneumonia."""
     sensitivity: float
     """Reached on the images that it was chosen on."""
     specificity: float
     """Reached on the images that it was chosen on."""
     n: int
-    """How many images it was chosen on."""
+    """Number of images that it was chosen on."""
 
     def predict(self, probs: npt.ArrayLike) -> Bools:
-        """True where pneumonia is called, (N,). Compared as float64, as when it was chosen."""
+        """True where the prediction is pneumonia, (N,); compared as float64, as when chosen."""
         return np.asarray(probs, dtype=np.float64) >= self.threshold
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,13 +69,13 @@ def choose_operating_point(
 ) -> OperatingPoint:
     """The threshold that a rule picks on these images.
 
-    A threshold lies midway between two neighboring scores, so that a rounding error does not turn a
-    call. Midway to 0 or 1 is taken below the lowest and above the highest score.
+    A threshold lies midway between two neighboring scores, so that a rounding error does not change
+    a prediction; below the lowest score midway to 0, above the highest midway to 1.
 
     Args:
         y_true: 0 normal, 1 pneumonia, (N,).
         probs: calibrated probabilities of pneumonia, 0-1, (N,).
-        rule: `"youden"`: the greatest sensitivity + specificity, of several the most sensitive;
+        rule: `"youden"`: the greatest sensitivity + specificity, among ties the most sensitive;
             `"sensitivity=X"`: the highest threshold whose sensitivity is at least X;
             `"specificity=X"`: the lowest threshold whose specificity is at least X.
 
@@ -91,15 +91,15 @@ def choose_operating_point(
     need_both_classes(positive, "operating point")
 
     thresholds = _thresholds(np.unique(prob))
-    # Row i: how many of a class lie at or above (below) threshold i.
+    # Entry i: true positives (negatives) at threshold i.
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    found = num_positive - np.searchsorted(np.sort(prob[positive]), thresholds, side="left")
-    cleared = np.searchsorted(np.sort(prob[~positive]), thresholds, side="left")
-    sensitivity, specificity = found / num_positive, cleared / num_negative
+    tp = num_positive - np.searchsorted(np.sort(prob[positive]), thresholds, side="left")
+    tn = np.searchsorted(np.sort(prob[~positive]), thresholds, side="left")
+    sensitivity, specificity = tp / num_positive, tn / num_negative
 
     if name == "youden":
-        # In whole numbers, so that equal indices are equal; argmax takes the lowest threshold.
-        chosen = int(np.argmax(found * num_negative + cleared * num_positive))
+        # In integers, so that ties are exact; argmax takes the lowest threshold.
+        chosen = int(np.argmax(tp * num_negative + tn * num_positive))
     elif name == "sensitivity":
         chosen = int(np.flatnonzero(sensitivity >= target)[-1])
     else:
@@ -114,11 +114,11 @@ def choose_operating_point(
 
 
 def _thresholds(scores: Floats) -> Floats:
-    """One threshold for each way to cut ascending distinct probabilities (K,): (K + 1,)."""
+    """A threshold for each way to divide K distinct, ascending probabilities: (K + 1,)."""
     padded = np.concatenate([[0.0], scores, [1.0]])
     below, above = padded[:-1], padded[1:]
     middle = (below + above) / 2
-    # Between two neighboring floats there is no middle: the upper one cuts as well.
+    # Between two adjacent floats there is no midpoint: the upper one divides them as well.
     middle = np.where(middle > below, middle, above)
     if scores[-1] == 1.0:
         middle[-1] = np.nextafter(1.0, 2.0)

@@ -13,11 +13,11 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-"""Logits are made at most 20 times sharper or flatter."""
+"""Least and greatest temperature of `fit_temperature`: a factor of 20 either way."""
 
 
 def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float | None:
-    """Area under the ROC curve; None where a class is absent, since it is undefined there.
+    """Area under the ROC curve; None where a class is absent and it is undefined.
 
     Args:
         y_true: 0 normal, 1 pneumonia, (N,).
@@ -42,13 +42,14 @@ def probabilities(logits: npt.ArrayLike, temperature: float) -> Floats:
 def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
     """The temperature that minimizes the negative log-likelihood of sigmoid(logit / temperature).
 
-    The likelihood is convex in 1 / temperature, so the bounded search finds its one minimum. Where
-    every logit lies on the right side of zero there is none (ever sharper is ever better) and where
-    every logit is zero all are alike: the set says nothing of calibration, and 1.0 is returned.
+    The negative log-likelihood is convex in 1 / temperature, so the bounded search finds its one
+    minimum. There is none where every logit has the right sign (lower is always better), and all
+    temperatures are equal where every logit is zero. Neither set determines a calibration: 1.0 is
+    returned.
 
     Args:
         y_true: 0 normal, 1 pneumonia, (N,).
-        logits: before the sigmoid, (N,); fit on validation, never on the images trained on.
+        logits: before the sigmoid, (N,); of validation images, never of those trained on.
 
     Returns:
         A temperature within `TEMPERATURE_BOUNDS`; above 1 where the network is overconfident.
@@ -67,8 +68,8 @@ def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
     def nll(log_temperature: float) -> float:
         return float(np.logaddexp(0.0, -margin / np.exp(log_temperature)).mean())
 
-    found = minimize_scalar(nll, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
-    return float(np.clip(np.exp(found.x), *TEMPERATURE_BOUNDS))
+    minimum = minimize_scalar(nll, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
+    return float(np.clip(np.exp(minimum.x), *TEMPERATURE_BOUNDS))
 
 
 def checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[Bools, Floats]:
@@ -77,7 +78,7 @@ def checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[Bools, Float
     if label.ndim != 1 or label.shape != score.shape:
         raise DataError(f"labels {label.shape} and scores {score.shape}: both must be (N,).")
     if not label.size:
-        raise DataError("no images to examine: labels and scores are empty.")
+        raise DataError("no images to evaluate: labels and scores are empty.")
     if not np.isin(label, (0, 1)).all():
         raise DataError("labels hold values other than 0 (normal) and 1 (pneumonia).")
     if bad := int((~np.isfinite(score)).sum()):
@@ -86,16 +87,16 @@ def checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[Bools, Float
 
 
 def need_probabilities(prob: Floats) -> None:
-    """Raise the `DataError` of a score outside 0-1."""
+    """Raise a `DataError` if a score is outside 0-1."""
     if prob.min() < 0 or prob.max() > 1:
         raise DataError(
             f"probabilities span {prob.min():.3g} to {prob.max():.3g}: expected 0-1. "
-            "Logits go through `probabilities` first."
+            "Pass logits through `probabilities` first."
         )
 
 
 def need_both_classes(positive: Bools, what: str) -> None:
-    """Raise the `DataError` of a set without one of the classes."""
+    """Raise a `DataError` if one of the classes is absent."""
     if positive.all() or not positive.any():
         present = "pneumonia" if positive.any() else "normal"
         raise DataError(

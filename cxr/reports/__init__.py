@@ -1,35 +1,24 @@
 """What a person reads after a run: a page on one model, a page and a table on several, a page on
-the scores of a bulk job, a page on a search over settings.
+the scores of an archive, a page on a search over settings.
 
-Pages are single HTML files that load nothing: figures are inline SVG, thumbnails base64 JPEG, and
-there is no script. They can be mailed, archived and opened without a network.
+A page is one HTML file that loads nothing: its style sheet and figures (SVG) are inside it,
+thumbnails are base64 JPEG, and there is no script. It can be mailed, archived and opened without a
+network. Its text is a template in `templates/`, its figures are functions in `figures/`.
 """
 
-from cxr.reports.comparison import (
-    PUBLISHED,
-    PublishedResult,
-    VersionResult,
-    comparison_page,
-    comparison_table,
-)
+from cxr.reports.comparison import comparison_page, comparison_table
 from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
-from cxr.reports.figures import class_distribution
-from cxr.reports.page import thumbnail
-from cxr.reports.scoring import FailedKind, ScoringReport, SuspiciousImage, scoring_page
-from cxr.reports.tuning import Effect, Interval, TrialResult, TuningReport, tuning_page
+from cxr.reports.figures.comparison import class_distribution
+from cxr.reports.scoring import FailureGroup, ScoringReport, SuspiciousImage, scoring_page
+from cxr.reports.thumbnails import thumbnail
+from cxr.reports.tuning import TuningReport, tuning_page
 
 __all__ = [
-    "PUBLISHED",
-    "Effect",
     "EvaluationReport",
-    "FailedKind",
-    "Interval",
-    "PublishedResult",
+    "FailureGroup",
     "ScoringReport",
     "SuspiciousImage",
-    "TrialResult",
     "TuningReport",
-    "VersionResult",
     "WrongImage",
     "class_distribution",
     "comparison_page",

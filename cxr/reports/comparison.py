@@ -1,78 +1,14 @@
 """The page and the table on several versions: ours as measured, beside what was published."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Final
 
-from cxr.reports import figures, page
-from cxr.reports.evaluation import PHANTOMS
-from cxr.reports.figures import History
-from cxr.reports.page import RESEARCH_ONLY, Html
-
-
-@dataclass(frozen=True)
-class PublishedResult:
-    """What the 2019 experiment reported of a version on the official test split."""
-
-    test_accuracy: float
-    test_sensitivity: float | None
-    """None where it was not reported."""
-    remark: str = ""
-
-
-PUBLISHED = {
-    "v0": PublishedResult(0.625, None, "every image was called pneumonia"),
-    "v1": PublishedResult(0.742, 0.987),
-    "v2": PublishedResult(0.800, None, "the best of three epochs: .797, .800, .782"),
-    "v3": PublishedResult(0.628, None),
-}
-"""Test figures of the 2019 experiment that this project carries on (Keras, the official test split
-of Kermany et al. 2018: 234 normal, 390 pneumonia). Its notebooks stopped early on that same split
-and never applied the pretrained weights of v1-v3, so the figures are optimistic and of other
-networks than the ones described."""
-
-
-@dataclass(frozen=True)
-class VersionResult:
-    """One version's row: our figures on the validation fold, and the published ones on test."""
-
-    name: str
-    data: str
-    """What it was trained on: `"phantoms"`, `"chest_xray"`."""
-    num_images: int
-    """Images of the validation fold."""
-    auc: float | None
-    accuracy: float | None
-    """This and the three below at the operating point, which was chosen on the same fold."""
-    balanced_accuracy: float | None
-    sensitivity: float | None
-    specificity: float | None
-    train_seconds: float | None
-    """Wall clock of the training; None where not measured."""
-    peak_memory_mb: float | None
-    """Greatest resident memory of the training worker; None where not measured."""
-    loading: str
-    """`"memory"`: all images held at once, or `"stream"`."""
-    published_accuracy: float | None = None
-    """On the official test split, from `PUBLISHED`; None for a version of our own."""
-    published_sensitivity: float | None = None
-
-
-_OURS = "measured here: validation fold"
-_COST = "cost"
-_THEIRS = "published: official test split"
-
-_SPLITS_DIFFER = (
-    "The two sides were measured on different images and cannot be set against each other: ours on "
-    "the validation fold, at the operating point chosen on that fold; the published ones on the "
-    "official test split, by the 2019 experiment, which also stopped early on it."
-)
-
-
-# ---------------------------------------------------------------- terminal
-
+from cxr.metrics.results import PUBLISHED_FIGURES, History, VersionResult
+from cxr.reports.figures import comparison, training
+from cxr.reports.rendering import measured, number, render
 
 # Header and width: at most 110 columns with two spaces between.
-_COLUMNS = (
+_COLUMNS: Final = (
     ("version", 8),
     ("data", 10),
     ("images", 6),
@@ -87,8 +23,15 @@ _COLUMNS = (
     ("acc", 6),
     ("sens", 6),
 )
-_TEXT_COLUMNS = ("version", "data", "loading")
-_GROUPS = (("", 2), (_OURS, 6), (_COST, 3), (_THEIRS, 2))
+_TEXT_COLUMNS: Final = ("version", "data", "loading")
+
+# Heading and number of columns.
+_GROUPS: Final = (
+    ("", 2),
+    ("measured here: validation fold", 6),
+    ("cost", 3),
+    ("published test", 2),
+)
 
 
 def comparison_table(rows: Sequence[VersionResult]) -> str:
@@ -103,26 +46,28 @@ def comparison_table(rows: Sequence[VersionResult]) -> str:
                 row.name,
                 row.data,
                 f"{row.num_images:,}",
-                *(page.number(value)[:5] for value in _ours(row)),
-                _measured(row.train_seconds),
-                _measured(row.peak_memory_mb),
+                *(number(value, "undef") for value in _metrics(row)),
+                measured(row.train_seconds),
+                measured(row.peak_memory_mb),
                 row.loading,
-                *(_published(value) for value in _theirs(row)),
+                number(row.published_accuracy, "-"),
+                number(row.published_sensitivity, "-"),
             ]
         )
         for row in rows
     ]
-    footnote = [
-        f"{_OURS}, at the operating point chosen on it (cost: of the training).",
+    footnotes = [
+        "measured here: validation fold, at the operating point chosen on it (cost: of training).",
         "published: official test split, by the 2019 experiment. Different images: do not compare.",
     ]
-    if any(row.data.startswith("phantom") for row in rows):
-        footnote.append("phantoms are synthetic: figures on them say nothing about radiographs.")
+    if _synthetic(rows):
+        footnotes.append("phantoms are synthetic: figures on them say nothing about radiographs.")
     rule = "-" * len(header)
-    return "\n".join([_group_line(), header, rule, *body, rule, *footnote])
+    return "\n".join([_group_line(), header, rule, *body, rule, *footnotes])
 
 
 def _line(cells: Sequence[str]) -> str:
+    """Cells padded to the widths of their columns; longer ones are cut."""
     fitted = []
     for cell, (name, width) in zip(cells, _COLUMNS, strict=True):
         short = cell if len(cell) <= width else cell[: width - 1] + "~"
@@ -133,32 +78,11 @@ def _line(cells: Sequence[str]) -> str:
 def _group_line() -> str:
     """The headings of the column groups, each above its first column."""
     line, column, start = "", 0, 0
-    for text, span in (*_GROUPS[:-1], ("published test", 2)):
-        line = line.ljust(start) + text
+    for heading, span in _GROUPS:
+        line = line.ljust(start) + heading
         start += sum(width + 2 for _, width in _COLUMNS[column : column + span])
         column += span
     return line
-
-
-def _ours(row: VersionResult) -> tuple[float | None, ...]:
-    return row.auc, row.accuracy, row.balanced_accuracy, row.sensitivity, row.specificity
-
-
-def _theirs(row: VersionResult) -> tuple[float | None, float | None]:
-    return row.published_accuracy, row.published_sensitivity
-
-
-def _measured(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _published(value: float | None) -> str:
-    return "-" if value is None else page.number(value)
-
-
-# ---------------------------------------------------------------- page
 
 
 def comparison_page(
@@ -170,97 +94,51 @@ def comparison_page(
     """Several versions side by side as one HTML document that loads nothing.
 
     Args:
-        rows: one for each version, in the order shown.
-        histories: by version, its epochs; a version without one is left out of the curves.
+        rows: one per version, in the order shown.
+        histories: by version, its epochs; a version without any has no learning curve.
         notes: what a reader must know, such as what the data were.
-        title: the page's heading.
+        title: the heading of the page.
     """
     data = ", ".join(dict.fromkeys(row.data for row in rows))
     sizes = " / ".join(dict.fromkeys(f"{row.num_images:,}" for row in rows))
-    sample = f"Validation fold of {data}, {sizes} images"
-    banners = [page.banner(PHANTOMS)] if any(_synthetic(row) for row in rows) else []
-    sections = [
-        page.section("Figures", _SPLITS_DIFFER, _table(rows), *_footnotes(rows)),
-        page.section(
-            "Learning",
-            f"{sample}: after each epoch.",
-            _curves(histories),
-        ),
-        page.section(
-            "Cost",
-            "Greatest memory of the training worker, and wall clock of the training, on the "
-            "machine and images of this run. Colors tell how the images were loaded.",
-            page.grid([_cost_bars(rows, memory=True), _cost_bars(rows, memory=False)], "two"),
-        ),
-    ]
-    if notes:
-        sections.append(page.section("To note", "", page.bullets(notes)))
-    return page.page(title, "Comparison", f"{sample}. {RESEARCH_ONLY}", [*banners, *sections])
-
-
-def _synthetic(row: VersionResult) -> bool:
-    return row.data.startswith("phantom")
-
-
-def _table(rows: Sequence[VersionResult]) -> Html:
-    metrics = ("AUC", "accuracy", "balanced accuracy", "sensitivity", "specificity")
-    cost, published = (
-        ("train, s", "peak, MB", "loading"),
-        ("published accuracy", "published sensitivity"),
-    )
-    return page.table(
-        ("version", "data", "images", *metrics, *cost, *published),
-        [
-            (
-                row.name,
-                row.data,
-                f"{row.num_images:,}",
-                *(page.number(value) for value in _ours(row)),
-                _measured(row.train_seconds),
-                _measured(row.peak_memory_mb),
-                row.loading,
-                *(_published(value) for value in _theirs(row)),
-            )
-            for row in rows
+    trained = {name: history for name, history in histories.items() if history}
+    memory = {row.name: (row.peak_memory_mb, row.loading) for row in rows}
+    seconds = {row.name: (row.train_seconds, row.loading) for row in rows}
+    return render(
+        "comparison.html",
+        title=title,
+        sample=f"Validation fold of {data}, {sizes} images",
+        synthetic=_synthetic(rows),
+        rows=rows,
+        footnotes=_footnotes(rows),
+        curves=[
+            (heading, training.learning_curves(trained, key, heading))
+            for heading, key in (("Validation AUC", "val_auc"), ("Validation loss", "val_loss"))
+            if trained
         ],
-        groups=_GROUPS,
-        kind="stacked compared",
+        memory=comparison.bars("memory", "Peak memory of each version", memory, "MB"),
+        time=comparison.bars("time", "Training time of each version", seconds, "seconds"),
+        notes=notes,
     )
 
 
-def _footnotes(rows: Sequence[VersionResult]) -> list[Html]:
-    """Why a figure is undefined, and what is to be known of the published ones."""
-    lines = [
-        f"{row.name}, published: {PUBLISHED[row.name].remark}."
+def _metrics(row: VersionResult) -> tuple[float | None, ...]:
+    return row.auc, row.accuracy, row.balanced_accuracy, row.sensitivity, row.specificity
+
+
+def _synthetic(rows: Sequence[VersionResult]) -> bool:
+    return any(row.data.startswith("phantom") for row in rows)
+
+
+def _footnotes(rows: Sequence[VersionResult]) -> list[str]:
+    """Remarks on published figures, and why a figure is undefined."""
+    footnotes = [
+        f"{row.name}, published: {published.remark}."
         for row in rows
         if row.published_accuracy is not None
-        and row.name in PUBLISHED
-        and PUBLISHED[row.name].remark
+        and (published := PUBLISHED_FIGURES.get(row.name))
+        and published.remark
     ]
-    if any(None in _ours(row) for row in rows):
-        lines.append("undefined: the validation fold holds no image of a class.")
-    return [page.bullets(lines)] if lines else []
-
-
-def _curves(histories: Mapping[str, History]) -> Html:
-    shown = {name: history for name, history in histories.items() if history}
-    if not shown:
-        return page.markup("No training history was recorded.")
-    return page.grid(
-        [
-            page.titled(heading, figures.learning_curves(shown, key, heading))
-            for heading, key in (("Validation AUC", "val_auc"), ("Validation loss", "val_loss"))
-        ],
-        "two",
-    )
-
-
-def _cost_bars(rows: Sequence[VersionResult], *, memory: bool) -> Html:
-    heading = "Peak memory" if memory else "Training time"
-    values = {
-        row.name: (row.peak_memory_mb if memory else row.train_seconds, row.loading) for row in rows
-    }
-    drawn = figures.bars(
-        heading.split()[1], f"{heading} of each version", values, "MB" if memory else "seconds"
-    )
-    return page.titled(heading, drawn)
+    if any(None in _metrics(row) for row in rows):
+        footnotes.append("undefined: the validation fold has no images of one class.")
+    return footnotes

@@ -13,7 +13,7 @@ from pyarrow import csv
 from cxr import storage
 from cxr.labels import CLASSES
 from cxr.models.checkpoint import Checkpoint, package_versions
-from cxr.reports import FailedKind, ScoringReport, SuspiciousImage, scoring_page, thumbnail
+from cxr.reports import FailureGroup, ScoringReport, SuspiciousImage, scoring_page, thumbnail
 from cxr.scoring import parts
 from cxr.scoring.manifest import ScoreSettings
 
@@ -144,7 +144,7 @@ def _page(
             num_refused=summary.num_refused,
             num_unreadable=summary.num_unreadable,
             probs=np.asarray(scored["prob_pneumonia"]),
-            num_called=facts["called_pneumonia"],
+            num_predicted=facts["called_pneumonia"],
             operating_point=checkpoint.operating_point,
             suspicious=_suspicious(scored, manifest, checkpoint.recipe.image_px, settings),
             failures=_failures(scores),
@@ -159,7 +159,7 @@ def _page(
     )
 
 
-def _failures(scores: pa.Table) -> list[FailedKind]:
+def _failures(scores: pa.Table) -> list[FailureGroup]:
     """The files without a score by reason, the most frequent first."""
     failed = scores.filter(pc.not_equal(scores["status"], "scored"))
     uris: dict[tuple[str, str], list[str]] = {}
@@ -168,7 +168,7 @@ def _failures(scores: pa.Table) -> list[FailedKind]:
     ):
         uris.setdefault((status, _reason(reason)), []).append(uri)
     return [
-        FailedKind(status, reason, len(named), named[:NUM_EXAMPLES])
+        FailureGroup(status, reason, len(named), named[:NUM_EXAMPLES])
         for (status, reason), named in sorted(uris.items(), key=lambda item: -len(item[1]))
     ]
 

@@ -29,11 +29,12 @@ from cxr.datasets.pixels import decode_shards
 from cxr.datasets.shards import Shards
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import parse_rule
+from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint, classifier
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
-from cxr.reports import PUBLISHED, VersionResult, comparison_page
+from cxr.reports import comparison_page
 from cxr.storage import default_cache
 from cxr.training import loop, trainer
 
@@ -360,7 +361,7 @@ def _conclude(
         measured = _measured(saved)
     else:
         print(f"{each.recipe.name}: the loss left the finite numbers; lower --learning-rate.")
-    published = PUBLISHED.get(each.recipe.name)
+    published = PUBLISHED_FIGURES.get(each.recipe.name)
     result = VersionResult(
         name=each.recipe.name,
         data=name,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cxr import metrics
 from cxr.metrics import LEVEL, Floats
-from cxr.reports import Effect, Interval
+from cxr.metrics.results import Effect, Interval
 
 NUM_RESAMPLES: Final = 1000
 

@@ -31,10 +31,11 @@ from cxr import cluster, phantoms, storage
 from cxr.datasets import features
 from cxr.datasets.pixels import decode_shards
 from cxr.errors import CxrError
+from cxr.metrics.results import Effect, TrialResult
 from cxr.models import classifier
 from cxr.models.checkpoint import package_versions
 from cxr.recipes import Recipe
-from cxr.reports import Effect, TrialResult, TuningReport, tuning_page
+from cxr.reports import TuningReport, tuning_page
 from cxr.training import run, trainer
 from cxr.training.run import RunSettings
 from cxr.tuning import effects, space, trials

@@ -1,7 +1,7 @@
-"""Figures as inline SVG that takes its type and colors from the page around it.
+"""Figures as inline SVG with the typeface and colors of the page around it.
 
-Matplotlib draws with the light theme's colors; each is then replaced by the page's variable of that
-name, so that one figure reads well in light and dark.
+Matplotlib draws with the colors of the light theme. They are then replaced by the page's variables
+of the same names, so that a figure is legible in the light and the dark theme.
 """
 
 import io
@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-
-from cxr.reports.page import Html, markup, tag
 
 PALETTE = {
     "ink": "#17212b",
@@ -25,15 +24,15 @@ PALETTE = {
     "blue": "#2c72c7",
     "rose": "#b93a76",
 }
-"""The variables of the page's style, with the values of its light theme."""
+"""The variables of `templates/style.css`, with the values of its light theme."""
 
 SERIES = tuple(PALETTE[name] for name in ("accent", "warm", "violet", "blue", "rose"))
 
 NAME_CHARS = 20
-"""Of a name beside a figure; a longer one is cut."""
+"""Longest name beside a figure; a longer one is cut."""
 
 SMALL, WIDE = (3.9, 3.3), (4.8, 2.9)
-"""Inches: a third and a half of the page's width, so that the type has one size on both."""
+"""Inches: a third and half of the page's width, so that text has the same size in both."""
 
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -68,36 +67,31 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def figure(
-    name: str, text: str, draw: Callable[[Figure], None], size: tuple[float, float] = SMALL
-) -> Html:
-    """Draw on a figure of its own and return it as inline SVG.
+    name: str, description: str, draw: Callable[[Figure], None], size: tuple[float, float] = SMALL
+) -> Markup:
+    """Draw a new figure and return it as inline SVG.
 
     Args:
         name: unique on the page; the prefix of the SVG's ids.
-        text: what a screen reader says.
+        description: for screen readers.
         draw: puts axes on the figure.
         size: inches, width and height.
     """
     file = io.StringIO()
     # Settings hold for this block only: nothing of matplotlib's global state is changed.
     with mpl.rc_context(RC):
-        drawn = Figure(figsize=size, layout="constrained")
-        draw(drawn)
-        drawn.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
-    return _inline(file.getvalue(), name, text)
-
-
-def undefined(reason: str) -> Html:
-    """What stands where a figure cannot be drawn."""
-    return tag("p", tag("span", "undefined", class_="undefined"), f": {reason}")
+        canvas = Figure(figsize=size, layout="constrained")
+        draw(canvas)
+        canvas.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
+    return _inline(file.getvalue(), name, description)
 
 
 def fitted(name: str) -> str:
-    """A name cut to what leaves room for the axes; the table has it in full."""
+    """A name cut to `NAME_CHARS`; the tables of the page have it in full."""
     return name if len(name) <= NAME_CHARS else name[: NAME_CHARS - 3] + "..."
 
 
-def _inline(svg: str, name: str, text: str) -> Html:
+def _inline(svg: str, name: str, description: str) -> Markup:
     """An SVG document as an element of a page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1 HEAD>", svg, count=1)
@@ -109,4 +103,4 @@ def _inline(svg: str, name: str, text: str) -> Html:
     for variable, color in PALETTE.items():
         svg = svg.replace(color, f"var(--{variable})")
     svg = re.sub(r"\s*\n\s*", " ", svg)
-    return Html(svg.replace("HEAD", f'role="img" aria-label="{markup(text)}"', 1))
+    return Markup(svg.replace("HEAD", f'role="img" aria-label="{escape(description)}"', 1))

@@ -1,7 +1,8 @@
-"""Figures of one classifier: its curves and its scores."""
+"""Figures of one classifier: its curves and the distribution of its scores."""
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
@@ -10,48 +11,47 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from cxr import metrics
 from cxr.metrics import OperatingPoint
 from cxr.reports.figures.drawing import PALETTE, WIDE, figure
-from cxr.reports.page import Html
 
 SCORE_BINS = 20
 """Bins of a histogram of probabilities, of equal width."""
 
 _MAX_LINEAR_RATIO = 40
-"""Between the fullest and the emptiest bin; beyond it the lesser bar would be a hairline."""
+"""Highest over lowest bar on a linear axis; beyond it the lowest would be a hairline."""
 
 
-def roc(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> Html:
-    def draw(on: Figure) -> None:
-        false_alarms, found, _ = roc_curve(y_true, probs, drop_intermediate=True)
-        axes = _unit_square(on, "1 - specificity", "sensitivity")
+def roc(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> Markup:
+    def draw(canvas: Figure) -> None:
+        false_positive_rate, sensitivity, _ = roc_curve(y_true, probs, drop_intermediate=True)
+        axes = _unit_square(canvas, "1 - specificity", "sensitivity")
         axes.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle=":")
-        axes.plot(false_alarms, found, color=PALETTE["accent"], drawstyle="steps-post")
-        positive, called = np.asarray(y_true) == 1, point.predict(probs)
-        _mark(axes, float(called[~positive].mean()), float(called[positive].mean()))
+        axes.plot(false_positive_rate, sensitivity, color=PALETTE["accent"], drawstyle="steps-post")
+        positive, predicted = np.asarray(y_true) == 1, point.predict(probs)
+        _mark(axes, float(predicted[~positive].mean()), float(predicted[positive].mean()))
         axes.legend(loc="lower right")
 
     return figure("roc", "ROC curve with the operating point", draw)
 
 
-def precision_recall(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> Html:
-    def draw(on: Figure) -> None:
+def precision_recall(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> Markup:
+    def draw(canvas: Figure) -> None:
         precision, recall, _ = precision_recall_curve(y_true, probs, drop_intermediate=True)
-        axes = _unit_square(on, "sensitivity (recall)", "PPV (precision)")
-        positive, called = np.asarray(y_true) == 1, point.predict(probs)
+        axes = _unit_square(canvas, "sensitivity (recall)", "PPV (precision)")
+        positive, predicted = np.asarray(y_true) == 1, point.predict(probs)
         share = float(positive.mean())
         axes.axhline(share, color=PALETTE["muted"], linewidth=1, linestyle=":")
         axes.plot(recall, precision, color=PALETTE["accent"], drawstyle="steps-pre")
-        if called.any():
-            _mark(axes, float(called[positive].mean()), float(positive[called].mean()))
+        if predicted.any():
+            _mark(axes, float(predicted[positive].mean()), float(positive[predicted].mean()))
             axes.legend(loc="lower left")
 
     return figure("pr", "Precision against recall with the operating point", draw)
 
 
-def reliability_diagram(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> Html:
+def reliability_diagram(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> Markup:
     mean_prob, share, counts = metrics.reliability(y_true, probs)
 
-    def draw(on: Figure) -> None:
-        above, below = on.subplots(2, sharex=True, height_ratios=(3, 1))
+    def draw(canvas: Figure) -> None:
+        above, below = canvas.subplots(2, sharex=True, height_ratios=(3, 1))
         above.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle=":")
         filled = counts > 0
         above.plot(mean_prob[filled], share[filled], color=PALETTE["accent"], marker="o")
@@ -64,8 +64,8 @@ def reliability_diagram(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> Html:
     return figure("reliability", "Reliability diagram with the images in each bin", draw)
 
 
-def score_histogram(probs: npt.ArrayLike, point: OperatingPoint) -> Html:
-    """How many images have each probability; empty bins aside, no bar is too low to be seen.
+def score_histogram(probs: npt.ArrayLike, point: OperatingPoint) -> Markup:
+    """The number of images by probability; every bar of a bin that is not empty is visible.
 
     Args:
         probs: calibrated probabilities of pneumonia, 0-1, (N,), not empty.
@@ -78,8 +78,8 @@ def score_histogram(probs: npt.ArrayLike, point: OperatingPoint) -> Html:
     starts, counts = edges[:-1][filled], counts[filled]
     logarithmic = bool(counts.max() > _MAX_LINEAR_RATIO * counts.min())
 
-    def draw(on: Figure) -> None:
-        axes = on.subplots()
+    def draw(canvas: Figure) -> None:
+        axes = canvas.subplots()
         width = 1 / SCORE_BINS
         axes.bar(starts + width / 2, counts, width * 0.86, color=PALETTE["accent"])
         axes.axvline(
@@ -91,19 +91,19 @@ def score_histogram(probs: npt.ArrayLike, point: OperatingPoint) -> Html:
         axes.set(xlim=(-0.02, 1.02), xlabel="probability of pneumonia", ylabel="images")
         if logarithmic:
             axes.set(yscale="log", ylabel="images (logarithmic)")
-            # From a half: a bar of one image has a height.
+            # From one half, so that a bar of one image has a height.
             axes.set_ylim(0.5, 1.6 * counts.max())
             axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        on.legend(loc="outside upper right", handlelength=1.6)
+        canvas.legend(loc="outside upper right", handlelength=1.6)
 
     return figure("scores", "Histogram of the probabilities with the threshold", draw, WIDE)
 
 
-def _unit_square(on: Figure, xlabel: str, ylabel: str) -> Axes:
-    axes = on.subplots()
+def _unit_square(canvas: Figure, xlabel: str, ylabel: str) -> Axes:
+    axes = canvas.subplots()
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.03), xlabel=xlabel, ylabel=ylabel)
     return axes
 

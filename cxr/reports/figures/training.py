@@ -1,56 +1,68 @@
-"""Figures of a training: what changes from epoch to epoch."""
+"""Figures of the training: losses, AUC and time by epoch."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Final
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cxr.metrics.results import History
 from cxr.reports.figures.drawing import PALETTE, SERIES, WIDE, figure, fitted
-from cxr.reports.page import Html
-
-History = Sequence[Mapping[str, Any]]
-"""One mapping for each epoch: epoch, train_loss, val_loss, val_auc, seconds; None if undefined."""
 
 _DASHES = ("-", "--", ":")
 
+_TRAINING_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Loss": {"train_loss": "training", "val_loss": "validation"},
+    "Validation AUC": {"val_auc": "validation"},
+    "Seconds per epoch": {"seconds": "training and validation"},
+}
+"""Heading of a figure, and of the history's columns in it key and label."""
 
-def training_curves(history: History) -> list[tuple[str, Html]]:
-    """Loss, AUC and time of each epoch: heading and figure each."""
-    columns = {
-        "Loss": (("train_loss", "training"), ("val_loss", "validation")),
-        "Validation AUC": (("val_auc", "validation"),),
-        "Seconds an epoch": (("seconds", "training and validation"),),
-    }
-    color = {"training": PALETTE["warm"]}
 
-    def of(heading: str) -> Html:
-        def draw(on: Figure) -> None:
-            axes = _epochs(on)
-            for key, label in columns[heading]:
-                epochs, values = _series(history, key)
-                shade = color.get(label, PALETTE["accent"])
-                axes.plot(epochs, values, color=shade, marker="o", label=label)
-            if len(columns[heading]) > 1:
-                axes.legend(loc="best")
-            if heading.startswith("Seconds"):
-                axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-
-        return figure(f"curve-{heading.split()[0].lower()}", f"{heading} by epoch", draw)
-
+def training_curves(history: History) -> list[tuple[str, Markup]]:
+    """Headings and figures of losses, AUC and time; those without a value are not drawn."""
     return [
-        (heading, of(heading))
-        for heading, series in columns.items()
-        if any(_has(history, key) for key, _ in series)
+        (heading, _curve(history, heading, columns))
+        for heading, columns in _TRAINING_COLUMNS.items()
+        if any(_has(history, key) for key in columns)
     ]
 
 
-def learning_curves(histories: Mapping[str, History], key: str, label: str) -> Html:
-    """One quantity of several versions by epoch, a line each."""
+def _curve(history: History, heading: str, columns: Mapping[str, str]) -> Markup:
+    """Columns of the history by epoch, one line each.
 
-    def draw(on: Figure) -> None:
-        axes = _epochs(on)
+    Args:
+        history: of one training.
+        heading: of the figure.
+        columns: key and label.
+    """
+
+    def draw(canvas: Figure) -> None:
+        axes = _epochs(canvas)
+        for key, label in columns.items():
+            color = PALETTE["warm" if key == "train_loss" else "accent"]
+            axes.plot(*_series(history, key), color=color, marker="o", label=label)
+        if len(columns) > 1:
+            axes.legend(loc="best")
+        if "seconds" in columns:
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+
+    return figure(f"curve-{heading.split()[0].lower()}", f"{heading} by epoch", draw)
+
+
+def learning_curves(histories: Mapping[str, History], key: str, label: str) -> Markup:
+    """One column of the history by epoch, one line per version.
+
+    Args:
+        histories: by version; not empty.
+        key: the column, such as `val_auc`.
+        label: what the column holds, for screen readers.
+    """
+
+    def draw(canvas: Figure) -> None:
+        axes = _epochs(canvas)
         for index, (name, history) in enumerate(histories.items()):
             if not _has(history, key):
                 continue
@@ -64,15 +76,15 @@ def learning_curves(histories: Mapping[str, History], key: str, label: str) -> H
                 label=fitted(name),
             )
         columns = max(1, 50 // (max(len(fitted(name)) for name in histories) + 6))
-        on.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
+        canvas.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
     return figure(
         f"learning-{key.replace('_', '-')}", f"{label} of each version by epoch", draw, WIDE
     )
 
 
-def _epochs(on: Figure) -> Axes:
-    axes = on.subplots()
+def _epochs(canvas: Figure) -> Axes:
+    axes = canvas.subplots()
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return axes

@@ -2,10 +2,10 @@
 
     python -m benchmarks.archive --sizes 2000 20000 --names 100000
 
-The archive is so many small JPEG files in one folder (copies of 50 drawn ones), the model an
-AlexNet at 64 px with random weights. Counted is the memory of the job and of every process that it
-started, Ray's own included: the sum of their proportional set sizes, in which memory that several
-share counts once, sampled once a second.
+The archive is a folder of small JPEG files (copies of 50 synthetic radiographs); the model is an
+AlexNet at 64 px with random weights. The memory is that of the job and of every process that it
+started, including Ray's own: the sum of their proportional set sizes, in which shared memory
+counts once, sampled once per second.
 """
 
 import json
@@ -31,15 +31,15 @@ class ArchiveBenchmark:
     """How large the archives are."""
 
     sizes: tuple[int, ...] = (2000, 20000)
-    """Images of each archive that is scored."""
+    """Images per scored archive."""
     names: int = 100_000
-    """Files of the folder that is listed."""
+    """Files in the folder that is listed."""
     output: Path | None = None
     """JSON file for the results."""
 
 
 def peak_mib(process: "subprocess.Popen[bytes]") -> float:
-    """The most memory of a process and its descendants until it ends, MiB."""
+    """Peak memory of a process and its descendants until it ends, in MiB."""
     peak = 0.0
     while process.poll() is None:
         pids = [process.pid, *(each.pid for each in _descendants(process.pid))]

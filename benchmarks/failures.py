@@ -1,11 +1,11 @@
-"""What failures cost: training and scoring while cluster and object store are disturbed.
+"""What failures cost: training and scoring while the cluster or the object store fails.
 
     python -m benchmarks.failures --data chest_xray
 
-Everything lies in a bucket of a real S3 server on this machine, reached through a proxy that does
-damage on order, and the jobs run on a cluster of several raylets: a head without CPUs and two nodes
-of one CPU each. Each job runs undisturbed first; then once for each failure, whose result is held
-against the undisturbed one's. Seconds are wall clock of the whole command, reruns included.
+All data are in a bucket of a real S3 server on this machine, reached through a proxy that injects
+faults. The jobs run on a cluster of several raylets: a head without CPUs and two nodes of one CPU
+each. Each job runs undisturbed first, then once per failure, and the results are compared. Seconds
+are the wall time of the whole command, including reruns.
 """
 
 import json
@@ -28,7 +28,7 @@ from tests.support.jobs import Job, history, process_named
 from tests.support.s3 import Store
 
 TOLERANCE: Final = 1e-4
-"""Of losses: any number of workers makes the same steps, to rounding."""
+"""Of losses: any number of workers takes the same steps, up to rounding."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class FailureBenchmark:
     """What to train and score."""
 
     data: str
-    """Labeled radiographs; some are copied into the bucket."""
+    """Labeled radiographs; a part of them is copied to the bucket."""
     checkpoint: str
     """A trained classifier to score with."""
     train_images: int = 300
-    """Images that are trained on."""
+    """Images to train on."""
     score_images: int = 1500
-    """Images that are scored."""
+    """Images to score."""
     epochs: int = 12
-    """Of each training."""
+    """Epochs of each training run."""
     outage_s: float = 20.0
-    """How long the store answers 503."""
+    """Seconds for which the store answers 503."""
     jobs: tuple[Literal["train", "score"], ...] = ("train", "score")
-    """Which of the two to run."""
+    """The jobs to run."""
     only: tuple[str, ...] = ()
-    """Parts of the names of failures; all where empty."""
+    """Substrings of the names of failures to run; all if empty."""
     output: Path | None = None
     """JSON file for the results."""
 
@@ -61,7 +61,7 @@ class FailureBenchmark:
 
 
 class Site:
-    """A cluster and a store, and what can happen to them."""
+    """A cluster and a store, and the failures that they can have."""
 
     def __init__(self, store: Store, proxy: FaultyProxy, num_nodes: int) -> None:
         from ray.cluster_utils import Cluster
@@ -72,11 +72,11 @@ class Site:
         self.job: Job | None = None
 
     def kill_worker(self) -> None:
-        """Kill a process that computes."""
+        """Kill a worker process."""
         os.kill(process_named("^ray::.*(RayTrainWorker|PartPredictor)"), signal.SIGKILL)
 
     def remove_node(self) -> None:
-        """Kill a node with all that runs on it."""
+        """Kill a node with everything that runs on it."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
 
     def add_node(self) -> None:
@@ -88,7 +88,7 @@ class Site:
         self.proxy.for_a_while("unavailable", seconds)
 
     def restart_store(self) -> None:
-        """Kill the store; it is back after five seconds."""
+        """Kill the store and start it again after five seconds."""
         self.store.stop()
         time.sleep(5)
         self.store.start()
@@ -105,7 +105,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that happens in the middle of a job."""
+    """A failure in the middle of a job."""
 
     name: str
     happens: Callable[[Site], None]
@@ -128,7 +128,7 @@ def failures(outage_s: float) -> list[Failure]:
 def run(
     words: list[str], site: Site, trigger: str, happens: Callable[[Site], None] | None
 ) -> tuple[int, float, str]:
-    """Run a job, and let something happen at the first line that matches.
+    """Run a job, and inject a failure at the first line that matches.
 
     Returns:
         Exit code, seconds, and what it printed.
@@ -145,13 +145,13 @@ def run(
 
 @dataclass(frozen=True)
 class Command:
-    """A job that is run undisturbed and disturbed."""
+    """A job that runs both undisturbed and with failures."""
 
     name: Literal["train", "score"]
     words: Callable[[str, str], list[str]]
     """By output and number of workers."""
     rerun: Callable[[list[str], str], list[str]]
-    """What goes on after the driver was killed, by the first command and output."""
+    """The command that resumes after the driver was killed, by the first command and output."""
     trigger: str
     result: Callable[[str], Any]
     """What is compared, by output."""
@@ -159,7 +159,7 @@ class Command:
 
 
 def same_history(one: list[dict[str, float]], other: list[dict[str, float]]) -> bool:
-    """Whether two trainings made the same steps."""
+    """Whether two training runs took the same steps."""
     return len(one) == len(other) and all(
         abs(a[name] - b[name]) <= TOLERANCE
         for a, b in zip(one, other, strict=True)
@@ -185,7 +185,7 @@ def jobs(job: FailureBenchmark, bucket: str) -> list[Command]:
             lambda output, workers: [
                 "train", "--version", "best", "--backbone", "alexnet", "--weights", "none",
                 "--image-px", "64",
-                # Dropout is drawn by each worker: their number would change it.
+                # Each worker draws its own dropout, so their number would change it.
                 "--dropout", "0.0", "--data", f"{bucket}/train-set", "--cache", f"{output}-cache",
                 "--folds", "3", "--epochs", str(job.epochs), "--patience", str(job.epochs),
                 "--workers", workers, "--output", output,
@@ -216,7 +216,7 @@ def without_place(row: dict[str, Any]) -> dict[str, Any]:
 def measure(
     job: FailureBenchmark, store: Store, proxy: FaultyProxy, bucket: str
 ) -> Iterator[dict[str, Any]]:
-    """A row for each job and failure."""
+    """One row per job and failure."""
     for each in (each for each in jobs(job, bucket) if each.name in job.jobs):
         references: dict[tuple[int, str], tuple[float, Any]] = {}
         every = failures(job.outage_s)
@@ -284,7 +284,7 @@ def main() -> None:
         store = Store(Path(folder))
         store.start()
         with FaultyProxy(store.port) as proxy:
-            # Of the nodes, too, which inherit it.
+            # The nodes inherit it.
             os.environ.update({**store.environment, "AWS_ENDPOINT_URL": proxy.endpoint})
             bucket = store.bucket()
             fill(job, bucket)

@@ -1,18 +1,18 @@
-"""Thousands of damaged radiographs through `cxr.decoding.decode`, which promises never to fail.
+"""Thousands of damaged radiographs through `cxr.images.decoding`, which promises never to fail.
 
     python -m benchmarks.fuzz --output fuzz.json
-    python -m benchmarks.fuzz --only 1234            # one mutation again, and what was done to it
+    python -m benchmarks.fuzz --only 1234            # repeat one mutation and describe it
 
-Whole files are damaged at random, headers more than bodies: real JPEG and DICOM files, and small
-JPEG, PNG and DICOM files of many encodings made from one radiograph, so that most decodes take
-milliseconds. Without the real ones, phantoms are drawn. A mutation follows from `--seed`, its own
+Intact files are damaged at random, headers more than bodies: real JPEG and DICOM files, and small
+JPEG, PNG and DICOM files in many encodings, made from one radiograph so that most decodes take
+milliseconds. Without real files, phantoms are drawn. A mutation is determined by `--seed`, its own
 number and the files.
 
-Each worker process has an address space that lets a decode take 1 GiB; a want of memory that
-`decode` reports as a reason is as good as any other. The worker announces a mutation before it
-decodes it. One that takes above 10 s is killed (hung), one that takes its process down has died,
-and a new process goes on with the next. An exception that escapes, and a result that is not what
-`Decoded` promises, has raised. Any of the three ends the program with 1.
+The address space of each worker process limits a decode to 1 GiB; running out of memory is a valid
+reason for `decode` to report. The worker announces a mutation before it decodes it. A decode that
+takes more than 10 s is killed (hung). If the process ends, the mutation has crashed it (died), and
+a new process continues with the next one. An exception that escapes, or a result that breaks the
+promises of `Decoded`, counts as raised. Any of the three makes the exit code 1.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ HANG_S: Final = 10.0
 MEMORY_BYTES: Final = 2**30
 HEADER_BYTES: Final = (64, 256, 1024)
 HEADER_SHARE: Final = 0.7
-"""Of the places that are damaged, so many lie in the first 64, 256 or 1024 bytes."""
+"""Shares of the damaged positions that lie in the first 64, 256 or 1024 bytes."""
 LARGE_BYTES: Final = 120_000
 LARGE_SHARE: Final = 0.05
 """Files above `LARGE_BYTES` take up to 0.3 s to decode, so they have a small share of their kind's
@@ -75,7 +75,7 @@ mutations."""
 
 @dataclass(frozen=True)
 class FuzzJob:
-    """How much is damaged."""
+    """What to damage, and how often."""
 
     data: Path | None = None
     """Folder with chest_xray, fullsize and dicom. Without it CXR_REAL_DATA, or ../shared/data
@@ -87,7 +87,7 @@ class FuzzJob:
     workers: int = 2
     """Processes that decode."""
     only: int | None = None
-    """Number of the one mutation to decode again."""
+    """Number of a single mutation to repeat."""
     output: Path | None = None
     """JSON file for the results."""
 
@@ -101,7 +101,7 @@ class FuzzJob:
 
 @dataclass(frozen=True)
 class Seed:
-    """A whole file, to be damaged."""
+    """An intact file, to be damaged."""
 
     kind: Kind
     name: str
@@ -119,7 +119,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one mutation."""
+    """The outcome of one mutation."""
 
     number: int
     kind: Kind
@@ -128,10 +128,10 @@ class Trial:
     """The reason, the exception, or the signal."""
     seconds: float
     memory_mib: float
-    """What the worker held at most during the decode, less what it held before."""
+    """Peak memory of the worker during the decode, less its memory before."""
 
 
-# --- whole files ---------------------------------------------------------------------------------
+# --- intact files --------------------------------------------------------------------------------
 
 
 def read_seeds(data: Path | None) -> list[Seed]:
@@ -152,7 +152,7 @@ def read_seeds(data: Path | None) -> list[Seed]:
             for px in (224, 224, 224, 1500)
         ]
     with Image.open(BytesIO(seeds[0].data)) as image:
-        # Sides that differ and are no multiple of a block.
+        # Sides that differ and are not a multiple of a block.
         picture = image.convert("L").resize((100, 116))
     return [*seeds, *made_jpegs(picture), *made_pngs(picture), *made_dicoms(picture)]
 
@@ -292,7 +292,7 @@ def _rle(data: bytes) -> bytes:
 
 
 def mutate(seeds: Sequence[Seed], seed: int, number: int) -> Mutation:
-    """The damaged file of a number: one to eight steps on a file chosen at random."""
+    """The damaged file with this number: one to eight changes to a file chosen at random."""
     chance = random.Random(f"{seed}/{number}")
     chosen = _choose(seeds, chance)
     data = bytearray(chosen.data)
@@ -302,7 +302,7 @@ def mutate(seeds: Sequence[Seed], seed: int, number: int) -> Mutation:
         if data:
             steps.append(step(data, chance, seeds))
     if chosen.kind == "png" and chance.random() < 0.8:
-        # Else a wrong checksum is all that would ever be found.
+        # Otherwise decoders would stop at the wrong checksum.
         _mend_checksums(data)
         steps.append("mend checksums")
     return Mutation(chosen, bytes(data), tuple(steps))
@@ -318,12 +318,12 @@ def _choose(seeds: Sequence[Seed], chance: random.Random) -> Seed:
 def _place(data: bytearray, chance: random.Random) -> int:
     if chance.random() >= HEADER_SHARE:
         return chance.randrange(len(data))
-    start = 128 if data[128:132] == b"DICM" else 0  # The preamble says nothing.
+    start = 128 if data[128:132] == b"DICM" else 0  # The preamble has no meaning.
     return chance.randrange(start, min(len(data), start + chance.choice(HEADER_BYTES)))
 
 
 def _length(chance: random.Random) -> int:
-    """Of a slice: mostly a few bytes, seldom thousands."""
+    """Length of a slice: mostly a few bytes, rarely thousands."""
     return 2 ** chance.choice((0, 1, 2, 3, 5, 8, 12)) + chance.randrange(4)
 
 
@@ -390,11 +390,11 @@ STEPS: Final[tuple[Step, ...]] = (
     _flip_bits, _overwrite, _write_integer, _insert, _delete, _duplicate, _truncate, _splice,
 )  # fmt: skip
 STEP_WEIGHTS: Final = (5, 4, 6, 2, 2, 2, 1, 1)
-# Few are cut: what is left of most is soon found to be too short.
+# Few are truncated: most truncated files are soon rejected as too short.
 
 
 def _mend_checksums(data: bytearray) -> None:
-    """Make the checksum of each PNG chunk right, as far as the lengths lead."""
+    """Correct the checksum of each PNG chunk, as far as the chunk lengths are valid."""
     at = 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -414,11 +414,11 @@ def work(
     numbers: range,
     silent: bool,
 ) -> None:
-    """Decode mutations, each announced by its number and answered by its trial."""
+    """Decode mutations; send the number of each before decoding, and its trial afterwards."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if silent:  # Decoders in other languages write there what they think of a file.
+    if silent:  # Native decoders write messages there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    for whole in seeds:  # Brings in the decoders that are imported when first needed.
+    for whole in seeds:  # Import the decoders that load lazily.
         if len(whole.data) <= LARGE_BYTES:
             decode(whole.data, any_body_part=True)
     most = _memory("VmSize") + MEMORY_BYTES
@@ -426,7 +426,7 @@ def work(
     for number in numbers:
         mutation = mutate(seeds, seed, number)
         pipe.send(number)
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew.
+        Path("/proc/self/clear_refs").write_text("5")  # Resets VmHWM.
         before = _memory("VmRSS")
         started = time.perf_counter()
         outcome, detail = attempt(mutation.data)
@@ -451,7 +451,7 @@ def attempt(data: bytes) -> tuple[Outcome, str]:
 
 
 def broken_promise(decoded: Decoded) -> str:
-    """What a result has that it must not have; empty where it is as promised."""
+    """How a result breaks its promises; empty if it does not."""
     if decoded.status not in ("ok", "refused", "unreadable"):
         return f"has status {decoded.status!r}"
     if decoded.status == "ok":
@@ -495,7 +495,7 @@ class Worker:
 def fuzz(
     seeds: Sequence[Seed], seed: int, shares: Sequence[range], silent: bool = True
 ) -> list[Trial]:
-    """Decode the mutations of each share in a process of its own; a trial each."""
+    """Decode the mutations of each share in its own process; one trial per mutation."""
 
     def start(numbers: range) -> Worker:
         context = multiprocessing.get_context("spawn")
@@ -508,7 +508,7 @@ def fuzz(
         return Worker(process, ours, numbers)
 
     def replace(worker: Worker, outcome: Outcome, detail: str) -> None:
-        """Record the mutation that a worker was lost with, and go on after it."""
+        """Record the mutation at which a worker was lost, and continue after it."""
         workers.remove(worker)
         if worker.current is None:
             raise CxrError(f"a worker ended ({detail}) before its first mutation.")
@@ -534,7 +534,7 @@ def fuzz(
             except EOFError:
                 worker.process.join()
                 code = worker.process.exitcode or 0
-                if code:  # Also where what it was at last left damage for later.
+                if code:  # Also if an earlier mutation left damage behind.
                     ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                     replace(worker, "died", ended)
                 else:
@@ -559,7 +559,7 @@ def print_table(trials: Sequence[Trial]) -> None:
 
 
 def out_of_memory(trials: Sequence[Trial]) -> int:
-    """How many files were given up for want of memory."""
+    """Number of files that could not be decoded for lack of memory."""
     return sum("MemoryError" in trial.detail for trial in trials if trial.outcome not in BAD)
 
 

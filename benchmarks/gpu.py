@@ -1,19 +1,20 @@
-"""What training, inference and the transforms take on a GPU, against what its hardware could do.
+"""Speed of training, inference and transforms on a GPU, compared with what its hardware could do.
 
     python -m benchmarks.gpu --output gpu.json     # a GPU; about two minutes
     python -m benchmarks.gpu --quick               # any machine; seconds, small sizes
 
-Needs torch, torchvision and the few libraries that `cxr.models` names; neither Ray nor a data set.
-Networks are those of v0 (AlexNet) and v2 (VGG16) with nothing frozen, fed with random images that
-lie on the device. A training step is forward, backward and Adam. Ours is bfloat16 autocast where
-the GPU has it and channels-last; plain is float32 and channels-first with PyTorch's defaults, which
-let cuDNN round convolutions to TF32.
+Needs torch, torchvision and the few libraries that `cxr.models` imports, but neither Ray nor data.
+Networks are those of v0 (AlexNet) and v2 (VGG16) with nothing frozen, on random images that are
+already on the device. A training step is forward, backward and Adam. "Ours" is channels-last with
+bfloat16 autocast if the GPU supports it; "plain" is float32 and channels-first with PyTorch's
+defaults, which let cuDNN round convolutions to TF32.
 
-The bound is the rate of a large matrix product in the format of ours, measured in the same run,
-over the network's arithmetic: 2 operations a multiply-add, training 3 times inference. (The first
-layer needs no gradient of its input, so that the bound of training is a percent low at most.) The
-transforms move bytes: theirs is the rate of a device copy over the bytes that have to be read and
-written once. No transform counts the copy of pixels to the device.
+The bound is the rate of a large matrix product in the number format of ours, measured in the same
+run, divided by the network's arithmetic: 2 operations per multiply-add; training takes 3 times the
+arithmetic of inference. (The first layer needs no gradient of its input, so the bound of training
+is at most one percent too low.) Transforms move bytes: their bound is the rate of a device copy
+divided by the bytes that must be read and written once. Copies of pixels to the device do not
+count.
 """
 
 import argparse
@@ -38,25 +39,25 @@ from cxr.models.classifier import Classifier
 from cxr.recipes import RECIPES, Normalization
 
 NETWORKS: Final = {"alexnet": "v0", "vgg16": "v2"}
-"""Networks, and the versions whose heads they get."""
+"""Networks, and the versions whose heads they have."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     image_px: int
     batch_sizes: tuple[int, ...]
     matmul_side: int
     copy_mib: int
     transform_batch: int
-    """Large enough that its bytes do not stay in the device's cache."""
+    """Large enough not to fit the device's cache."""
     warm_up: int
     """Calls before the first timing."""
     repeats: int
-    """Timings of which the median counts."""
+    """Timings; the median counts."""
     repeat_s: float
-    """Each timing calls so often that it lasts about so long."""
+    """Approximate duration of one timing, which repeats the call."""
 
 
 FULL: Final = Sizes(224, (32, 128, 512), 8192, 1024, 1024, 3, 5, 0.3)
@@ -65,7 +66,7 @@ QUICK: Final = Sizes(64, (2,), 512, 16, 16, 1, 1, 0.0)
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """A network at one batch size; None where the device's memory did not suffice."""
+    """A network at one batch size; None if it did not fit the device's memory."""
 
     network: str
     work: str
@@ -153,7 +154,7 @@ def matmul_flop_per_s(device: torch.device, sizes: Sizes) -> float:
 
 
 def copy_bytes_per_s(device: torch.device, sizes: Sizes) -> float:
-    """Bytes read plus bytes written a second."""
+    """Bytes read plus bytes written, per second."""
     source = torch.zeros(sizes.copy_mib * 2**18, device=device)
     target = torch.empty_like(source)
     num_bytes = 2 * source.numel() * source.element_size()
@@ -187,7 +188,7 @@ def images_per_s(
     learn: bool,
     plain: bool,
 ) -> float | None:
-    """Images a second of training or inference; None where memory does not suffice."""
+    """Images per second of training or inference; None if they do not fit the memory."""
     layout = torch.contiguous_format if plain else torch.channels_last
     try:
         network: nn.Module = copy.deepcopy(model).to(device, memory_format=layout).train(learn)  # type: ignore[call-overload]
@@ -295,7 +296,7 @@ def main() -> None:
         name = torch.cuda.get_device_name()
     else:
         name = f"CPU, {torch.get_num_threads()} threads"
-        print("no GPU found: small sizes on the CPU show that the script runs, and no more.")
+        print("no GPU found: small sizes on the CPU only show that the script runs.")
     form = str(compute_format(device)).removeprefix("torch.")
     flop_per_s = matmul_flop_per_s(device, sizes)
     bytes_per_s = copy_bytes_per_s(device, sizes)

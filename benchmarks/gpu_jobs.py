@@ -1,17 +1,17 @@
-"""Images a second of the jobs on a GPU, beside what their parts could do.
+"""Images per second of the jobs on a GPU, compared with their parts alone.
 
     python -m benchmarks.gpu_jobs --data FOLDER --train-data CHEST_XRAY
 
-Scored are full-size JPEG files, repeated under other names until there are enough. The networks
-have random weights; figures of speed do not depend on them. Measured one after another:
+The files to score are full-size JPEG files, repeated under other names until there are enough. The
+networks have random weights, which do not affect speed. Measured one after another:
 
-decode    `cxr.images`: decoding and resizing alone, a process on each core
+decode    `cxr.images`: decoding and resizing alone, one process per core
 nvjpeg    torchvision's JPEG decoder on the GPU, full size and gray, without a resize
-engine    `cxr.inference`: pixels that are ready in memory to logits, the copy to the GPU included
-score     `jobs/score.py --gpu on` as a program: its steady rate and its whole time
+engine    `cxr.inference`: from pixels in memory to logits, including the copy to the GPU
+score     `jobs/score.py --gpu on` as a program: its steady rate and its total time
 train     `jobs/train.py --gpu on --frozen 0` as a program, from a random start: its last epoch
 
-Decoding on the CPUs and computing on the GPU overlap, so the bound of scoring is the slower one.
+Decoding on the CPUs and computing on the GPU overlap, so the slower of the two bounds scoring.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ MEASURE_S: Final = 5.0
 
 @dataclass(frozen=True)
 class GpuJobsBenchmark:
-    """What is scored and trained on."""
+    """What to score and to train on."""
 
     data: Path
     """Folder of full-size JPEG files, searched through all its folders."""
@@ -72,7 +72,7 @@ class GpuJobsBenchmark:
 
 
 def decode_rate(files: Sequence[Path]) -> float:
-    """Images a second of decoding and resizing, a process on each core."""
+    """Images per second of decoding and resizing, one process per core."""
     num_processes = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
         pool.map(decode_for, [(files, 0.5)] * num_processes)  # Imports, and the files' cache.
@@ -96,7 +96,7 @@ def decode_for(job: tuple[Sequence[Path], float]) -> int:
 
 
 def nvjpeg_rate(files: Sequence[Path]) -> float | None:
-    """Images a second of torchvision's decoder on the GPU; None where it cannot decode."""
+    """Images per second of torchvision's decoder on the GPU; None if it cannot decode."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     data = [torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy()) for file in files]
@@ -118,7 +118,7 @@ def nvjpeg_rate(files: Sequence[Path]) -> float | None:
 
 
 def engine_rate(version: str) -> float:
-    """Images a second from ready pixels to logits."""
+    """Images per second from pixels in memory to logits."""
     recipe = dataclasses.replace(RECIPES[version], image_px=IMAGE_PX)
     engine = Engine(classifier.build(recipe), recipe.normalization, gpu=True)
     pixels = np.random.default_rng(0).integers(0, 256, (2048, IMAGE_PX, IMAGE_PX), np.uint8)
@@ -131,7 +131,7 @@ def engine_rate(version: str) -> float:
 
 
 def score_rate(version: str, archive: Path, scratch: Path) -> dict[str, Any]:
-    """What `jobs/score.py` says of its own speed."""
+    """The rates that `jobs/score.py` reports."""
     recipe = dataclasses.replace(RECIPES[version], image_px=IMAGE_PX)
     output = scratch / f"scores-{version}"
     trained = write_checkpoint(scratch / f"checkpoint-{version}", recipe)
@@ -147,7 +147,7 @@ def score_rate(version: str, archive: Path, scratch: Path) -> dict[str, Any]:
 
 
 def train_rate(version: str, job: GpuJobsBenchmark, scratch: Path) -> dict[str, Any]:
-    """Images a second of the last epoch of `jobs/train.py`, and the epochs' AUC."""
+    """Images per second in the last epoch of `jobs/train.py`, and the AUC of each epoch."""
     output = scratch / f"run-{version}"
     words = [
         "--version", version, "--data", job.train_data, "--weights", "none", "--frozen", 0,
@@ -201,7 +201,7 @@ def main() -> None:
         for title, measure in measurements:
             try:
                 rows[title] = measure()
-            except CxrError as error:  # The other rows are worth having.
+            except CxrError as error:  # Keep the other rows.
                 rows[title] = f"failed: {error}"
             print(f"{title}: {rows[title]}", flush=True)
             if job.output:

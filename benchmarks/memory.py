@@ -1,17 +1,17 @@
-"""Memory of the training worker: v1 holds the training set, v2 streams it.
+"""Memory of a training worker: v1 holds the training set in memory, v2 streams it.
 
-    python -m benchmarks.memory --random-features True --sizes 1000 3000 5000 --output memory.json
+    python -m benchmarks.memory --random-features --sizes 1000 3000 5000 --output memory.json
     python -m benchmarks.memory --data chest_xray --sizes 200 400    # the real frozen pass
 
 Each size and version is one epoch of `trainer.fit` on the CPU in a fresh worker, on rows of the
-shape that frozen VGG16 gives at 224 px (25,088 float32, 98 KiB a radiograph), four fifths of them
-for training. Both train with the same batch size, not v1's 1 and v2's 15: how the rows are loaded
-is compared, nothing else. Counted is the most anonymous memory of the worker; Ray's object store,
-which is shared and bounded, is not in it.
+shape of frozen VGG16's output at 224 px (25,088 float32, 98 KiB per radiograph), four fifths of
+them for training. Both use the same batch size, not v1's 1 and v2's 15, so that only the way of
+loading differs. The figure is the worker's peak anonymous memory; Ray's object store, which is
+shared and bounded, is not included.
 
-With `--random-features True` the rows are random numbers, written by the function that writes real
-ones: the training stage reads as many bytes of the same form, and VGG16 does not have to pass over
-thousands of images. What the head learns from them means nothing.
+With `--random-features` the rows are random numbers, written by the function that writes real ones.
+The training stage reads as many bytes in the same form, without a pass of VGG16 over thousands of
+images. What the head learns from them has no meaning.
 """
 
 import dataclasses
@@ -45,13 +45,13 @@ class MemoryJob:
     """Which sets to train on."""
 
     sizes: tuple[int, ...] = (1000, 5000)
-    """Radiographs of each set, validation included."""
+    """Radiographs per set, including validation."""
     random_features: bool = False
     """Fill the features with random numbers instead of running VGG16."""
     data: str | None = None
     """Folder with train / NORMAL|PNEUMONIA. Without it, synthetic radiographs are drawn."""
     batch_size: int = 64
-    """Radiographs a step, of both versions."""
+    """Radiographs per step, for both versions."""
     output: Path | None = None
     """JSON file for the results."""
 
@@ -112,7 +112,7 @@ def random_features(num_images: int, shape: tuple[int, ...], folder: str) -> Sha
 def features_of(
     job: MemoryJob, recipe: Recipe, num_images: int, folder: str
 ) -> tuple[Classifier, Shards]:
-    """The classifier, and the features of so many radiographs: random, or VGG16's."""
+    """The classifier, and the features of `num_images` radiographs: random, or VGG16's."""
     model = classifier.build(recipe)
     if job.random_features:
         shape = model.prefix_shape(recipe.image_px)
@@ -174,9 +174,9 @@ def main() -> None:
     ]
     rows: list[Row] = []
     for size in job.sizes:
-        # A folder a size: 5,000 rows of features take half a gigabyte.
+        # One folder per size: 5,000 rows of features take half a gigabyte.
         with tempfile.TemporaryDirectory() as folder:
-            # v1 and v2 share the network and its start, and so the features.
+            # v1 and v2 share the network and its initial weights, and therefore the features.
             model, shards = features_of(job, recipes[0], size, folder)
             for recipe in recipes:
                 rows.append(measure(recipe, model, shards, f"{folder}/run-{recipe.name}"))

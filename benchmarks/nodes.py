@@ -1,11 +1,11 @@
-"""Scoring on more nodes: images a second of `jobs/score.py` on 1 and on 2 nodes of one CPU each.
+"""Scoring on more nodes: images per second of `jobs/score.py` on 1 and 2 nodes of one CPU each.
 
     python -m benchmarks.nodes --num-images 2000 200 --output nodes.json    # v0, v1: VGG16 is slow
 
-The nodes are raylets on this machine, with one CPU each; the head has none. Scored are full-size
-JPEG files, repeated under other names until there are enough, with networks of random weights. The
-rate is the steady one of summary.json. Ray's own processes share the machine's cores with the
-nodes, which a real cluster's head would bear instead.
+The nodes are raylets on this machine, with one CPU each; the head has none. The files are full-size
+JPEG files, repeated under other names until there are enough; the networks have random weights. The
+rate is the steady one in summary.json. Ray's own processes share the machine's cores with the
+nodes; on a real cluster they would run on the head.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ REAL_DATA: Final = Path(os.environ.get("CXR_REAL_DATA", ROOT.parent / "shared" /
 
 @dataclass(frozen=True)
 class NodesBenchmark:
-    """What is scored, and on how many nodes."""
+    """What to score, and on how many nodes."""
 
     data: Path = REAL_DATA / "fullsize"
     """Folder of JPEG files, searched through all its folders."""
     versions: tuple[str, ...] = ("v0", "v1")
     """Recipes whose networks score."""
     num_images: tuple[int, ...] = (2000, 200)
-    """Files to score, for each version."""
+    """Files to score, per version."""
     nodes: tuple[int, ...] = (1, 2)
     """Numbers of nodes."""
     output: Path | None = None
@@ -48,7 +48,7 @@ class NodesBenchmark:
 
 
 def rate(folder: Path, checkpoint_folder: str, output: Path, num_nodes: int) -> float:
-    """Images a second of a job on a cluster of so many nodes."""
+    """Images per second of a job on a cluster with that many nodes."""
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})

@@ -1,21 +1,21 @@
-"""Images a second of `jobs/score.py`: against a DataLoader loop, and against this machine's bound.
+"""Images per second of `jobs/score.py`, a DataLoader loop, and this machine's upper bound.
 
     python -m benchmarks.score --num-images 2000 200 --output score.json    # v0, v1: VGG16 is slow
 
-Scored are full-size JPEG files, repeated under other names until there are enough; all were read
-just before, so that none has to come from the disk. The networks have random weights. Everything is
-computed on the CPU, each measurement in processes of its own while nothing else runs:
+The files are full-size JPEG files, repeated under other names until there are enough; all are read
+once beforehand, so that none has to come from the disk. The networks have random weights.
+Everything is computed on the CPU, each measurement in its own processes while nothing else runs:
 
-job         `jobs/score.py` as a program; its steady rate is what its summary.json says
+job         `jobs/score.py` as a program; its steady rate is the one in its summary.json
 DataLoader  what one would write by hand: two loader processes, batches of 32, Pillow's full
             decode, torchvision's antialiased resize, float32, PyTorch's defaults
-decode      `cxr.decoding` and `cxr.resizing` alone, a process on each core
-forward     the network alone, the fastest of several ways to use the cores; bfloat16 is one where
-            the CPU multiplies in it
+decode      `cxr.images` alone: decoding and resizing, one process per core
+forward     the network alone, the fastest of several ways to use the cores; one of them is bfloat16
+            if the CPU multiplies in it
 
-The bound is 1 / (1 / decode + 1 / forward): both share the cores, and whatever else a pipeline does
-takes from them. Start-up is in the whole rates and not in the steady ones: the job's as it reports
-it, the loop's up to the end of its first batch.
+The bound is 1 / (1 / decode + 1 / forward): both share the cores, and everything else that a
+pipeline does takes time from them. Start-up is included in the total rates and not in the steady
+ones: the job's as it reports it, the loop's up to the end of its first batch.
 """
 
 import dataclasses
@@ -56,10 +56,10 @@ LOADER_WORKERS: Final = 2
 LOADER_BATCH: Final = 32
 FORWARD_BATCHES: Final = (8, 16)
 MEASURE_S: Final = 5.0
-"""Decoding and each way to run the network are timed for at least so long, and for two calls."""
+"""Minimum time for which decoding and each way to run the network are timed; at least two calls."""
 
 PATIENCE_S: Final = 300.0
-"""So long the processes of a measurement wait for one another."""
+"""Longest time that the processes of a measurement wait for one another."""
 
 SPAWN: Final = multiprocessing.get_context("spawn")
 
@@ -68,18 +68,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ScoreBenchmark:
-    """What is scored, and with which networks."""
+    """What to score, and with which networks."""
 
     data: Path = REAL_DATA / "fullsize"
     """Folder of JPEG files, searched through all its folders."""
     num_images: tuple[int, ...] = (2000,)
-    """Files to score: one number, or one for each version."""
+    """Files to score: one number, or one per version."""
     versions: tuple[str, ...] = ("v0", "v1")
     """Recipes whose networks score."""
     image_px: int = 224
     """Side of the square that each radiograph is resized to, in pixels; of every version."""
     dataloader_images: int | None = None
-    """Files of the DataLoader loop, where it shall have fewer than the job."""
+    """Files for the DataLoader loop, if fewer than for the job."""
     output: Path | None = None
     """JSON file for the results."""
 
@@ -98,13 +98,13 @@ class ScoreBenchmark:
 
 @dataclass(frozen=True)
 class Rate:
-    """Images a second of a whole program."""
+    """Images per second of a whole program."""
 
     num_images: int
     steady: float
-    """Start-up apart."""
+    """Without start-up."""
     whole: float
-    """Start-up included."""
+    """Including start-up."""
     start_up_s: float
     seconds: float
     """From the start of the program to its end."""
@@ -136,12 +136,12 @@ class Row:
     job: Rate
     loader: Rate
     decode: float
-    """Images a second."""
+    """Images per second."""
     forward: float
-    """Images a second."""
+    """Images per second."""
     forward_way: str
     forward_ways: dict[str, float]
-    """Images a second of all that were tried."""
+    """Images per second of every way that was tried."""
 
     @property
     def bound(self) -> float:
@@ -156,14 +156,14 @@ class Row:
         }
 
 
-# --- what is scored, and with what ---------------------------------------------------------------
+# --- files and networks --------------------------------------------------------------------------
 
 
 def lay_out(originals: Sequence[Path], num_images: int, folder: Path) -> list[Path]:
-    """So many files of mixed classes and sizes, also where not all originals are taken."""
+    """Make that many files with mixed classes and sizes, even if not all originals are used."""
     paths = repeat(random.Random(0).sample(originals, len(originals)), num_images, folder)
     for path in paths[: len(originals)]:
-        path.read_bytes()  # So that it lies in memory afterwards.
+        path.read_bytes()  # Brings it into the page cache.
     return paths
 
 
@@ -189,7 +189,7 @@ def time_job(trained: Path, images: Path, num_images: int, output: Path) -> Rate
 
 
 class Radiographs(Dataset[torch.Tensor]):
-    """Files decoded in full and resized; float32 (3, image_px, image_px)."""
+    """Fully decoded and resized files; float32 (3, image_px, image_px)."""
 
     def __init__(self, paths: Sequence[Path], image_px: int) -> None:
         self.paths = paths
@@ -212,7 +212,7 @@ class Radiographs(Dataset[torch.Tensor]):
 
 def loop(recipe: Recipe, paths: Sequence[Path]) -> float:
     """Score with PyTorch alone; seconds from the end of the first batch to that of the last."""
-    # A spawned process would spawn its loader's workers too; a program starts them as Python does.
+    # A spawned process would also spawn its loader's workers; a program uses Python's default.
     multiprocessing.set_start_method(None, force=True)
     model = classifier.build(recipe).eval()
     loader = DataLoader(
@@ -239,7 +239,7 @@ def time_loop(recipe: Recipe, paths: Sequence[Path]) -> Rate:
 
 
 def decode_rate(paths: Sequence[Path], image_px: int) -> float:
-    """Images a second that all cores decode and resize, a process each, without the network."""
+    """Images per second of decoding and resizing on all cores, without a network."""
     num_cores = os.cpu_count() or 1
     together = SPAWN.Barrier(num_cores, timeout=PATIENCE_S)
     shares = [paths[core::num_cores] for core in range(num_cores)]
@@ -247,7 +247,7 @@ def decode_rate(paths: Sequence[Path], image_px: int) -> float:
 
 
 def decode(paths: Sequence[Path], image_px: int, together: Barrier) -> float:
-    """Images a second of this process, which takes the files in turn, from the page cache."""
+    """Images per second of this process, which reads the files in order, from the page cache."""
     waiting = itertools.cycle(paths)
 
     def step() -> None:
@@ -260,9 +260,9 @@ def decode(paths: Sequence[Path], image_px: int, together: Barrier) -> float:
 
 
 def ways() -> list[Way]:
-    """What is tried: one process or one a core, two batch sizes, two layouts.
+    """The ways to try: one process or one per core, two batch sizes, two layouts.
 
-    Also bfloat16 where the CPU computes with it; elsewhere PyTorch emulates it, slowly.
+    Also bfloat16 if the CPU computes in it; otherwise PyTorch emulates it, slowly.
     """
     num_cores = os.cpu_count() or 1
     cores = sorted({(1, num_cores), (num_cores, 1)})
@@ -276,13 +276,13 @@ def ways() -> list[Way]:
 
 
 def forward_rate(recipe: Recipe, way: Way) -> float:
-    """Images a second of the network alone, over all processes of a way."""
+    """Images per second of the network alone, over all processes."""
     together = SPAWN.Barrier(way.processes, timeout=PATIENCE_S)
     return sum(in_processes(forward, [(recipe, way, together)] * way.processes))
 
 
 def forward(recipe: Recipe, way: Way, together: Barrier) -> float:
-    """Images a second of this process."""
+    """Images per second of this process."""
     torch.set_num_threads(way.threads)
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
     model: torch.nn.Module = classifier.build(recipe).eval()
@@ -296,7 +296,7 @@ def forward(recipe: Recipe, way: Way, together: Barrier) -> float:
 
 
 def calls_per_s(call: Callable[[], object], together: Barrier) -> float:
-    """Calls a second, after warm-up, while the other processes of `together` call too."""
+    """Calls per second, after warm-up, while the other processes of `together` also run."""
     call()
     together.wait()
     num_calls = 0
@@ -341,12 +341,12 @@ def _answer(
 
 
 def measure(job: ScoreBenchmark, recipe: Recipe, num_images: int, scratch: Path) -> Row:
-    """All four measurements with one network, one after the other."""
+    """All four measurements with one network, one after another."""
     originals = sorted(path for path in job.data.rglob("*") if path.suffix in (".jpeg", ".jpg"))
     if not originals:
         raise SettingsError(f"data: no .jpeg or .jpg files below {job.data}.")
     paths = lay_out(originals, num_images, scratch / "images")
-    # Imported here: it brings in scikit-learn, which the DataLoader loop's process does without.
+    # Imported here: it imports scikit-learn, which the DataLoader loop's process does not need.
     from tests.support.checkpoints import write_checkpoint
 
     write_checkpoint(scratch / "checkpoint", recipe)
@@ -381,7 +381,7 @@ def print_table(row: Row, image_px: int) -> None:
 
 def main() -> None:
     job = cli.parse(ScoreBenchmark, str(__doc__))
-    # The CPU alone is measured, so no process may see a GPU.
+    # Only the CPU is measured, so no process may see a GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     machine = {
         "cpu": devices.cpu()[0],

@@ -1,16 +1,17 @@
-"""Ten epochs of a head on frozen VGG16: through this library, and the plain way.
+"""Ten epochs of a head on frozen VGG16: with this library, and with a plain loop.
 
     python -m benchmarks.train_frozen --data chest_xray --limit 100 --output train_frozen.json
-    python -m benchmarks.train_frozen --limit 100 --plain-epochs 2    # synthetic; plain way scaled
+    python -m benchmarks.train_frozen --limit 100 --plain-epochs 2    # synthetic; plain loop scaled
 
-Both train recipe v2 (random convolutions, no pretrained weights: they cost the same) for the same
-epochs on the same radiographs and folds, and validate after each epoch.
+Both train recipe v2 (with random convolutions, which cost the same as pretrained ones) for the same
+number of epochs on the same radiographs and folds, and validate after each epoch.
 
-Ours is what `jobs/train.py` does from an empty cache: start Ray, decode, run the frozen part once,
-train with Ray Train, write checkpoint and report. Plain is a loop in PyTorch: a `DataLoader` with
-two workers that decodes with Pillow and resizes with torchvision, and in every epoch a float32
-forward pass of the frozen part; the head, its start, the loss and the optimizer are the same. Both
-compute on the CPU. Ours goes first, so that it alone may find the files outside the page cache.
+"Ours" is what `jobs/train.py` does with an empty cache: start Ray, decode, run the frozen layers
+once, train with Ray Train, write checkpoint and report. "Plain" is a loop in PyTorch: a
+`DataLoader` with two workers that decodes with Pillow and resizes with torchvision, and in every
+epoch a float32 forward pass of the frozen layers; the head, its initial weights, the loss and the
+optimizer are the same. Both compute on the CPU. Ours runs first, so only ours may have to read
+files from the disk.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ NUM_FOLDS: Final = 5
 
 @dataclass(frozen=True)
 class TrainFrozen:
-    """What both ways train on, and for how long."""
+    """What both train on, and for how long."""
 
     data: str | None = None
     """Folder with train / NORMAL|PNEUMONIA. Without it, synthetic radiographs are drawn."""
@@ -48,9 +49,9 @@ class TrainFrozen:
     epochs: int = 10
     """Passes over the training data."""
     plain_epochs: int = 10
-    """Epochs that the plain way is timed for; fewer are scaled to all, and the table says so."""
+    """Epochs for which the plain loop is timed; fewer are scaled to all, and the table says so."""
     plain_workers: int = 2
-    """Processes of the plain way's DataLoader."""
+    """Processes of the plain loop's DataLoader."""
     output: Path | None = None
     """JSON file for the results."""
 
@@ -61,14 +62,14 @@ class TrainFrozen:
 
 @dataclass(frozen=True)
 class Ours:
-    """What the library took."""
+    """Times of the library."""
 
     seconds: float
     """From nothing to the report."""
     ray_seconds: float
-    """Of these, importing and starting Ray."""
+    """Of these, for importing and starting Ray."""
     epoch_seconds: float
-    """Of these, the epochs alone."""
+    """Of these, for the epochs alone."""
     num_images: int
     val_loss: float
     """Of the last epoch."""
@@ -77,10 +78,10 @@ class Ours:
 
 @dataclass(frozen=True)
 class Plain:
-    """What the plain way took."""
+    """Times of the plain loop."""
 
     seconds: float
-    """For all epochs; scaled where fewer were timed."""
+    """For all epochs; scaled if fewer were timed."""
     measured_seconds: float
     measured_epochs: int
     val_loss: float
@@ -91,7 +92,7 @@ class Plain:
 def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
     """Train as `jobs/train.py` does, with cache and run in a scratch folder."""
     started = time.perf_counter()
-    # Imported here: bringing Ray in is part of what starting it costs.
+    # Imported here: importing Ray is part of what starting it costs.
     from cxr import cluster, storage
     from cxr.training import run
 
@@ -120,7 +121,7 @@ def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
 
 
 class PlainRadiographs(Dataset[tuple[torch.Tensor, int]]):
-    """JPEG files decoded each time that they are asked for."""
+    """JPEG files, decoded whenever they are requested."""
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int], image_px: int) -> None:
         self.paths, self.labels = paths, labels
@@ -194,7 +195,7 @@ def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
               f" {ends[-1] - started:.1f} s so far", flush=True)  # fmt: skip
     measured = ends[-1] - started
     # The first epoch also builds the network and starts the loaders, so it is not scaled with the
-    # others; where it is the only one, it stands for all.
+    # others, unless it is the only one.
     seconds = np.diff(ends)
     missing = (job.epochs - job.plain_epochs) * float(
         np.mean(seconds[1:] if seconds[1:].size else seconds)
@@ -216,7 +217,7 @@ def print_table(job: TrainFrozen, ours: Ours, plain: Plain) -> None:
 
 def main() -> None:
     job = cli.parse(TrainFrozen, str(__doc__))
-    # As long a patience as epochs: none is left out.
+    # No early stopping.
     recipe = dataclasses.replace(RECIPES["v2"], epochs=job.epochs, patience=job.epochs)
     with tempfile.TemporaryDirectory() as folder:
         data = job.data or str(

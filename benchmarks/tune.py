@@ -1,16 +1,16 @@
-"""What sharing saves a search: the whole grid at once, against each trial on its own.
+"""What sharing work saves: a search over the whole grid, compared with separate trials.
 
     python -m benchmarks.tune --data chest_xray --weights squeezenet1_1-features.safetensors
 
-Ours is `search.search` over the full grid with a fresh cache: decoding once, the frozen part once
-for each normalization, all heads from the same features. The others share less, each with a fresh
-cache, Ray's start not counted:
+"Together" is `search.search` over the full grid with an empty cache: images are decoded once,
+frozen layers run once per normalization, and all heads train on the same features. The others share
+less; each starts with an empty cache, and Ray's start is not counted:
 
-- alone: `search.search` for one setting at a time. Its folds and epochs still share their features.
-- jobs: `run.train` for one fold of one setting at a time, what a loop over jobs/train.py does. Its
-  epochs still share their features.
+- alone: `search.search` for one setting at a time. Folds and epochs still share features.
+- jobs: `run.train` for one fold of one setting at a time, as a loop over jobs/train.py does. Epochs
+  still share features.
 
-A few of both are measured and scaled to all, which the output says.
+A few of both are measured and scaled to all; the output says so.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ from cxr.tuning.space import Setting, Space
 
 @dataclass(frozen=True)
 class TuneBenchmark:
-    """What to search, on what."""
+    """What to search, and on which data."""
 
     data: str
     """Labeled radiographs."""
     weights: str
     """Weights of the backbone."""
     version: str = "best"
-    """Whose settings vary."""
+    """The version whose settings vary."""
     limit: int | None = None
-    """Use at most so many images."""
+    """Use at most this many images."""
     alone: int = 2
-    """Settings that are measured on their own, and folds that are."""
+    """Number of settings, and of folds, that are measured separately."""
     folds: int = 5
-    """Of the cross-validation."""
+    """Folds of the cross-validation."""
     output: Path | None = None
     """JSON file for the results."""
 

@@ -1,10 +1,10 @@
-"""Memory of unpacking against the size of the archive, into a folder or a bucket.
+"""Memory of unpacking an archive into a folder or a bucket, by the size of the archive.
 
     python -m benchmarks.unpack --to s3://bucket/unpacked
 
-The archives have the form of the set's own, a zip in a zip, with files of random bytes, since
-unpacking does not look into them; the larger one has so many times the files. Each is unpacked by a
-process of its own, whose greatest resident set is told, and what it was before it began.
+The archives have the form of the data set's own, a zip in a zip, with files of random bytes, since
+unpacking does not read their content. Each is unpacked by its own process, whose peak resident set
+is reported, with the resident set before it began.
 """
 
 import json
@@ -24,7 +24,7 @@ from cxr.errors import CxrError
 
 ROOT = Path(__file__).parent.parent
 FILE_BYTES: Final = 200_000
-"""About what an original of the set has: 1.24 GB in 5,856 files."""
+"""About the size of an original file of the data set: 1.24 GB in 5,856 files."""
 
 PROGRAM = f"""
 import sys
@@ -36,14 +36,14 @@ unpack.measured(*sys.argv[1:])
 
 @dataclass(frozen=True)
 class UnpackBenchmark:
-    """How large the archives are, and where they go."""
+    """How large the archives are, and where to unpack them."""
 
     to: str
-    """Folder or bucket prefix; what is written there stays."""
+    """Folder or bucket prefix; the files remain there."""
     files: int = 500
     """Files of the smaller archive: 100 MB."""
     times: int = 4
-    """How many times as many the larger one has."""
+    """How many times as many files the larger archive has."""
     output: Path | None = None
     """JSON file for the results."""
 
@@ -62,9 +62,9 @@ def write_archive(path: Path, count: int) -> None:
 
 
 def peak_bytes() -> int:
-    """The greatest resident set of this program so far (Linux).
+    """Peak resident set of this process so far, in bytes (Linux).
 
-    Not `ru_maxrss`: a program that another one starts inherits that one's.
+    Not `ru_maxrss`, which a process inherits from the one that starts it.
     """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024

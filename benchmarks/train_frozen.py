@@ -45,7 +45,7 @@ class TrainFrozen:
     data: str | None = None
     """Folder with train / NORMAL|PNEUMONIA. Without it, synthetic radiographs are drawn."""
     limit: int = 100
-    """Use at most so many training images: whole patients, classes in proportion."""
+    """Use at most this many training images: whole patients, classes in proportion."""
     epochs: int = 10
     """Passes over the training data."""
     plain_epochs: int = 10

@@ -1,1 +1,1 @@
-"""Learn to tell normal chest radiographs from pneumonia, and score archives of them, on Ray."""
+"""Train classifiers of pneumonia on chest radiographs and score archives with them, on Ray."""

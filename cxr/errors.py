@@ -1,6 +1,6 @@
-"""What can go wrong, said in one sentence: where, what was found, what to do.
+"""Errors; each message is one sentence: where, what was found, what to do.
 
-Every error takes one string, so that it survives the way from a worker to the driver.
+Every error takes one string, so that it can be sent from a worker to the driver.
 """
 
 
@@ -9,7 +9,7 @@ class CxrError(Exception):
 
 
 class SettingsError(CxrError):
-    """A setting is impossible or unknown."""
+    """A setting is invalid or unknown."""
 
 
 class DataError(CxrError):
@@ -29,7 +29,7 @@ class CheckpointError(CxrError):
 
 
 class DownloadError(CxrError):
-    """A file cannot be fetched, or is not the one that its publisher gave out."""
+    """A file cannot be fetched, or differs from the published one."""
 
 
 class StorageError(CxrError):
@@ -37,7 +37,7 @@ class StorageError(CxrError):
 
 
 class UnavailableError(StorageError):
-    """An object store as a whole: it cannot be reached, refuses access, or lacks the bucket.
+    """An object store as a whole cannot be reached, refuses access, or lacks the bucket.
 
-    It says nothing of the file that was asked for, so no file is given up for it.
+    It says nothing about the file that was requested, so no file counts as failed because of it.
     """

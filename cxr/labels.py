@@ -1,4 +1,4 @@
-"""What a path says of a radiograph, as Kermany et al. 2018 laid it out: class, patient, subtype."""
+"""Class names, and the patient and subtype in a file name of Kermany et al. 2018."""
 
 import re
 from pathlib import PurePosixPath
@@ -7,17 +7,17 @@ CLASSES = ("NORMAL", "PNEUMONIA")
 """Class names in index order: label 0 is normal, label 1 is pneumonia."""
 
 SPLITS = ("train", "val", "test")
-"""The folders of the set. Only `train` is trained on; `test` is read by evaluation alone."""
+"""The folders of the set. Training reads only `train`; only evaluation reads `test`."""
 
 _PNEUMONIA = re.compile(r"^(person\d+)_(bacteria|virus)_\d+", re.IGNORECASE)
 _NORMAL = re.compile(r"^(?:NORMAL2-)?IM-\d+", re.IGNORECASE)
 _RENAMED = re.compile(r"^(NORMAL|BACTERIA|VIRUS)-(\d+)-\d+", re.IGNORECASE)
 """Names of the set's version 3: "(disease)-(randomized patient ID)-(image number by this patient)",
-as its record at Mendeley Data says."""
+as described in its record at Mendeley Data."""
 
 
 def patient_key(uri: str) -> str:
-    """The patient that a file name carries; the file's stem where it carries none.
+    """The patient in a file name; the file's stem if there is none.
 
     `person1_bacteria_1.jpeg` is patient `person1_bacteria`: the number alone is not enough, since
     the set counts its bacterial and viral patients separately (808 numbers occur in both).
@@ -43,5 +43,5 @@ def subtype(uri: str) -> str:
 
 def _stem(uri: str) -> str:
     path = PurePosixPath(uri)
-    # DICOM files are often named by their UID, whose last number tells them apart.
+    # DICOM files are often named by their UID, which differs only in its last number.
     return path.name if path.suffix[1:].isdigit() else path.stem

@@ -33,8 +33,9 @@ from cxr.errors import SettingsError
 from cxr.models import classifier
 from cxr.models.classifier import Classifier
 from cxr.recipes import RECIPES, Recipe
-from cxr.training import run, trainer
-from cxr.training.run import RunSettings
+from cxr.training import trainer
+from cxr.training.preparation import list_training_images
+from cxr.training.settings import DataSettings
 
 VERSIONS: Final = ("v1", "v2")
 NUM_FOLDS: Final = 5
@@ -119,8 +120,8 @@ def features_of(
         return model, random_features(num_images, shape, f"{folder}/features")
     drawn = phantoms.PhantomSettings(num_train=num_images)
     data = job.data or str(phantoms.cached(drawn, Path(folder)))
-    settings = RunSettings(data=data, limit=num_images, folds=NUM_FOLDS)
-    listing, folds = run.labeled_folds(data, settings)
+    settings = DataSettings(data=data, limit=num_images, folds=NUM_FOLDS)
+    listing, folds = list_training_images(data, settings)
     pixels = decode_shards(listing, folds, recipe.image_px, folder)
     return model, features.extract([features.Pass(pixels, recipe, model)], folder)[0]
 
@@ -128,10 +129,10 @@ def features_of(
 def measure(recipe: Recipe, model: Classifier, shards: Shards, output: str) -> Row:
     """Train one version for an epoch in a worker of its own."""
     plan = trainer.Plan(
-        recipe, shards, cached=True, train_folds=tuple(range(1, NUM_FOLDS)), validation_folds=(0,),
-        output=f"{output}/{recipe.name}",
+        recipe, model, shards, cached=True, train_folds=tuple(range(1, NUM_FOLDS)),
+        validation_folds=(0,), output=f"{output}/{recipe.name}",
     )  # fmt: skip
-    [outcome] = trainer.fit([plan], [model], output)
+    [outcome] = trainer.fit([plan], output)
     return Row(
         version=recipe.name,
         loading=recipe.loading,

@@ -95,22 +95,23 @@ def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
     # Imported here: importing Ray is part of what starting it costs.
     from cxr import cluster, storage
     from cxr.training import run
+    from cxr.training.preparation import list_training_images
+    from cxr.training.settings import RunSettings
 
     cluster.connect()
     ray_seconds = time.perf_counter() - started
-    wanted = run.RunSettings(
+    settings = RunSettings(
         data=data, weights="none", output=str(scratch / "run"), gpu="off", limit=limit,
         folds=NUM_FOLDS, cache=str(scratch / "cache"),
     )  # fmt: skip
-    settings = run.resolve([recipe], wanted)
-    finished = run.train([recipe], settings)
+    finished = run.train([recipe], run.begin([recipe], settings))
     seconds = time.perf_counter() - started
     history = storage.read_json(storage.join(finished.output, recipe.name, "result.json"))[
         "history"
     ]
     if len(history) < recipe.epochs:
         raise CxrError(f"ours stopped after {len(history)} of {recipe.epochs} epochs.")
-    listing, _ = run.labeled_folds(data, settings)
+    listing, _ = list_training_images(data, settings)
     import ray
 
     ray.shutdown()
@@ -143,10 +144,11 @@ class PlainRadiographs(Dataset[tuple[torch.Tensor, int]]):
 
 def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
     """The loop that one would write without this library."""
-    from cxr.training import run
+    from cxr.training.preparation import list_training_images
+    from cxr.training.settings import RunSettings
 
-    settings = run.RunSettings(data=data, limit=job.limit, folds=NUM_FOLDS)
-    listing, folds = run.labeled_folds(data, settings)
+    settings = RunSettings(data=data, limit=job.limit, folds=NUM_FOLDS)
+    listing, folds = list_training_images(data, settings)
     uris, labels = (np.asarray(listing[name].to_pylist()) for name in ("uri", "label"))
     started = time.perf_counter()
     loaders = [

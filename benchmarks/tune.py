@@ -23,7 +23,7 @@ from pathlib import Path
 from cxr import cli, cluster, recipes
 from cxr.errors import SettingsError
 from cxr.training import run
-from cxr.training.run import RunSettings
+from cxr.training.settings import RunSettings, resolve
 from cxr.tuning import search, space
 from cxr.tuning.space import Setting, Space
 
@@ -56,7 +56,7 @@ def searching(job: TuneBenchmark, wanted: Space) -> float:
     """Seconds of a search with nothing cached."""
     recipe = recipes.named(job.version)
     with tempfile.TemporaryDirectory() as folder:
-        settings = search.resolve(recipe, fresh(job, folder))
+        settings = resolve(fresh(job, folder), [recipe])
         started = time.monotonic()
         search.search(recipe, wanted, settings)
         return time.monotonic() - started
@@ -66,7 +66,7 @@ def training(job: TuneBenchmark, setting: Setting) -> float:
     """Seconds of a run on one fold with nothing cached."""
     recipe = space.apply(recipes.named(job.version), setting)
     with tempfile.TemporaryDirectory() as folder:
-        settings = run.resolve([recipe], fresh(job, folder))
+        settings = run.begin([recipe], fresh(job, folder))
         started = time.monotonic()
         run.train([recipe], settings)
         return time.monotonic() - started

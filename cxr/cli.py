@@ -1,10 +1,13 @@
 """Command lines from typed dataclasses, and errors in one sentence."""
 
+import dataclasses
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 
 from cxr.errors import CxrError
@@ -14,7 +17,7 @@ Job = TypeVar("Job")
 CONFIG = (
     tyro.conf.OmitArgPrefixes,
     tyro.conf.OmitSubcommandPrefixes,
-    tyro.conf.FlagConversionOff,
+    tyro.conf.FlagCreatePairsOff,
 )
 
 
@@ -32,16 +35,23 @@ def parse(
     options: dict[str, Any] = {} if default is None else {"default": default}
     # Commands keep their lines: tyro joins those that begin with a letter.
     description = re.sub(r"(?m)^(?=python |ray )", "  ", description)
-    parsed: Job = tyro.cli(job, description=description, args=args, config=CONFIG, **options)
+    _join_help(job)
+    words = _presence_flags(job, sys.argv[1:] if args is None else args)
+    parsed: Job = tyro.cli(job, description=description, args=words, config=CONFIG, **options)
     return parsed
+
+
+def section(title: str) -> object:
+    """In `Annotated`, beside a nested dataclass: the title of its flags in `--help`."""
+    return tyro.conf.arg(name=title)
 
 
 def peek(flags: type[Job]) -> Job:
     """Read only the flags of a small dataclass; `parse` reads the whole and refuses the rest."""
     words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
-    found, _ = tyro.cli(flags, args=words, config=CONFIG, return_unknown_args=True)
-    seen: Job = found
-    return seen
+    peeked, _ = tyro.cli(flags, args=words, config=CONFIG, return_unknown_args=True)
+    values: Job = peeked
+    return values
 
 
 def run(main: Callable[[], None]) -> None:
@@ -54,3 +64,51 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def _presence_flags(job: type, words: Sequence[str]) -> list[str]:
+    """Words in which `--flag True` is `--flag`, and `--flag False` is nothing.
+
+    Flags that are yes or no took a value in earlier versions, and scripts still give it.
+    """
+    flags = {f"--{name.replace('_', '-')}" for name, hint in _fields(job) if hint is bool}
+    kept: list[str] = []
+    after_flag = False
+    for whole in words:
+        for word in whole.split("=", 1) if _flag(whole.partition("=")[0]) in flags else [whole]:
+            if after_flag and word in ("True", "False"):
+                if word == "False":
+                    kept.pop()
+                after_flag = False
+            else:
+                kept.append(word)
+                after_flag = _flag(word) in flags
+    return kept
+
+
+def _flag(word: str) -> str:
+    return word.replace("_", "-")
+
+
+def _fields(job: type) -> Iterator[tuple[str, Any]]:
+    """Name and type of each field, those of nested dataclasses included."""
+    hints = get_type_hints(job)
+    for field in dataclasses.fields(job):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from _fields(hint)
+        else:
+            yield field.name, hint
+
+
+def _join_help(job: type) -> None:
+    """Give fields their docstrings as one line each: tyro would keep the breaks of the source."""
+    texts: dict[str, str] = {}
+    for base in reversed(job.__mro__[:-1]):
+        for entry in docstring_parser.parse_from_object(base).params:
+            texts[entry.arg_name] = " ".join((entry.description or "").split())
+    hints = get_type_hints(job)
+    for field in dataclasses.fields(job):
+        field.metadata = MappingProxyType({**field.metadata, "help": texts[field.name]})
+        if dataclasses.is_dataclass(hint := hints[field.name]) and isinstance(hint, type):
+            _join_help(hint)

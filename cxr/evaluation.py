@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import ray
 
 from cxr import cluster, metrics, sources, storage
+from cxr.cluster.counter import ClusterProgress
 from cxr.datasets.pixels import decode_shards, read_radiograph
 from cxr.datasets.shards import Shards
 from cxr.errors import DataError
@@ -19,7 +20,6 @@ from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
 from cxr.metrics import Examination, OperatingPoint
 from cxr.models.checkpoint import Checkpoint
-from cxr.progress import Progress
 from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
 
 NUM_WRONG = 12
@@ -121,16 +121,17 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     Returns:
         `pixels.table` with a column `logit`, float64.
     """
-    num_images, batch_size = len(pixels.table), devices.batch_size(gpu)
-    pool = cluster.pool(-(-num_images // batch_size), devices.CPU_THREADS, gpu=gpu)
+    num_images = len(pixels.table)
+    num_tasks = sum(len(paths) for paths in pixels.parts.values())
+    pool = cluster.pool(num_tasks, devices.CPU_THREADS, gpu=gpu)
     state = ray.put(dict(trained.model.state_dict()))
-    with Progress(f"scoring with {trained.recipe.name}", num_images) as progress:
+    with ClusterProgress(f"scoring with {trained.recipe.name}", num_images) as progress:
         dataset = pixels.dataset(columns=("row", "x")).map_batches(
             Predictor,
             fn_constructor_args=(
                 trained.recipe, state, pool.share.threads, gpu, progress.counter,
             ),
-            batch_size=batch_size,
+            batch_size=devices.batch_size(gpu),
             batch_format="pyarrow",
             compute=pool.strategy,
             num_cpus=pool.share.num_cpus,

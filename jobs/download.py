@@ -3,9 +3,10 @@
 python jobs/download.py --to chest_xray                      # from Mendeley Data, 1.2 GB
 python jobs/download.py --to s3://bucket/chest_xray --source kaggle
 python jobs/download.py --to chest_xray --url archive.zip    # a file that is here already
-python jobs/download.py --what weights --backbone vgg16 --features-only True --to pretrained
+python jobs/download.py --what weights --backbone vgg16 --features-only --to pretrained
 
-Interrupted, it goes on when the same command is run again; done, that verifies and fetches nothing.
+Interrupted, it resumes when the same command is run again; once finished, that verifies the files
+and fetches nothing.
 Proxies and certificates: HTTPS_PROXY, REQUESTS_CA_BUNDLE.
 """
 

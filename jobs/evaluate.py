@@ -1,22 +1,22 @@
-"""Examine a trained checkpoint on a split that it never saw.
+"""Evaluate a trained checkpoint on a split that it was not trained on.
 
 python jobs/evaluate.py --checkpoint runs/first/v2/checkpoint --data chest_xray
 python jobs/evaluate.py --checkpoint DIR --data URI --operating-point sensitivity=0.95
 """
 
+import dataclasses
 import time
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from cxr import cli, cluster, evaluation, phantoms, storage
+from cxr.cluster.settings import CachedComputeSettings
 from cxr.models import checkpoint
-from cxr.storage import default_cache
-from cxr.training import run
 
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """What to examine, and on what."""
+    """What to evaluate, and on what."""
 
     checkpoint: str
     """Folder of a trained classifier, as jobs/train.py printed it."""
@@ -24,33 +24,32 @@ class EvaluateJob:
     """Folder or s3:// prefix with train|val|test / NORMAL|PNEUMONIA, or a manifest. Without it, the
     synthetic radiographs that jobs/train.py draws."""
     split: Literal["train", "val", "test"] = "test"
-    """The split to examine on."""
+    """The split to evaluate on."""
     operating_point: str | None = None
     """Another rule for the threshold than the checkpoint's, still chosen on its validation images:
     youden, sensitivity=X or specificity=X."""
     output: str | None = None
     """Folder for the results; must be empty or not exist. Default: runs/<time>-evaluate."""
-    gpu: Literal["auto", "on", "off"] = "auto"
-    """Compute on GPUs: auto where the cluster has one."""
-    cache: str = field(default_factory=default_cache)
-    """Where decoded pixels are kept; on a cluster a place that all nodes reach."""
+    compute: Annotated[CachedComputeSettings, cli.section("resources")] = dataclasses.field(
+        default_factory=CachedComputeSettings
+    )
+    """What the job computes on."""
 
 
 def main() -> None:
     job = cli.parse(EvaluateJob, __doc__)
     trained = checkpoint.load(job.checkpoint)
     point = trained.choose(job.operating_point)
-    where = job.data or phantoms.kept(run.PHANTOMS, job.cache)
+    data, name = phantoms.data_or_default(job.data, job.compute.cache)
     output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-evaluate")
     cluster.connect()
     done = evaluation.evaluate(
-        trained, where, job.split, output, operating_point=point, cache=job.cache,
-        name="phantoms" if job.data is None else where.rstrip("/").rsplit("/", 1)[-1],
-        gpu=cluster.use_gpu(job.gpu),
+        trained, data, job.split, output, operating_point=point, cache=job.compute.cache,
+        name=name, gpu=cluster.use_gpu(job.compute.gpu),
     )  # fmt: skip
     print(evaluation.summary(done.examination))
     if done.num_left_out:
-        print(f"left out: {done.num_left_out} images gave no pixels; the report names them")
+        print(f"left out: {done.num_left_out} images could not be decoded; the report lists them")
     print(f"report: {done.report}")
     print(f"next: python jobs/score.py --checkpoint {job.checkpoint} --input <folder> --output DIR")
 

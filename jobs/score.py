@@ -3,16 +3,18 @@
 python jobs/score.py --checkpoint runs/first/v2/checkpoint --input archive --output scores
 python jobs/score.py --checkpoint DIR --input s3://bucket/2024 old.zip more.tar.gz --output URI
 
-Killed, it goes on when the same command is run again.
+Killed, it resumes when the same command is run again.
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from cxr import cli, cluster, storage
+from cxr.cluster.settings import ComputeSettings
 from cxr.errors import SettingsError
 from cxr.models import checkpoint
 from cxr.scoring.job import score
@@ -38,8 +40,10 @@ class ScoreJob:
     """List the inputs again and score what is new in them."""
     max_failed_fraction: float = 1.0
     """Exit with code 3 when more than this share of the listed images has no score."""
-    gpu: Literal["auto", "on", "off"] = "auto"
-    """Compute on GPUs: auto where the cluster has one."""
+    compute: Annotated[ComputeSettings, cli.section("resources")] = dataclasses.field(
+        default_factory=ComputeSettings
+    )
+    """What the job computes on."""
 
     def __post_init__(self) -> None:
         if not self.input:
@@ -55,7 +59,7 @@ def main() -> None:
     cluster.connect()
     done = score(
         job.input, trained, output, any_body_part=job.any_body_part, update=job.update,
-        gpu=cluster.use_gpu(job.gpu),
+        gpu=cluster.use_gpu(job.compute.gpu),
     )  # fmt: skip
     print(f"report: {storage.join(output, 'index.html')}")
     print(

@@ -7,60 +7,43 @@ ray job submit --working-dir . -- python jobs/train.py --version v2 --data s3://
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-from cxr import cli, cluster, recipes, storage
-from cxr.recipes import PUBLISHED, RECIPES, Recipe
+from cxr import cli, cluster
+from cxr.recipes import RECIPES, Recipe
 from cxr.reports import comparison_table
-from cxr.training.run import RunSettings, reopen, resolve, train
+from cxr.training import run
+from cxr.training.settings import RecipeChoice, RunSettings
 
 
 @dataclass(frozen=True)
-class Base:
-    """What the flags of a recipe are over."""
-
-    version: Literal["all", "v0", "v1", "v2", "v3", "best"] = "all"
-    """all four published versions, one of them, or our best."""
-    recipe: str | None = None
-    """JSON file with a recipe, instead of a version."""
-
-
-@dataclass(frozen=True)
-class TrainJob(Base):
+class TrainJob(RecipeChoice):
     """What to train, and how."""
 
     resume: str | None = None
-    """Folder of an interrupted run to go on with; it keeps its own settings."""
-    run: RunSettings = dataclasses.field(default_factory=RunSettings)
+    """Folder of an interrupted run to resume; it keeps its own settings."""
+    settings: Annotated[RunSettings, cli.section("data and resources")] = dataclasses.field(
+        default_factory=RunSettings
+    )
     """What the run reads, writes and uses."""
-    settings: Recipe = RECIPES["v0"]
-    """Fields of the recipe, over those of the version; defaults shown are the version's."""
-
-
-def chosen_recipes() -> tuple[TrainJob, list[Recipe]]:
-    """The command line read once for each recipe, over that recipe's own values."""
-    over = cli.peek(Base)
-    if over.recipe:
-        bases = [Recipe.from_json(storage.read_bytes(over.recipe).decode())]
-    else:
-        names = PUBLISHED if over.version == "all" else (over.version,)
-        bases = [recipes.named(name) for name in names]
-    jobs = [cli.parse(TrainJob, __doc__, TrainJob(settings=base)) for base in bases]
-    return jobs[0], [each.settings for each in jobs]
+    fields: Annotated[Recipe, cli.section("recipe")] = RECIPES["v0"]
+    """Changes to the recipe of the version; defaults shown are the version's."""
 
 
 def main() -> None:
-    job, wanted = chosen_recipes()
-    if job.resume:
-        wanted, settings = reopen(job.resume)
+    choice = cli.peek(RecipeChoice)
+    jobs = [cli.parse(TrainJob, __doc__, TrainJob(fields=base)) for base in choice.read()]
+    recipes, resume = [job.fields for job in jobs], jobs[0].resume
+    if resume:
+        recipes, settings = run.reopen(resume)
     else:
-        settings = resolve(wanted, job.run)
+        settings = run.begin(recipes, jobs[0].settings)
     cluster.connect()
-    run = train(wanted, settings)
-    print(comparison_table(run.results))
-    print(f"report: {run.report}")
+    finished = run.train(recipes, settings)
+    print(comparison_table(finished.results))
+    print(f"report: {finished.report}")
     data = f" --data {settings.data}" if settings.data else ""
-    for folder in run.checkpoints:
+    for folder in finished.checkpoints:
         print(f"checkpoint: {folder}")
         print(f"next: python jobs/evaluate.py --checkpoint {folder}{data}")
 

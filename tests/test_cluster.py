@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import cluster
-from cxr.cluster import Workers, parse_workers
+from cxr.cluster import Workers, parse_workers, resources
 from cxr.errors import CxrError, SettingsError
 from tests.support.jobs import run
 
@@ -25,16 +25,17 @@ nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 os.environ["RAY_ADDRESS"] = nodes.address
 
 from cxr import cluster
+from cxr.cluster import resources
 from cxr.errors import CxrError
 from cxr.models import checkpoint
 from cxr.scoring.job import score
 
-wait_s, cluster.NODES_WAIT_S = cluster.NODES_WAIT_S, 0.5
+wait_s, resources.NODES_WAIT_S = resources.NODES_WAIT_S, 0.5
 try:
     cluster.connect()
 except CxrError as error:
     print("head alone:", error)
-cluster.NODES_WAIT_S = wait_s
+resources.NODES_WAIT_S = wait_s
 leaving = nodes.add_node(num_cpus=1)
 nodes.add_node(num_cpus=1)
 os.chdir(sys.argv[2])  # The nodes stay where they were started.
@@ -72,7 +73,7 @@ class Slow:
 
 
 pool = cluster.pool(1000, 1, gpu=False)
-print("pool:", pool.least, pool.most)
+print("pool:", pool.min_size, pool.max_size)
 blocks = [pa.table({"part": [number]}) for number in range(1000)]
 stream = ray.data.from_blocks(blocks).map_batches(
     Slow, batch_size=1, compute=pool.strategy, num_cpus=pool.share.num_cpus
@@ -114,6 +115,8 @@ def test_nodes_are_waited_for_may_leave_and_may_join(
         "a node leaves", "summary: 576 576", "pool: 1 1000", "nodes: 2",
     ):  # fmt: skip
         assert line in ended.out
+    for native in ("core_worker.cc", "logging.cc"):
+        assert native not in ended.err  # Ray's native log stays in its files.
     parts = sorted((tmp_path / "out" / "scores").glob("*.parquet"))
     uris = [uri for part in parts for uri in pq.read_table(part)["uri"].to_pylist()]
     expected = sorted(str(path) for path in copies.rglob("*.jpeg"))
@@ -174,6 +177,6 @@ def test_a_node_that_does_not_come_is_given_up(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(cluster, "NODES_WAIT_S", 0.5)
+    monkeypatch.setattr(resources, "NODES_WAIT_S", 0.5)
     with pytest.raises(CxrError, match="this cluster has no GPU"):
         cluster.use_gpu("on")

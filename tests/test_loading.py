@@ -1,7 +1,7 @@
 """The promises of the loaders that need no cluster."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -25,8 +25,11 @@ class FakeIterator:
     """What a DataIterator gives, from a table."""
 
     table: pa.Table
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    """The options of each call."""
 
-    def iter_batches(self, *, batch_size: int, **_: Any) -> Iterator[pa.Table]:
+    def iter_batches(self, *, batch_size: int, **options: Any) -> Iterator[pa.Table]:
+        self.asked.append(options)
         for start in range(0, len(self.table), batch_size):
             yield self.table.slice(start, batch_size)
 
@@ -82,15 +85,35 @@ def test_epochs_differ_in_order_and_repeat_by_number() -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "world"), [(15, 2), (7, 3), (4, 4)])
-def test_streamed_batches_of_all_workers_add_up(batch_size: int, world: int) -> None:
-    sizes = [
+def test_streamed_batches_of_all_workers_add_up_to_the_global_ones(
+    batch_size: int, world: int
+) -> None:
+    """Of the workers' first batches together, and of all rows in an epoch."""
+    loaders = [
         StreamLoader(
-            cast(DataIterator, FakeIterator(table(ROWS))), recipe(batch_size), SHAPE,
+            cast(DataIterator, FakeIterator(table(ROWS[rank::world]))), recipe(batch_size), SHAPE,
             "float32", rank, world,
-        ).batch_size
+        )
         for rank in range(world)
     ]  # fmt: skip
-    assert sum(sizes) == batch_size
+    batches = [list(loader.batches(epoch=1)) for loader in loaders]
+    assert sum(len(first.row) for first, *_ in batches) == batch_size
+    assert sorted(row for part in batches for b in part for row in b.row.tolist()) == list(ROWS)
+    for batch in (batch for part in batches for batch in part):
+        assert torch.equal(batch.x[:, 0, 0].long(), batch.row)
+        assert torch.equal(batch.label, batch.row % 3 % 2)
+
+
+def test_a_stream_is_shuffled_by_seed_and_epoch_and_read_in_order_without_one() -> None:
+    source = FakeIterator(table(ROWS))
+    loader = StreamLoader(cast(DataIterator, source), recipe(4), SHAPE, "float32", 0, 1)
+    in_order = [row for batch in loader.batches(None) for row in batch.row.tolist()]
+    assert in_order == list(ROWS)
+    for epoch in (1, 2, 1):
+        list(loader.batches(epoch))
+    seeds = [options.get("local_shuffle_seed") for options in source.asked]
+    assert seeds[0] is None
+    assert seeds[1] == seeds[3] != seeds[2]
 
 
 def test_arrays_survive_slicing_and_chunks() -> None:

@@ -1,4 +1,4 @@
-"""The settings of a search: the full grid, seeded draws, and nothing that nobody asked for."""
+"""The settings of a search: the full grid, seeded draws, and refusal of the rest."""
 
 import itertools
 from typing import get_args
@@ -60,8 +60,8 @@ def test_a_settings_name_is_its_own() -> None:
         ((), None, r"search: no factor\. Choices: normalization"),
         (("color",), None, r"unknown factor 'color'\. Choices: normalization, class_weighting"),
         (("normalization=sepia",), None, r"unknown normalization 'sepia'\. Choices: none, unit"),
-        (("normalization=none,none",), None, r"a value of normalization stands twice"),
-        (("normalization", "normalization"), None, r"normalization stands twice"),
+        (("normalization=none,none",), None, r"a value of normalization is given twice"),
+        (("normalization", "normalization"), None, r"normalization is given twice"),
         (("learning_rate=0.1",), None, r"learning_rate is drawn from .*; give no values"),
         (BOTH, 24, r"trials: 24 cannot try the 25 points"),
         (BOTH, 26, r"trials: the grid has 25 points, and nothing else varies"),

@@ -1,6 +1,8 @@
 """Training through Ray Train: the same figures however many workers, and after any interruption."""
 
 import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,17 @@ from torchvision.ops import sigmoid_focal_loss
 
 from cxr import metrics
 from cxr.cluster import Workers
-from cxr.errors import SettingsError
+from cxr.datasets.split import SplitConfig
+from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import probabilities
 from cxr.models import checkpoint, classifier
-from cxr.recipes import Recipe
+from cxr.recipes import Recipe, named
 from cxr.training import loop, run, trainer
-from cxr.training.loaders import MemoryLoader
+from cxr.training.loaders import Loader, MemoryLoader, StreamLoader
 from cxr.training.loop import Learner
-from cxr.training.run import RunSettings
+from cxr.training.preparation import list_training_images, load_model, prepare
+from cxr.training.settings import RunSettings
+from cxr.training.trainer import Plan
 from tests.support.jobs import SMALL, TEN_EPOCHS, Ended, Job, execute, history
 
 pytestmark = pytest.mark.cluster
@@ -29,30 +34,20 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def prepared(recipe: Recipe, folder: Path, cache: str) -> run.Prepared:
-    settings = RunSettings(data=str(folder), weights="none", folds=3, cache=cache)
-    listing, folds = run.labeled_folds(str(folder), settings)
-    loaded = [run.load_model(recipe, settings)]
-    return run.prepare(loaded, listing, folds, settings, gpu=False)[0]
-
-
-def plan(each: run.Prepared, output: Path) -> trainer.Plan:
-    return trainer.Plan(
-        each.recipe, each.features or each.pixels, each.features is not None, (1, 2), (0,),
-        str(output / each.recipe.name),
-    )  # fmt: skip
+def planned(recipes: list[Recipe], folder: Path, cache: str, output: Path) -> list[Plan]:
+    settings = RunSettings(
+        data=str(folder), weights="none", folds=3, cache=cache, output=str(output)
+    )
+    listing, folds = list_training_images(str(folder), settings)
+    models = [load_model(recipe, settings) for recipe in recipes]
+    return prepare(recipes, models, listing, folds, settings, gpu=False)
 
 
 def fit(
     recipes: list[Recipe], folder: Path, cache: str, output: Path, num_workers: int
 ) -> list[trainer.Outcome]:
-    all_prepared = [prepared(recipe, folder, cache) for recipe in recipes]
-    return trainer.fit(
-        [plan(each, output) for each in all_prepared],
-        [each.model for each in all_prepared],
-        str(output),
-        workers=Workers(num_workers, num_workers),
-    )
+    plans = planned(recipes, folder, cache, output)
+    return trainer.fit(plans, str(output), workers=Workers(num_workers, num_workers))
 
 
 @pytest.fixture(scope="module")
@@ -89,30 +84,52 @@ def test_two_workers_report_the_loss_of_one(
 def test_every_validation_image_is_judged_once_by_any_number_of_workers(
     outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: str
 ) -> None:
-    expected = sorted(prepared(RECIPE, small_set, cache).pixels.rows([0])["row"].to_pylist())
+    [plan] = planned([RECIPE], small_set, cache, Path("unused"))
+    expected = sorted(plan.shards.rows([0])["row"].to_pylist())
     for workers in (1, 2):
         for outcome in outcomes[workers]:
             assert outcome.validation["row"].to_pylist() == expected
 
 
-def test_a_streamed_epoch_trains_on_every_image(
-    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: str
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_streamed_epoch_has_every_image_once(
+    ray_cluster: None, small_set: Path, cache: str, world: int
 ) -> None:
-    num_train = len(prepared(RECIPE, small_set, cache).pixels.rows([1, 2]))
-    for workers in (1, 2):
-        accuracy = outcomes[workers][-1].history[0]["train_accuracy"]
-        assert (accuracy * num_train) == pytest.approx(round(accuracy * num_train), abs=1e-6)
+    """As the workers of Ray Train read it, each its own part at the same time."""
+    recipe = dataclasses.replace(RECIPE, loading="stream")
+    [plan] = planned([recipe], small_set, cache, Path("unused"))
+    dataset = plan.shards.dataset(plan.train_folds, ("row", "label", "x"))
+    parts = SplitConfig(whole=[]).configure({"train": dataset}, world)
+    form = (recipe, plan.shards.shape, plan.shards.dtype)
+
+    def rows(rank: int) -> list[int]:
+        loader = StreamLoader(parts[rank]["train"], *form, rank, world)
+        return [row for batch in loader.batches(epoch=1) for row in batch.row.tolist()]
+
+    with ThreadPoolExecutor(world) as pool:
+        read = [row for part in pool.map(rows, range(world)) for row in part]
+    assert sorted(read) == sorted(plan.shards.rows([1, 2])["row"].to_pylist())
 
 
-def test_frozen_layers_do_not_move_and_the_others_do(
-    outcomes: dict[int, list[trainer.Outcome]], small_set: Path, cache: str
-) -> None:
-    start = classifier.build(RECIPE)
-    trained = outcomes[2][0].state
-    assert not any(
-        name.startswith(("features.0.", "features.3.", "features.6.")) for name in trained
-    )
-    assert any(not torch.equal(trained[name], start.state_dict()[name]) for name in trained)
+@pytest.mark.parametrize("cached", [False, True], ids=["end to end", "on features"])
+def test_frozen_layers_do_not_move_and_the_others_do(cached: bool) -> None:
+    recipe = dataclasses.replace(RECIPE, augmentation="none" if cached else "affine")
+    start = {name: value.clone() for name, value in classifier.build(recipe).state_dict().items()}
+    shape = classifier.build(recipe).prefix_shape(64) if cached else (64, 64)
+    learner = Learner(
+        recipe, start, (1.0, 1.0), cached=cached, shape=shape, dtype="float32" if cached else
+        "uint8", gpu=False, rank=0, world=1,
+    )  # fmt: skip
+    x = torch.rand(14, *shape) if cached else torch.randint(0, 256, (14, *shape)).byte()
+    loader: Loader = MemoryLoader(x, torch.arange(14) % 2, recipe, np.arange(14))
+    for epoch in (1, 2):
+        learner.train(loader, epoch)
+    after = learner.model.state_dict()
+    moved = {name.rsplit(".", 1)[0] for name in start if not torch.equal(after[name], start[name])}
+    fixed = {name.rsplit(".", 1)[0] for name in start} - moved
+    assert fixed == {"features.0", "features.3", "features.6"}
+    assert {"features.8", "features.10"} < moved
+    assert not [name for name in learner.trained() if name.rsplit(".", 1)[0] in fixed]
 
 
 def test_reported_figures_are_those_of_the_predictions(
@@ -122,7 +139,8 @@ def test_reported_figures_are_those_of_the_predictions(
     logits = np.asarray(outcome.validation["logit"])
     labels = np.asarray(outcome.validation["label"])
     assert outcome.best["val_auc"] == metrics.roc_auc(labels, logits)
-    trained_on = prepared(RECIPE, small_set, cache).pixels.rows([1, 2])["label"]
+    [plan] = planned([RECIPE], small_set, cache, Path("unused"))
+    trained_on = plan.shards.rows([1, 2])["label"]
     weights = np.array(trainer.class_weights(RECIPE, np.asarray(trained_on)))[labels]
     losses = -np.log(probabilities(np.where(labels == 1, logits, -logits), 1.0))
     assert outcome.best["val_loss"] == pytest.approx(
@@ -199,3 +217,51 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     assert execute("train", "--resume", killed).code == 0
     assert history(killed) == history(str(trained[1]))
     assert checkpoint.exists(f"{killed}/best/checkpoint")
+
+
+OLD_RUN = {
+    "settings": {
+        "data": "/data/set", "weights": "none", "output": "/elsewhere", "workers": "1",
+        "gpu": "auto", "limit": None, "folds": 5, "fold": 0, "operating_point": "youden",
+        "cache": "/cache",
+    },
+    "recipes": [
+        {"name": "v0", "backbone": "alexnet", "pretrained": 2, "frozen": 2, "image_px": 128,
+         "normalization": "none", "class_weighting": "none", "pooling": "flatten", "hidden": [16],
+         "dropout": [0.4, 0.4], "augmentation": "none", "optimizer": "adam",
+         "learning_rate": 0.001, "learning_rate_decay": 0.0, "weight_decay": 0.0,
+         "batch_size": 10, "epochs": 2, "patience": 5, "loading": "memory", "seed": 0}
+    ],
+    "packages": {"cxr": "0.1.0"},
+}  # fmt: skip
+"""A run.json of version 0.1.0."""
+
+
+def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(OLD_RUN))
+    recipes, settings = run.reopen(str(tmp_path))
+    assert recipes == [named("v0")]
+    assert settings == RunSettings(
+        data="/data/set", weights="none", output=str(tmp_path), cache="/cache"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "list indices"),
+        (json.dumps({"settings": {}}), "'recipes'"),
+        (json.dumps(OLD_RUN | {"settings": {"device": "cuda"}}), "'device'"),
+        (json.dumps(OLD_RUN | {"recipes": [{"lr": 1}]}), "unknown recipe field lr"),
+        (json.dumps(OLD_RUN | {"settings": {"folds": 1}}), "folds: 1 is below 2"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_refused_with_one_line(
+    content: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match="cannot be resumed by this version") as caught:
+        run.reopen(str(tmp_path))
+    assert reason in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from cxr.download import transfer
-from cxr.download.meter import Meter
 from cxr.download.transfer import Origin
 from cxr.errors import DownloadError, StorageError
 from tests.support.folders import as_nobody, readable_folder
@@ -392,19 +391,3 @@ def test_of_two_that_fetch_to_one_place_one_asks(tmp_path: Path, publisher: Publ
     assert (tmp_path / "here" / "a.bin").read_bytes() == CONTENT
     assert publisher.num_sent < 1.2 * len(CONTENT)
     assert names(tmp_path) == ["a.bin"]
-
-
-def test_the_meter_shows_share_rate_and_time_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 10.0, 12.0, 20.0])
-    monkeypatch.setattr("cxr.download.meter.time.monotonic", lambda: next(clock))
-    with Meter("a.zip", 100_000_000, 20_000_000) as meter:
-        meter.add(20_000_000)
-        meter.add(1)  # Too soon for a line.
-        meter.add(59_999_999)
-        clock = iter([20.0])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "  a.zip: [##########              ] 40% of 100.0 MB, 2.0 MB/s, 30 s left"
-    assert lines[-1] == "  a.zip: 100.0 MB (80.0 MB of them now, in 20.0 s)"
-    assert len(lines) == 3

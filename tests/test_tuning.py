@@ -1,5 +1,6 @@
 """A search: settings judged on the same folds, resumable, never waiting for itself."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -8,16 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from ray import tune
 from sklearn.metrics import roc_auc_score
 
 from cxr.cluster import Workers
+from cxr.datasets.shards import read_part
+from cxr.errors import SettingsError
 from cxr.recipes import Recipe
-from cxr.training.run import RunSettings
-from cxr.tuning import search, space, trials
+from cxr.storage.arrays import to_array
+from cxr.training import loop, trainer
+from cxr.training.loaders import MemoryLoader
+from cxr.training.loop import Learner
+from cxr.training.preparation import list_training_images, load_model, prepare
+from cxr.training.settings import RunSettings, SharedSettings
+from cxr.tuning import search, space, trials, tuner
 from tests.support.jobs import ROOT, SMALL, Ended, execute, run
 
 pytestmark = pytest.mark.cluster
@@ -57,13 +67,64 @@ def test_a_search_leaves_what_its_docstring_lists(searched: tuple[Ended, Path]) 
     assert "n = 48 images of " in ended.out
 
 
-def test_every_image_is_judged_once_by_a_model_that_did_not_see_its_patient(
-    searched: tuple[Ended, Path],
+def test_every_image_is_judged_once_and_no_patient_in_two_folds(
+    searched: tuple[Ended, Path], small_set: Path, cache: str
 ) -> None:
+    patients = np.asarray(
+        plan_of(Recipe(image_px=64, frozen=0), small_set, cache).shards.table["patient"]
+    )
     for folder in (searched[1] / "trials").iterdir():
-        folds = [pq.read_table(folder / f"fold-{k}.parquet") for k in range(3)]
-        rows = np.concatenate([np.asarray(fold["row"]) for fold in folds])
-        assert sorted(rows.tolist()) == list(range(48))
+        folds = [np.asarray(pq.read_table(folder / f"fold-{k}.parquet")["row"]) for k in range(3)]
+        assert sorted(np.concatenate(folds).tolist()) == list(range(48))
+        judged = [set(patients[rows]) for rows in folds]
+        assert sum(map(len, judged)) == len(set.union(*judged))
+
+
+def test_a_folds_logits_are_those_of_a_model_trained_on_the_other_patients(
+    searched: tuple[Ended, Path], small_set: Path, cache: str
+) -> None:
+    """A head trained here, without Ray, on every image of a patient who is not in the fold."""
+    base = json.loads((searched[1] / "search.json").read_text())["recipe"]
+    folder = next((searched[1] / "trials").iterdir())
+    setting = json.loads((folder / "setting.json").read_text())
+    recipe = space.apply(Recipe.from_json(json.dumps(base)), setting)
+    plan = plan_of(recipe, small_set, cache)
+    assert plan.cached
+    parts = [read_part(path) for paths in plan.shards.parts.values() for path in paths]
+    rows = pa.concat_tables(parts).sort_by("row")
+    x = torch.from_numpy(to_array(rows["x"], plan.shards.shape, plan.shards.dtype))
+    label, row = (np.asarray(rows[name]) for name in ("label", "row"))
+    for k in range(3):
+        judged = pq.read_table(folder / f"fold-{k}.parquet")
+        held_out = np.isin(row, np.asarray(judged["row"]))
+        patients = set(np.asarray(rows["patient"])[held_out])
+        trained_on = ~np.isin(np.asarray(rows["patient"]), list(patients))
+        assert trained_on.sum() + held_out.sum() == 48
+        learner = Learner(
+            recipe, plan.model.states(frozen=False),
+            trainer.class_weights(recipe, label[trained_on]), cached=True,
+            shape=plan.shards.shape, dtype=plan.shards.dtype, gpu=False, rank=0, world=1,
+        )  # fmt: skip
+        loader, validation = (
+            MemoryLoader(x[chosen], torch.from_numpy(label[chosen]), recipe, row[chosen])
+            for chosen in (trained_on, held_out)
+        )
+        epochs = [
+            (is_best, predictions) for _, is_best, predictions
+            in loop.epochs(learner, loader, validation, [])
+        ]  # fmt: skip
+        best = [predictions for is_best, predictions in epochs if is_best][-1]
+        assert best["row"].tolist() == judged["row"].to_pylist()
+        assert best["logit"] == pytest.approx(np.asarray(judged["logit"]), abs=1e-5)
+
+
+def plan_of(recipe: Recipe, small_set: Path, cache: str) -> trainer.Plan:
+    """What a run with the search's folds would train."""
+    settings = RunSettings(data=str(small_set), weights="none", folds=3, cache=cache, output="out")
+    listing, folds = list_training_images(str(small_set), settings)
+    models = [load_model(recipe, settings)]
+    [plan] = prepare([recipe], models, listing, folds, settings, gpu=False)
+    return plan
 
 
 def test_best_json_trains_to_the_trials_figure(
@@ -100,7 +161,7 @@ def test_an_interrupted_search_goes_on_repeats_nothing_and_outlives_a_trial_that
     words = (*HEADS, *GRID, "--data", str(small_set), "--cache", cache, "--output", str(output))
     ended = execute("tune", *words)
     assert ended.code == 0, ended.err
-    assert "going on: 2 of 4 settings are done" in ended.out
+    assert "resuming: 2 of 4 settings are done" in ended.out
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     after = trial_rows(output)
     [failed] = [trial for trial in after if trial["auc"] is None]
@@ -149,7 +210,7 @@ def test_optuna_draws_from_finished_trials_and_goes_on(
     (folders[1] / "fold-1.parquet").unlink()
     ended = execute("tune", *words)
     assert ended.code == 0, ended.err
-    assert "going on: 3 of 4 settings are done" in ended.out
+    assert "resuming: 3 of 4 settings are done" in ended.out
     after = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
     assert len(after) == 4
     kept = [t["learning_rate"] for t in after if t["learning_rate"] in
@@ -202,7 +263,7 @@ def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
         workers=Workers(1, 1),
         gpu=False, stops=True,
     )  # fmt: skip
-    reasons = search._run(shared, wanted, RunSettings(output=str(tmp_path / "out")))
+    reasons = tuner.run_trials(shared, wanted, str(tmp_path / "out"))
     expected: dict[str, str] = {}
     rungs: dict[int, list[float]] = {1: [], 2: []}
     for setting, rate in zip(wanted.settings, rates, strict=True):
@@ -216,6 +277,48 @@ def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
                 break
     assert 0 < len(expected) < 4
     assert reasons == expected
+
+
+def test_a_search_at_random_needs_no_optuna(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("optuna", "ray.tune.search.optuna"):
+        monkeypatch.setitem(sys.modules, name, None)
+    shared = trials.Shared(
+        Recipe(), str(tmp_path / "trials"), 3, cached=True, shards={}, state=ray.put({}),
+        workers=Workers(1, 1), gpu=False, stops=False,
+    )  # fmt: skip
+    asked = space.parse(("normalization",), None)
+    tuner.build_tuner(shared, asked, [], asked.settings, 5, str(tmp_path / "ray"))
+    drawn = dataclasses.replace(asked, sampler="optuna", sampled=("learning_rate",))
+    with pytest.raises(ImportError, match="optuna"):
+        tuner.build_tuner(shared, drawn, [], [], 5, str(tmp_path / "ray"))
+
+
+def test_a_search_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    """search.json as version 0.1.0 wrote it."""
+    asked, recipe = space.parse(("class_weighting=none,focal",), None), Recipe()
+    settings = SharedSettings(output=str(tmp_path), weights="none")
+    kept = {
+        "space": {"grid": {"class_weighting": ["none", "focal"]}, "sampled": [], "trials": 2,
+                  "seed": 0, "sampler": "random"},
+        "recipe": json.loads(recipe.to_json()), "data": None, "weights": "none", "limit": None,
+        "folds": 5, "packages": {"cxr": "0.1.0"},
+    }  # fmt: skip
+    (tmp_path / "search.json").write_text(json.dumps(kept))
+    search.open_output(recipe, asked, settings)
+    with pytest.raises(SettingsError, match="holds a search with folds 5, not 4"):
+        search.open_output(recipe, asked, dataclasses.replace(settings, folds=4))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"space": {}}'])
+def test_a_search_that_cannot_be_read_is_refused_with_one_line(
+    content: str, tmp_path: Path
+) -> None:
+    (tmp_path / "search.json").write_text(content)
+    settings = SharedSettings(output=str(tmp_path), weights="none")
+    with pytest.raises(SettingsError, match="not a search that this version of cxr can resume"):
+        search.open_output(Recipe(), space.parse(("normalization",), None), settings)
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ import torch
 from ray.actor import ActorHandle
 
 from cxr import cluster, storage
+from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import Shards, finish_shards, load_shards, read_part, shards_key
 from cxr.inference import devices
 from cxr.inference.engine import Engine
 from cxr.models import classifier
 from cxr.models.classifier import Classifier, State
-from cxr.progress import Counter, Progress
 from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array, to_column
 
@@ -126,7 +126,7 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
     pool = cluster.pool(len(work), devices.CPU_THREADS, gpu=gpu)
     recipes = [each.recipe for each in passes]
     names = ", ".join(dict.fromkeys(recipe.backbone for recipe in recipes))
-    with Progress(f"frozen convolutions of {names}", num_images) as progress:
+    with ClusterProgress(f"frozen convolutions of {names}", num_images) as progress:
         states = [ray.put(each.model.states(frozen=True)) for each in passes]
         done: Any = (
             ray.data.from_blocks(work)

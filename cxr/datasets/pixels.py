@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from cxr import cluster, storage
+from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import FAILED_FOLD, Shards, key, load_shards, write_shards
 from cxr.errors import DataError, StorageError, UnavailableError
 from cxr.images import decoding
 from cxr.images.resize import resize
-from cxr.progress import Counter, Progress
 
 IMAGES_PER_BLOCK: Final = 64
 """Rows of one decoding task and one shard: on two cores 30 to 125 ran fastest, smaller blocks
@@ -58,7 +58,7 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
             for start in range(0, len(part), IMAGES_PER_BLOCK)
         ]
         cluster.check_reach([folder], listing["uri"].to_pylist()[:1])
-        with Progress(f"decoding to {image_px} px", len(listing)) as progress:
+        with ClusterProgress(f"decoding to {image_px} px", len(listing)) as progress:
             dataset = ray.data.from_blocks(blocks).map_batches(
                 _decode,
                 batch_format="pyarrow",

@@ -10,9 +10,9 @@ from typing import Final
 import pyarrow as pa
 
 from cxr import labels, storage
-from cxr.download.meter import Meter
 from cxr.download.publishers import PUBLISHED, Counts
 from cxr.images import decoding
+from cxr.progress import Progress
 from cxr.sources import may_be_image
 
 THREADS: Final = 8
@@ -117,12 +117,15 @@ def examine(folder: str) -> Findings:
     }
     problems, rows = {}, []
     total = sum(file.size for file in files.values())
-    with Meter("checked", total) as meter, ThreadPoolExecutor(THREADS) as pool:
+    with (
+        Progress("checked", total, unit="bytes") as progress,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
         for row, problem in pool.map(lambda path: _examined(folder, path), sorted(files)):
             rows.append(row)
             if problem:
                 problems[str(row["uri"])] = problem
-            meter.add(files[str(row["uri"])].size)
+            progress.add(files[str(row["uri"])].size)
     return Findings(pa.Table.from_pylist(rows, schema=MANIFEST), problems)
 
 

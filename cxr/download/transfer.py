@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from cxr.download.meter import Meter
 from cxr.errors import DownloadError, StorageError
+from cxr.progress import Progress
 
 TIMEOUT_S: Final = (10.0, 60.0)
 """Seconds to connect, and between two pieces of an answer."""
@@ -203,10 +203,11 @@ def _attempt(
                     print(f"  {origin.address}: the server sends all of it again", flush=True)
                 here = 0
             # Not the address, whose last part need not be a name: "file_downloaded".
-            with Meter(Path(part.name).stem, found.size, here) as meter:
+            name = Path(part.name).stem
+            with Progress(name, found.size, unit="bytes", done=here) as progress:
                 for piece in answer.iter_content(PIECE_BYTES):
                     part.write(piece)
-                    meter.add(len(piece))
+                    progress.add(len(piece))
     except (requests.ConnectionError, requests.Timeout,
             requests.exceptions.ChunkedEncodingError) as error:  # fmt: skip
         if "CERTIFICATE_VERIFY_FAILED" in str(error):

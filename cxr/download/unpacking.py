@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from cxr import labels, storage
-from cxr.download.meter import Meter
 from cxr.errors import DataError, StorageError
+from cxr.progress import Progress
 from cxr.sources import SEPARATOR, Reader, Step, archive_kind, may_be_image, passed_over
 
 THREADS: Final = 8
@@ -246,11 +246,15 @@ def _stream(archive: str, files: Iterable[Planned], destination: str) -> None:
     files = list(files)
     total = sum(each.place[-1].size for each in files)
     pending: dict[Future[None], int] = {}
-    with Reader() as reader, Meter("unpacked", total) as meter, ThreadPoolExecutor(THREADS) as pool:
+    with (
+        Reader() as reader,
+        Progress("unpacked", total, unit="bytes") as progress,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
 
         def settle() -> None:
             for done in wait(pending, return_when=FIRST_COMPLETED).done:
-                meter.add(pending.pop(done))
+                progress.add(pending.pop(done))
                 done.result()
 
         try:

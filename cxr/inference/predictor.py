@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
+from cxr.cluster.counter import Counter
 from cxr.inference.engine import Engine
 from cxr.models import classifier
 from cxr.models.classifier import State
-from cxr.progress import Counter
 from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array
 

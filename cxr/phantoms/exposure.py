@@ -143,8 +143,8 @@ def _develop(attenuation: Plane, view: View, image_px: int) -> npt.NDArray[np.ui
     if view.marker:
         # Lead letters lie beside the patient, on the side that they name.
         x = 0.02 if view.marker == "R" else 0.92
-        place = (x * image_px, view.marker_y * image_px)
-        pen.text(place, view.marker, fill=240, font=_font(max(6, image_px // 18)))
+        corner = (x * image_px, view.marker_y * image_px)
+        pen.text(corner, view.marker, fill=240, font=_font(max(6, image_px // 18)))
     return np.asarray(image, np.uint8)
 
 

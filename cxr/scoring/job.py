@@ -22,11 +22,11 @@ import ray.data
 from ray.actor import ActorHandle
 
 from cxr import cluster, storage
+from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import READ_CPUS
 from cxr.errors import CxrError
 from cxr.inference import devices
 from cxr.models.checkpoint import Checkpoint
-from cxr.progress import Counter, Progress
 from cxr.scoring import parts, results
 from cxr.scoring.manifest import PART_ROWS, ScoreSettings, manifest_of, tasks
 from cxr.scoring.predict import PartPredictor
@@ -75,10 +75,10 @@ def score(
     if len(missing):
         if done:
             print(f"going on: {len(manifest) - len(missing):,} of {len(manifest):,} have their row")
-        with Progress(f"scoring with {checkpoint.recipe.name}", len(missing)) as progress:
+        with ClusterProgress(f"scoring with {checkpoint.recipe.name}", len(missing)) as progress:
             _run(missing, checkpoint, folder, settings, progress.counter, gpu=gpu)
             marks: list[tuple[float, int]] = ray.get(progress.counter.marks.remote())
-        rates = _rates(marks, started, _pool(len(missing), gpu=gpu).least)
+        rates = _rates(marks, started, _pool(len(missing), gpu=gpu).min_size)
         done = parts.finished_parts(folder, listed)
         if lost := listed.keys() - done.keys():
             raise CxrError(f"{folder}: {len(lost)} parts are missing. Run the same command again.")
@@ -135,7 +135,7 @@ def _run(
             parts.PartSink(folder),
             ray_remote_args={"num_cpus": READ_CPUS},
             # Each is a process that takes seconds to start: without a bound Ray started ten.
-            concurrency=max(MIN_WRITERS, pool.least),
+            concurrency=max(MIN_WRITERS, pool.min_size),
         )
     )
 

@@ -7,10 +7,10 @@ import ray
 from ray.actor import ActorHandle
 
 from cxr import metrics
+from cxr.cluster.counter import Counter
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
 from cxr.models.classifier import State
-from cxr.progress import Counter
 from cxr.recipes import Recipe
 from cxr.scoring.parts import SCORES, pack, unpack
 

@@ -1,1 +1,1 @@
-"""A training run: its folder and resumption, the trainer, the loop of a worker and its loaders."""
+"""A training run: settings, preparation, the trainer, the workers' loop, folder and resumption."""

@@ -14,7 +14,7 @@ from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array
 
 SHUFFLE_ROWS: Final = 256
-"""Rows that streaming keeps at hand to draw batches from. Shards are stored in random order, so
+"""Rows that streaming buffers to draw batches from. Shards are stored in random order, so
 this only has to vary the batches between epochs."""
 
 READ_ROWS: Final = 64
@@ -34,7 +34,7 @@ class Batch:
 
 
 class Loader(Protocol):
-    """Gives a worker its part of each global batch."""
+    """Yields a worker's part of each global batch."""
 
     def batches(self, epoch: int | None) -> Iterator[Batch]:
         """The batches of an epoch in random order, or in order for None."""
@@ -42,7 +42,7 @@ class Loader(Protocol):
 
 
 class MemoryLoader:
-    """Holds the worker's rows in memory: every `world`-th row of the whole.
+    """Holds the worker's rows in memory: every `world`-th row of all.
 
     Each epoch's order is drawn over all rows from seed and epoch, and each worker takes what it
     owns of each global batch: any number of workers makes the same steps.
@@ -63,7 +63,7 @@ class MemoryLoader:
             x: pixels or features of the worker's rows, (n, *shape).
             label: class indices, int64, (n,).
             recipe: says batch size and seed.
-            rows: row numbers of the whole, sorted, (N,).
+            rows: row numbers of all workers' rows, sorted, (N,).
             rank: this worker's number.
             world: workers in all.
         """
@@ -88,7 +88,7 @@ class MemoryLoader:
             recipe: says batch size and seed.
             shape: of one row's array.
             dtype: of one row's array.
-            rows: row numbers of the whole, sorted, (N,).
+            rows: row numbers of all workers' rows, sorted, (N,).
             rank: this worker's number.
             world: workers in all.
         """
@@ -127,7 +127,7 @@ class StreamLoader:
         rank: int,
         world: int,
     ) -> None:
-        """Arguments as `MemoryLoader.read`'s, but `iterator` gives this worker's rows alone."""
+        """Arguments as `MemoryLoader.read`'s; `iterator` yields this worker's rows alone."""
         self.iterator, self.recipe, self.shape, self.dtype = iterator, recipe, shape, dtype
         self.batch_size = recipe.batch_size // world + (rank < recipe.batch_size % world)
 

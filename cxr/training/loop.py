@@ -7,7 +7,7 @@ and shards of unequal size lose no image.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -29,9 +29,9 @@ EMPTY_SCORE: Final = -1.0
 """Ranks an epoch whose AUC is undefined below all others."""
 
 Entry = dict[str, Any]
-"""What is known of an epoch: losses, accuracies, AUC, seconds."""
+"""One epoch: losses, accuracies, AUC, seconds."""
 
-TELL_EVERY_S: Final = 15.0
+LINE_EVERY_S: Final = 15.0
 """Seconds between two lines on how far a long epoch is."""
 
 
@@ -50,6 +50,7 @@ class Learner:
         gpu: bool,
         rank: int,
         world: int,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         """Build the network and give it its start.
 
@@ -64,7 +65,9 @@ class Learner:
             gpu: compute on the GPU that Ray gave this process.
             rank: this worker's number.
             world: workers in all.
+            on_step: called with the images of each global batch after its step.
         """
+        self.on_step = on_step
         self.recipe, self.cached, self.shape, self.dtype = recipe, cached, shape, dtype
         self.rank, self.world = rank, world
         self.device = devices.device(gpu)
@@ -88,20 +91,20 @@ class Learner:
         self.generator = torch.Generator().manual_seed(seed)
         self.network.train()
         self.model.train()  # After the wrapper's: it keeps frozen parts in evaluation mode.
-        self._epoch, self._told = epoch, time.monotonic()
-        return self._passed(loader.batches(epoch), learn=True)[0]
+        self._epoch, self._printed = epoch, time.monotonic()
+        return self._run_pass(loader.batches(epoch), learn=True)[0]
 
     def evaluate(self, loader: Loader) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
         """One pass without steps; also row, label and logit of every image of all workers."""
         self.network.eval()
         self.model.eval()
         with torch.no_grad():
-            means, seen = self._passed(loader.batches(None), learn=False)
-        gathered: list[Any] = [seen]
+            means, own = self._run_pass(loader.batches(None), learn=False)
+        gathered: list[Any] = [own]
         if self.world > 1:
             gathered = [None] * self.world
-            dist.all_gather_object(gathered, seen)
-        columns = {name: np.concatenate([part[name] for part in gathered]) for name in seen}
+            dist.all_gather_object(gathered, own)
+        columns = {name: np.concatenate([part[name] for part in gathered]) for name in own}
         order = np.argsort(columns["row"])
         return means, {name: column[order] for name, column in columns.items()}
 
@@ -118,16 +121,16 @@ class Learner:
         return classifier.trained_state(self.model, self.cached)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
-    def _passed(
+    def _run_pass(
         self, batches: Iterator[Batch], *, learn: bool
     ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
         totals = torch.zeros(4, dtype=torch.float64)  # loss, weight, images, correct
-        seen: dict[str, list[NDArray[Any]]] = {"row": [], "label": [], "logit": []}
+        parts: dict[str, list[NDArray[Any]]] = {"row": [], "label": [], "logit": []}
         started, num_images = time.monotonic(), 0
         while True:
             batch = next(batches, None)
@@ -157,22 +160,24 @@ class Learner:
                 self.optimizer.step()
                 self.scheduler.step()
                 num_images += int(size[0])
-                self._tell(num_images, time.monotonic() - started)
+                if self.on_step:
+                    self.on_step(int(size[0]))
+                self._print_rate(num_images, time.monotonic() - started)
             elif batch is not None:
-                seen["row"].append(batch.row.numpy())
-                seen["label"].append(batch.label.numpy())
-                seen["logit"].append(logit(outputs).cpu().numpy())
+                parts["row"].append(batch.row.numpy())
+                parts["label"].append(batch.label.numpy())
+                parts["logit"].append(logit(outputs).cpu().numpy())
         totals = self._sum(totals)
         means = {"loss": float(totals[0] / totals[1]), "accuracy": float(totals[3] / totals[2])}
-        kinds = {"row": np.int64, "label": np.int64, "logit": np.float32}
+        dtypes = {"row": np.int64, "label": np.int64, "logit": np.float32}
         return means, {
-            name: np.concatenate([np.empty(0, kinds[name]), *parts]).astype(kinds[name])
-            for name, parts in seen.items()
+            name: np.concatenate([np.empty(0, dtypes[name]), *arrays]).astype(dtypes[name])
+            for name, arrays in parts.items()
         }
 
-    def _tell(self, num_images: int, seconds: float) -> None:
-        if self.rank == 0 and time.monotonic() - self._told > TELL_EVERY_S:
-            self._told = time.monotonic()
+    def _print_rate(self, num_images: int, seconds: float) -> None:
+        if self.rank == 0 and time.monotonic() - self._printed > LINE_EVERY_S:
+            self._printed = time.monotonic()
             rate = num_images / seconds
             print(
                 f"{self.recipe.name}: epoch {self._epoch}: {num_images:,} images, {rate:.1f}/s",
@@ -204,7 +209,7 @@ class Learner:
 def epochs(
     learner: Learner, loader: Loader, validation: Loader, history: list[Entry]
 ) -> Iterator[tuple[Entry, bool, dict[str, NDArray[Any]]]]:
-    """Train until the recipe's epochs are over, or its patience.
+    """Train until the recipe's epochs or its patience are used up.
 
     Args:
         learner: at the end of the history.
@@ -219,9 +224,9 @@ def epochs(
     while not is_over(history, learner.recipe):
         started = time.monotonic()
         trained = learner.train(loader, len(history) + 1)
-        validated, seen = learner.evaluate(validation)
-        finite = bool(np.isfinite(seen["logit"]).all()) and math.isfinite(trained["loss"])
-        auc = metrics.roc_auc(seen["label"], seen["logit"]) if finite else None
+        validated, predictions = learner.evaluate(validation)
+        finite = bool(np.isfinite(predictions["logit"]).all()) and math.isfinite(trained["loss"])
+        auc = metrics.roc_auc(predictions["label"], predictions["logit"]) if finite else None
         entry: Entry = {
             "epoch": len(history) + 1,
             "train_loss": trained["loss"],
@@ -236,7 +241,7 @@ def epochs(
         }
         is_best = entry["score"] > max((e["score"] for e in history), default=-math.inf)
         history.append(entry)
-        yield entry, is_best, seen
+        yield entry, is_best, predictions
 
 
 def is_over(history: Sequence[Mapping[str, Any]], recipe: Recipe) -> bool:

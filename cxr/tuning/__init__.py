@@ -1,1 +1,1 @@
-"""The search over settings: space, trials, effects."""
+"""The search over settings: space, trials, Ray Tune, effects, results."""

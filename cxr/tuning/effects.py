@@ -48,7 +48,7 @@ def judge(
         y_true: 0 normal, 1 pneumonia, (N,).
         folds: the fold in which each image was judged, (N,).
         patients: the patient of each image, N keys.
-        logits: of each setting, by the model that did not see the image's fold, (T, N); NaN for a
+        logits: of each setting, by the model not trained on the image's fold, (T, N); NaN for a
             setting that failed.
         num_resamples: of the bootstrap.
         seed: of the bootstrap.

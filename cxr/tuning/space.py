@@ -22,7 +22,7 @@ GRID: Final[dict[str, tuple[str, ...]]] = {
     "normalization": get_args(Normalization),
     "class_weighting": get_args(ClassWeighting),
 }
-"""The factors that are tried in full, with all their values; the first is the reference."""
+"""The factors of the grid, with all their values; the first is the reference."""
 
 SAMPLED: Final[dict[str, tuple[float, float]]] = {
     "learning_rate": (1e-5, 1e-2),
@@ -50,13 +50,13 @@ class Space:
     trials: int
     """Settings in all."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     sampler: Sampler = "random"
-    """Who draws."""
+    """How they are drawn."""
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """Every setting that is known beforehand; the grid's points take turns in the draws."""
+        """Every setting that is known beforehand: points of the grid in turn, with their draws."""
         if self.sampler == "optuna":
             return []
         points = [
@@ -88,7 +88,7 @@ def parse(search: Sequence[str], trials: int | None, sampler: Sampler = "random"
             `normalization=none,imagenet`.
         trials: settings in all; None for the whole grid, and for four draws at each of its points
             where factors are drawn.
-        sampler: who draws.
+        sampler: how they are drawn.
 
     Raises:
         SettingsError: an unknown or repeated factor or value, no factor, too few trials, or
@@ -99,7 +99,7 @@ def parse(search: Sequence[str], trials: int | None, sampler: Sampler = "random"
     for word in search:
         name, _, chosen = word.partition("=")
         if name in grid or name in sampled:
-            raise SettingsError(f"search: {name} stands twice.")
+            raise SettingsError(f"search: {name} is given twice.")
         if name in GRID:
             grid[name] = _values(name, chosen)
         elif name in SAMPLED and not chosen:
@@ -113,23 +113,23 @@ def parse(search: Sequence[str], trials: int | None, sampler: Sampler = "random"
     if not grid and not sampled:
         raise SettingsError(f"search: no factor. Choices: {', '.join([*GRID, *SAMPLED])}.")
     points = math.prod(len(values) for values in grid.values())
-    wanted = trials if trials is not None else points * (4 if sampled else 1)
+    num_trials = trials if trials is not None else points * (4 if sampled else 1)
     if sampler == "optuna" and not sampled:
         raise SettingsError(
             f"sampler: optuna has nothing to draw. Add one of {', '.join(SAMPLED)} to --search."
         )
     if sampler == "optuna" and importlib.util.find_spec("optuna") is None:
         raise SettingsError("sampler: optuna is not installed. pip install -e '.[optuna]'.")
-    if sampler == "random" and wanted < points:
-        raise SettingsError(f"trials: {wanted} cannot try the {points} points of the grid.")
-    if wanted < 1:
-        raise SettingsError(f"trials: {wanted} is below 1.")
-    if wanted > points and not sampled:
+    if sampler == "random" and num_trials < points:
+        raise SettingsError(f"trials: {num_trials} cannot try the {points} points of the grid.")
+    if num_trials < 1:
+        raise SettingsError(f"trials: {num_trials} is below 1.")
+    if num_trials > points and not sampled:
         raise SettingsError(
-            f"trials: the grid has {points} points, and nothing else varies between {wanted}"
+            f"trials: the grid has {points} points, and nothing else varies between {num_trials}"
             f" trials. Leave --trials out, or add one of {', '.join(SAMPLED)} to --search."
         )
-    return Space(grid, tuple(sampled), wanted, sampler=sampler)
+    return Space(grid, tuple(sampled), num_trials, sampler=sampler)
 
 
 def apply(recipe: Recipe, setting: Setting) -> Recipe:
@@ -160,7 +160,7 @@ def _values(name: str, chosen: str) -> tuple[str, ...]:
                 f"search: unknown {name} {value!r}. Choices: {', '.join(GRID[name])}."
             )
     if len(set(values)) < len(values):
-        raise SettingsError(f"search: a value of {name} stands twice.")
+        raise SettingsError(f"search: a value of {name} is given twice.")
     return values
 
 

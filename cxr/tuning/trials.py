@@ -1,4 +1,4 @@
-"""A trial of a search: one setting, judged on each fold by a model that did not see it.
+"""A trial of a search: one setting, judged on each fold by a model not trained on it.
 
 Where the backbone is frozen, the heads of all folds train inside the trial's own process from
 features that all trials share. Where it is trained, the folds are runs of Ray Train.
@@ -43,7 +43,7 @@ class Shared:
     recipe: Recipe
     """What the settings vary."""
     folder: str
-    """Of all trials; each has its own below it."""
+    """Of all trials; below it one per setting."""
     folds: int
     """Patient-disjoint folds."""
     cached: bool
@@ -71,11 +71,11 @@ def judge(config: Mapping[str, Any], shared: Shared) -> None:
     setting: Setting = config["setting"]
     recipe = space.apply(shared.recipe, setting)
     storage.write_json(storage.join(_folder(shared, setting), "setting.json"), dict(setting))
-    every = range(shared.folds)
+    all_folds = range(shared.folds)
     aucs: list[float] = []
     # Starting Ray Train takes longer than a small fold: one run of it for all, unless the trial may
     # be stopped between two.
-    for folds in [(k,) for k in every] if shared.stops else [tuple(every)]:
+    for folds in [(k,) for k in all_folds] if shared.stops else [tuple(all_folds)]:
         missing = [k for k in folds if storage.kind(_fold_file(shared, setting, k)) == "nothing"]
         train = _train_heads if shared.cached else _train_networks
         if missing:
@@ -94,9 +94,9 @@ def finished(shared: Shared) -> list[Setting]:
 
 
 def settings(folder: str) -> list[Setting]:
-    """The settings that have been begun, in order of their names."""
-    found = [] if storage.kind(folder) == "nothing" else storage.list_files(folder)
-    return [storage.read_json(file.uri) for file in found if file.uri.endswith("/setting.json")]
+    """The settings that have been started, in order of their names."""
+    files = [] if storage.kind(folder) == "nothing" else storage.list_files(folder)
+    return [storage.read_json(file.uri) for file in files if file.uri.endswith("/setting.json")]
 
 
 def forget(shared: Shared, setting: Setting) -> None:
@@ -110,27 +110,27 @@ def score(shared: Shared, setting: Setting) -> float:
     return _score([_auc(table) for table in tables])
 
 
-def read(shared: Shared, tried: Sequence[Setting], table: pa.Table) -> tuple[Floats, list[float]]:
+def read(shared: Shared, tried: Sequence[Setting], images: pa.Table) -> tuple[Floats, list[float]]:
     """What the settings gave.
 
     Args:
         shared: says where.
         tried: T settings.
-        table: the N radiographs, with their `row`.
+        images: the N radiographs, with their `row`.
 
     Returns:
         The logit of each setting and radiograph, (T, N), NaN where there is none; and the seconds
         that each setting took.
     """
-    logits = np.full((len(tried), len(table)), np.nan)
+    logits = np.full((len(tried), len(images)), np.nan)
     seconds = [0.0] * len(tried)
     for index, setting in enumerate(tried):
         for fold in range(shared.folds):
-            place = _fold_file(shared, setting, fold)
-            if storage.kind(place) == "file":
-                judged = storage.read_table(place)
-                at = np.asarray(pc.index_in(judged["row"], table["row"]))
-                logits[index, at] = np.asarray(judged["logit"])
+            uri = _fold_file(shared, setting, fold)
+            if storage.kind(uri) == "file":
+                judged = storage.read_table(uri)
+                positions = np.asarray(pc.index_in(judged["row"], images["row"]))
+                logits[index, positions] = np.asarray(judged["logit"])
                 content = json.loads((judged.schema.metadata or {})[b"cxr"])
                 seconds[index] += content["seconds"]
     return logits, seconds
@@ -167,22 +167,22 @@ def _train_heads(recipe: Recipe, shared: Shared, setting: Setting, folds: Sequen
     state: State = ray.get(shared.state)
     for fold in folds:
         started = time.monotonic()
-        seen, unseen = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+        trained, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         learner = Learner(
-            recipe, state, trainer.class_weights(recipe, label[seen]), cached=True,
+            recipe, state, trainer.class_weights(recipe, label[trained]), cached=True,
             shape=shards.shape, dtype=shards.dtype, gpu=shared.gpu, rank=0, world=1,
         )  # fmt: skip
         loader, validation = (
             MemoryLoader(x[rows], torch.from_numpy(label[rows]), recipe, row[rows])
-            for rows in (seen, unseen)
+            for rows in (trained, held_out)
         )
         history: list[loop.Entry] = []
-        kept: dict[str, NDArray[Any]] = {}
-        for _, is_best, columns in loop.epochs(learner, loader, validation, history):
+        best: dict[str, NDArray[Any]] = {}
+        for _, is_best, predictions in loop.epochs(learner, loader, validation, history):
             if is_best:
-                kept = columns
-        place = _fold_file(shared, setting, fold)
-        _write_fold(place, pa.table(kept), history, time.monotonic() - started)
+                best = predictions
+        uri = _fold_file(shared, setting, fold)
+        _write_fold(uri, pa.table(best), history, time.monotonic() - started)
 
 
 @functools.lru_cache(maxsize=1)
@@ -206,6 +206,7 @@ def _train_networks(recipe: Recipe, shared: Shared, setting: Setting, folds: Seq
     plans = [
         trainer.Plan(
             dataclasses.replace(recipe, name=f"fold-{fold}"),
+            model,
             shards=shared.shards[recipe.normalization],
             cached=False,
             train_folds=tuple(k for k in range(shared.folds) if k != fold),
@@ -214,17 +215,16 @@ def _train_networks(recipe: Recipe, shared: Shared, setting: Setting, folds: Seq
         )
         for fold in folds
     ]
-    starts = [model] * len(plans)
-    outcomes = trainer.fit(plans, starts, output, workers=shared.workers, gpu=shared.gpu)
+    outcomes = trainer.fit(plans, output, workers=shared.workers, gpu=shared.gpu)
     for fold, outcome in zip(folds, outcomes, strict=True):
         seconds = sum(entry["seconds"] for entry in outcome.history)
-        place = _fold_file(shared, setting, fold)
-        _write_fold(place, outcome.validation, outcome.history, seconds)
+        uri = _fold_file(shared, setting, fold)
+        _write_fold(uri, outcome.validation, outcome.history, seconds)
     storage.delete(output)
 
 
 def _write_fold(
-    place: str, table: pa.Table, history: Sequence[Mapping[str, Any]], seconds: float
+    uri: str, table: pa.Table, history: Sequence[Mapping[str, Any]], seconds: float
 ) -> None:
     content = json.dumps({"history": list(history), "seconds": seconds})
-    storage.write_table(place, table.replace_schema_metadata({"cxr": content}))
+    storage.write_table(uri, table.replace_schema_metadata({"cxr": content}))

@@ -1,0 +1,122 @@
+"""From a recipe to a plan: its weights, the folds of its data, pixels and frozen features."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cxr import sources, storage
+from cxr.datasets import features
+from cxr.datasets.folds import assign_folds, take
+from cxr.datasets.pixels import decode_shards
+from cxr.models import classifier
+from cxr.models.classifier import Classifier
+from cxr.recipes import Recipe
+from cxr.training.settings import DataSettings, RunSettings, SharedSettings
+from cxr.training.trainer import Plan
+
+
+def list_training_images(data: str, settings: DataSettings) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The training radiographs in a fixed random order, and the fold of each.
+
+    Args:
+        data: folder, prefix or manifest.
+        settings: their number of folds and their limit count.
+
+    Returns:
+        A table of schema `sources.LISTING` and int64 (N,).
+
+    Raises:
+        DataError: there are none, or too few patients for the folds.
+    """
+    listing = sources.list_radiographs(data, "train")
+    labels = sources.column(listing, "label")
+    patients = sources.column(listing, "patient")
+    if settings.limit is not None:
+        taken = take(labels, patients, settings.limit)
+        listing, labels, patients = listing.take(taken), labels[taken], patients[taken]
+    folds = assign_folds(labels, patients, settings.folds)
+    # Shards keep this order, so that a stream of them is not sorted by class.
+    order = np.random.default_rng(0).permutation(len(listing))
+    return listing.take(order), folds[order]
+
+
+def load_model(recipe: Recipe, settings: SharedSettings) -> tuple[Classifier, dict[str, Any]]:
+    """Build a recipe's classifier and load its pretrained weights.
+
+    Returns:
+        The classifier, and where its weights came from.
+
+    Raises:
+        WeightsError: they cannot be had, or do not fit.
+    """
+    model = classifier.build(recipe)
+    if settings.weights == "none" or recipe.pretrained == 0:
+        return model, {"source": "none", "tensors": 0}
+    state, source = classifier.read_weights(str(settings.weights), recipe.backbone, settings.cache)
+    names = classifier.load_pretrained(model, recipe, state, source)
+    digest = classifier.digest({name: state[name] for name in names})
+    return model, {"source": source, "tensors": len(names), "sha256": digest}
+
+
+def runs_frozen_part_once(recipe: Recipe, model: Classifier) -> bool:
+    """Whether a recipe trains on cached features: nothing before its tail ever changes."""
+    return model.num_frozen > 0 and recipe.augmentation == "none"
+
+
+def prepare(
+    recipes: Sequence[Recipe],
+    models: Sequence[tuple[Classifier, dict[str, Any]]],
+    listing: pa.Table,
+    folds: NDArray[np.int64],
+    settings: RunSettings,
+    *,
+    gpu: bool,
+) -> list[Plan]:
+    """Decode the pixels of each recipe, and run its frozen part over them where once is enough.
+
+    Args:
+        recipes: to train.
+        models: of the recipes, from `load_model`.
+        listing: the training radiographs.
+        folds: the fold of each radiograph, (N,).
+        settings: of the run.
+        gpu: run the frozen parts on GPUs.
+    """
+    plans: list[Plan] = []
+    for recipe, (model, weights) in zip(recipes, models, strict=True):
+        started = time.monotonic()
+        print(
+            f"{recipe.name}: {recipe.backbone} at {recipe.image_px} px,"
+            f" {weights['tensors']} pretrained tensors, frozen convolutions: {recipe.frozen},"
+            f" normalization: {recipe.normalization}, loading: {recipe.loading}",
+            flush=True,
+        )
+        plans.append(
+            Plan(
+                recipe=recipe,
+                model=model,
+                shards=decode_shards(listing, folds, recipe.image_px, settings.cache),
+                cached=False,
+                train_folds=tuple(k for k in range(settings.folds) if k != settings.fold),
+                validation_folds=(settings.fold,),
+                output=storage.join(settings.folder, recipe.name),
+                weights=weights,
+                seconds=time.monotonic() - started,
+            )
+        )
+    started = time.monotonic()
+    once = [i for i, plan in enumerate(plans) if runs_frozen_part_once(plan.recipe, plan.model)]
+    passes = [features.Pass(plans[i].shards, plans[i].recipe, plans[i].model) for i in once]
+    extracted = features.extract(passes, settings.cache, gpu=gpu)
+    # The passes share one pool of actors, so each recipe is charged an equal part.
+    part = (time.monotonic() - started) / max(len(once), 1)
+    for i, shards in zip(once, extracted, strict=True):
+        plans[i] = dataclasses.replace(
+            plans[i], shards=shards, cached=True, seconds=plans[i].seconds + part
+        )
+    return plans

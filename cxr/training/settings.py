@@ -1,0 +1,126 @@
+"""What a run of training and a search have in common: their settings, and how they are resolved."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from cxr import cluster, recipes, storage
+from cxr.cluster.settings import CachedComputeSettings
+from cxr.errors import SettingsError
+from cxr.metrics import parse_rule
+from cxr.models import classifier
+from cxr.recipes import PUBLISHED, Recipe
+
+Version = Literal["all", "v0", "v1", "v2", "v3", "best"]
+
+
+@dataclass(frozen=True)
+class RecipeChoice:
+    """Which recipe the flags of a recipe change."""
+
+    version: Version = "all"
+    """all four published versions, one of them, or our best."""
+    recipe: str | None = None
+    """JSON file with a recipe, instead of a version."""
+
+    def read(self) -> list[Recipe]:
+        """The recipes as they are before flags change them.
+
+        Raises:
+            SettingsError: the file is no recipe.
+            StorageError: it cannot be read.
+        """
+        if self.recipe:
+            return [Recipe.from_json(storage.read_bytes(self.recipe).decode())]
+        names = PUBLISHED if self.version == "all" else (self.version,)
+        return [recipes.named(name) for name in names]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is read and written."""
+
+    data: str | None = None
+    """Folder or s3:// prefix with train|val|test / NORMAL|PNEUMONIA, or a CSV or Parquet manifest
+    (uri,label[,patient,split]). Without it, synthetic radiographs are drawn."""
+    weights: str | None = None
+    """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
+    torchvision's names. Default: none with synthetic radiographs, else imagenet."""
+    output: str | None = None
+    """Folder or bucket prefix for the results: empty, or not there yet; for a search also that of
+    the same search. Default: runs/<date and time>."""
+    limit: int | None = None
+    """Use at most so many training images: whole patients, classes in proportion."""
+    folds: int = 5
+    """Patient-disjoint, class-stratified folds that the training images are divided into."""
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise SettingsError(f"folds: {self.folds} is below 2.")
+        if self.limit is not None and self.limit < 1:
+            raise SettingsError(f"limit: {self.limit} is below 1.")
+
+
+@dataclass(frozen=True)
+class SharedSettings(CachedComputeSettings, DataSettings):
+    """What training and a search read, write and use."""
+
+    workers: str = "1"
+    """Processes that train one network, each with its share of the CPUs, or one GPU: 4, or 1:4 for
+    as many as the cluster has room for, which may change on the way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        cluster.parse_workers(self.workers)
+
+    @property
+    def folder(self) -> str:
+        """The resolved output."""
+        assert self.output is not None
+        return self.output
+
+
+@dataclass(frozen=True)
+class RunSettings(SharedSettings):
+    """What a run of training reads, writes and uses."""
+
+    fold: int = 0
+    """The fold that validates; the others train."""
+    operating_point: str = "youden"
+    """Rule of the stored threshold, chosen on validation: youden, sensitivity=X, specificity=X."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.fold < self.folds:
+            raise SettingsError(f"fold: {self.fold} is outside 0 to {self.folds - 1}.")
+        parse_rule(self.operating_point)
+
+
+Settings = TypeVar("Settings", bound=SharedSettings)
+
+
+def resolve(settings: Settings, recipes: Sequence[Recipe], suffix: str = "") -> Settings:
+    """Check what can be checked before anything is started, and fill in every default.
+
+    Args:
+        settings: of a run or of a search.
+        recipes: that it trains.
+        suffix: of the output's default name.
+
+    Raises:
+        SettingsError: a recipe cannot be built, or two have the same name.
+    """
+    for recipe in recipes:
+        classifier.check(recipe)
+    if len({recipe.name for recipe in recipes}) < len(recipes):
+        raise SettingsError("two recipes of a run have the same name. Set --name.")
+    output = settings.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
+    return dataclasses.replace(
+        settings,
+        data=storage.absolute(settings.data) if settings.data else None,
+        weights=settings.weights or ("imagenet" if settings.data else "none"),
+        output=storage.absolute(output),
+        cache=storage.absolute(settings.cache),
+    )

@@ -1,0 +1,79 @@
+"""Command lines: flags that are yes or no, sections of the help, mistyped words."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+
+from cxr import cli
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What the section says."""
+
+    keep_all: bool = False
+    """Keep everything, of which there
+    may be (much) more."""
+    depth: int = 1
+    """Levels below."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job."""
+
+    name: str = "x"
+    """What it is called."""
+    update: bool = False
+    """List again."""
+    inner: Annotated[Inner, cli.section("what is kept")] = dataclasses.field(default_factory=Inner)
+    """What is kept of it."""
+
+
+@pytest.mark.parametrize(
+    ("words", "update", "keep_all"),
+    [
+        ((), False, False),
+        (("--update",), True, False),
+        (("--update", "--keep-all", "--name", "a"), True, True),
+        (("--update", "True"), True, False),
+        (("--update", "False"), False, False),
+        (("--update=True", "--keep_all=False"), True, False),
+        (("--keep_all", "True", "--update", "False"), False, True),
+    ],
+)
+def test_yes_or_no_is_a_flag_and_the_form_with_a_value_is_still_read(
+    words: tuple[str, ...], update: bool, keep_all: bool
+) -> None:
+    job = cli.parse(Job, "A job.", args=words)
+    assert (job.update, job.inner.keep_all) == (update, keep_all)
+
+
+def test_values_of_other_flags_are_left_alone() -> None:
+    assert cli.parse(Job, "A job.", args=("--name", "True")).name == "True"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--updat",), ("--update", "maybe"), ("--update", "True", "True"), ("--update=1",),
+        ("--depth", "True"), ("True",),
+    ],
+)  # fmt: skip
+def test_a_mistyped_word_ends_with_2(words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Job, "A job.", args=words)
+    assert stop.value.code == 2
+
+
+def test_help_has_named_sections_and_no_line_breaks_of_the_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.parse(Job, "A job.", args=("--help",))
+    shown = capsys.readouterr().out
+    assert "what is kept options" in shown
+    assert "Keep everything, of which there may be (much) more." in shown

@@ -21,8 +21,8 @@ class EvaluateJob:
     checkpoint: str
     """Folder of a trained classifier, as jobs/train.py printed it."""
     data: str | None = None
-    """Folder or s3:// prefix with train|val|test / NORMAL|PNEUMONIA, or a manifest. Without it, the
-    synthetic radiographs that jobs/train.py draws."""
+    """Folder, s3:// prefix, zip or tar archive with train|val|test / NORMAL|PNEUMONIA in it, or a
+    manifest. Without it, the synthetic radiographs that jobs/train.py draws."""
     split: Literal["train", "val", "test"] = "test"
     """The split to examine on."""
     operating_point: str | None = None
@@ -50,7 +50,7 @@ def main() -> None:
     )  # fmt: skip
     print(evaluation.summary(done.examination))
     if done.num_left_out:
-        print(f"left out: {done.num_left_out} images gave no pixels; the report names them")
+        print(f"skipped: {done.num_left_out:,} images; the report names them with the reason")
     print(f"report: {done.report}")
     print(f"next: python jobs/score.py --checkpoint {job.checkpoint} --input <folder> --output DIR")
 

@@ -1,7 +1,7 @@
 """A run: from radiographs to checkpoints and a comparison, in a folder that can be resumed.
 
 RUN/run.json                 the resolved settings, written before the first step
-RUN/unreadable.json          images that were left out, with the reason
+RUN/unreadable.json          images that were skipped, with the reason
 RUN/report.html              all versions side by side
 RUN/<name>/recipe.json       what was trained
 RUN/<name>/metrics.jsonl     a line an epoch; tensorboard/ beside it
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from cxr import cluster, metrics, phantoms, sources, storage
 from cxr.datasets import features
 from cxr.datasets.folds import assign_folds, take
-from cxr.datasets.pixels import decode_shards
+from cxr.datasets.pixels import count_reasons, decode_shards
 from cxr.datasets.shards import Shards
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import parse_rule
@@ -48,8 +48,9 @@ class RunSettings:
     """What a run reads and writes, and what it may use."""
 
     data: str | None = None
-    """Folder or s3:// prefix with train|val|test / NORMAL|PNEUMONIA, or a CSV or Parquet manifest
-    (uri,label[,patient,split]). Without it, synthetic radiographs are drawn."""
+    """Folder, s3:// prefix, zip or tar archive with train|val|test / NORMAL|PNEUMONIA in it, or a
+    CSV or Parquet manifest (uri,label[,patient,split]). Without it, synthetic radiographs are
+    drawn."""
     weights: str | None = None
     """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
     torchvision's names. Default: none with synthetic radiographs, else imagenet."""
@@ -180,9 +181,9 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     if left_out:
         place = storage.join(output, "unreadable.json")
         storage.write_json(place, left_out)
-        print(f"left out: {len(left_out)} images gave no pixels, listed in {place}")
-        for uri, reason in list(left_out.items())[:3]:
-            print(f"  {uri}: {reason}")
+        print(f"skipped: {len(left_out):,} images, listed in {place}")
+        for reason, count in count_reasons(list(left_out.values())).items():
+            print(f"  {count:,} {reason}")
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
     results, histories = [], {}
     for recipe in recipes:
@@ -204,7 +205,10 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
 
 def labeled_folds(where: str, settings: RunSettings) -> tuple[pa.Table, NDArray[np.int64]]:
     """The training radiographs in a fixed random order, and the fold of each."""
-    listing = sources.list_radiographs(where, "train")
+    data = sources.list_set(where)
+    if data.skipped:
+        print(f"{where}: {sources.in_words(data.skipped)}", flush=True)
+    listing = data.split("train")
     labels = sources.column(listing, "label")
     patients = sources.column(listing, "patient")
     if settings.limit is not None:
@@ -415,5 +419,7 @@ def _notes(recipes: Sequence[Recipe], settings: RunSettings, left_out: dict[str,
             " random features; --weights imagenet gives what transfer learning means."
         )
     if left_out:
-        notes.append(f"{len(left_out)} images gave no pixels and were left out (unreadable.json).")
+        notes.append(
+            f"{len(left_out)} images could not be used and were skipped (unreadable.json)."
+        )
     return notes

@@ -3,7 +3,7 @@
 python jobs/score.py --checkpoint runs/first/v2/checkpoint --input archive --output scores
 python jobs/score.py --checkpoint DIR --input s3://bucket/2024 old.zip more.tar.gz --output URI
 
-Killed, it goes on when the same command is run again.
+Killed, it resumes when the same command is run again.
 """
 
 import sys

@@ -12,6 +12,8 @@ from cxr.scoring import parts
 from cxr.scoring.manifest import ScoreSettings, check_output
 from cxr.scoring.parts import FORMAT, SCORES
 
+pytestmark = pytest.mark.cluster
+
 STEPS = (
     "list<element: struct<kind: string, offset: int64, packed: int64, size: int64,"
     " method: int64, crc: int64>>"
@@ -53,12 +55,12 @@ def test_columns_are_those_of_the_format() -> None:
 
 
 def scores(*uris: str) -> pa.Table:
-    row = {
+    row: dict[str, object] = {
         "sha256": "", "status": "unreadable", "reason": "the file is empty", "warnings": [],
         "prob_pneumonia": None, "logit": None, "prediction": None, "width": 0, "height": 0,
         "format": "",
     }  # fmt: skip
-    return pa.Table.from_pylist([{"uri": uri} | row for uri in uris], schema=SCORES)
+    return pa.Table.from_pylist([row | {"uri": uri} for uri in uris], schema=SCORES)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from cxr.scoring.manifest import PART_ROWS, ScoreSettings, check_output, open_ma
 from cxr.scoring.predict import PartPredictor
 from cxr.scoring.read import read_parts, tasks
 from cxr.scoring.results import Summary
+from cxr.scoring.write import PartSink
 
 MIN_WRITERS: Final = 2
 """Least number of concurrent tasks that write parts; with more predictors, as many as those."""
@@ -138,7 +139,7 @@ def _run(
     )  # fmt: skip
     cluster.execute(
         lambda: scored.write_datasink(
-            parts.PartSink(folder),
+            PartSink(folder),
             ray_remote_args={"num_cpus": READ_CPUS},
             # A process takes seconds to start, and without a limit Ray started ten.
             concurrency=max(MIN_WRITERS, pool.least),

@@ -3,19 +3,18 @@
 A part is a run of rows of the manifest, known by its number, and it travels through the pipeline as
 one row of a Ray Dataset: however Ray Data splits and joins blocks, a part stays together. Its file
 is written atomically and always under the same name, so a retry replaces it, and the names alone
-say what is done. Nothing here imports PyTorch: the processes that read and write start quickly.
+say what is done.
 """
 
 import posixpath
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from ray.data import Datasink
 
 from cxr import storage
 from cxr.errors import CxrError, SettingsError, UnavailableError
@@ -76,20 +75,6 @@ def by_part(manifest: pa.Table) -> dict[int, pa.Table]:
         int(numbers[start]): manifest.slice(start, end - start)
         for start, end in zip(starts, ends, strict=True)
     }
-
-
-class PartSink(Datasink[None]):
-    """Writes each part of a stream as a Parquet file of its own: {part, rows: packed SCORES}."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def write(self, blocks: Iterable[Any], ctx: Any) -> None:  # noqa: ARG002
-        for block in blocks:
-            for part, rows in zip(
-                block["part"].to_pylist(), block["rows"].to_pylist(), strict=True
-            ):
-                storage.write_table(part_file(self.folder, part), unpack(rows))
 
 
 def part_file(folder: str, part: int) -> str:

@@ -23,11 +23,10 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
 from cxr import cli, cluster, phantoms
 from cxr.datasets import features
-from cxr.datasets.pixels import IMAGES_PER_BLOCK, decode_shards
+from cxr.datasets.pixels import decode_shards
 from cxr.datasets.shards import Shards, write_shards
 from cxr.errors import SettingsError
 from cxr.models import classifier
@@ -89,25 +88,14 @@ def random_features(num_images: int, shape: tuple[int, ...], folder: str) -> Sha
             "error": [""] * num_images,
         }
     )
-    blocks = [
-        part.slice(start, IMAGES_PER_BLOCK)
-        for fold in range(NUM_FOLDS)
-        for part in [rows.take(np.flatnonzero(row % NUM_FOLDS == fold))]
-        for start in range(0, len(part), IMAGES_PER_BLOCK)
-    ]
 
     def fill(batch: pa.Table) -> pa.Table:
         # rows in: {row, uri, label, patient, subtype, fold, sha256, error}; rows out: those and x
         rng = np.random.default_rng(batch["row"][0].as_py())
         x = [rng.standard_normal(shape, dtype=np.float32).tobytes() for _ in range(len(batch))]
-        return batch.append_column("x", pa.array(x, pa.binary()))
+        return batch.select(rows.column_names).append_column("x", pa.array(x, pa.binary()))
 
-    dataset = ray.data.from_blocks(blocks).map_batches(
-        fill,
-        batch_format="pyarrow",
-        batch_size=None,
-    )
-    return write_shards(dataset, folder, shape, "float32")
+    return write_shards(rows, fill, folder, shape, "float32")
 
 
 def features_of(

@@ -12,9 +12,10 @@ import ray
 
 from cxr import cluster, metrics, sources, storage
 from cxr.cluster.counter import ClusterProgress
-from cxr.datasets.pixels import decode_shards, read_radiograph
+from cxr.datasets.pixels import decode_shards
 from cxr.datasets.shards import Shards
 from cxr.errors import DataError
+from cxr.images.read import read_all
 from cxr.inference import devices
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
@@ -33,7 +34,7 @@ class Evaluated:
     examination: Examination
     report: str
     """The page."""
-    num_left_out: int
+    num_skipped: int
 
 
 def evaluate(
@@ -51,7 +52,7 @@ def evaluate(
 
     Args:
         trained: the classifier.
-        where: data as `sources.list_radiographs` takes them.
+        where: data as `sources.list_set` takes them.
         split: the split to read.
         output: folder, empty.
         operating_point: chosen on validation.
@@ -62,9 +63,12 @@ def evaluate(
     Raises:
         DataError: the split is missing, or shares a patient with train.
     """
-    listing = sources.list_radiographs(where, split)
+    data = sources.list_set(where)
+    if data.skipped:
+        print(f"{where}: {sources.in_words(data.skipped)}", flush=True)
+    listing = data.split(split)
     if split != "train":
-        refuse_shared_patients(where, split, listing)
+        refuse_shared_patients(data, split, listing)
     folds = np.zeros(len(listing), np.int64)
     pixels = decode_shards(listing, folds, trained.recipe.image_px, cache)
     table = score_shards(pixels, trained, gpu=gpu)
@@ -106,7 +110,9 @@ def evaluate(
             history=trained.provenance.get("history", []),
             recipe=dataclasses.asdict(trained.recipe),
             provenance=facts,
-            wrong=_most_wrong(table, y_true, probs, operating_point, trained.recipe.image_px),
+            wrong=_most_wrong(
+                table, listing, y_true, probs, operating_point, trained.recipe.image_px
+            ),
             notes=notes,
         )
     )
@@ -143,20 +149,20 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     return pixels.table.append_column("logit", scored["logit"].take(order))
 
 
-def refuse_shared_patients(where: str, split: str, listing: pa.Table) -> None:
+def refuse_shared_patients(data: sources.LabeledSet, split: str, listing: pa.Table) -> None:
     """Refuse a split that holds a patient of train.
 
     Raises:
         DataError: names the first such patient.
     """
     try:
-        train = sources.list_radiographs(where, "train")
+        train = data.split("train")
     except DataError:
         return  # Data without a train split share no patient with it.
     shared = sorted(set(train["patient"].to_pylist()) & set(listing["patient"].to_pylist()))
     if shared:
         raise DataError(
-            f"{where}: {len(shared)} patients are in both train and {split}, the first"
+            f"{data.uri}: {len(shared)} patients are in both train and {split}, the first"
             f" {shared[0]}. Figures on {split} would be too good; divide the data by patient."
         )
 
@@ -176,17 +182,21 @@ def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:
 
 
 def _most_wrong(
-    table: pa.Table, y_true: Any, probs: Any, point: OperatingPoint, image_px: int
+    table: pa.Table,
+    listing: pa.Table,
+    y_true: Any,
+    probs: Any,
+    point: OperatingPoint,
+    image_px: int,
 ) -> list[WrongImage]:
-    wrong = []
-    for index in metrics.most_wrong(y_true, probs, point, NUM_WRONG):
-        uri = table["uri"][index].as_py()
-        pixels, _, _ = read_radiograph(uri, image_px)
-        if pixels is not None:
-            wrong.append(
-                WrongImage(uri, int(y_true[index]), float(probs[index]), thumbnail(pixels))
-            )
-    return wrong
+    indices = metrics.most_wrong(y_true, probs, point, NUM_WRONG)
+    uris = table["uri"].take(pa.array(indices, pa.int64()))
+    rows = listing.take(pc.index_in(uris, listing["uri"])).to_pylist()
+    return [
+        WrongImage(row["uri"], int(y_true[index]), float(probs[index]), thumbnail(image.pixels))
+        for index, row, image in zip(indices, rows, read_all(rows, image_px), strict=True)
+        if image.pixels is not None
+    ]
 
 
 def summary(examination: Examination) -> str:

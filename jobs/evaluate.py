@@ -21,8 +21,8 @@ class EvaluateJob:
     checkpoint: str
     """Folder of a trained classifier, as jobs/train.py printed it."""
     data: str | None = None
-    """Folder or s3:// prefix with train|val|test / NORMAL|PNEUMONIA, or a manifest. Without it, the
-    synthetic radiographs that jobs/train.py draws."""
+    """Folder, s3:// prefix, zip or tar archive with train|val|test / NORMAL|PNEUMONIA in it, or a
+    manifest. Without it, the synthetic radiographs that jobs/train.py draws."""
     split: Literal["train", "val", "test"] = "test"
     """The split to evaluate on."""
     operating_point: str | None = None
@@ -48,8 +48,8 @@ def main() -> None:
         name=name, gpu=cluster.use_gpu(job.compute.gpu),
     )  # fmt: skip
     print(evaluation.summary(done.examination))
-    if done.num_left_out:
-        print(f"left out: {done.num_left_out} images could not be decoded; the report lists them")
+    if done.num_skipped:
+        print(f"skipped: {done.num_skipped:,} images; the report names them with the reason")
     print(f"report: {done.report}")
     print(f"next: python jobs/score.py --checkpoint {job.checkpoint} --input <folder> --output DIR")
 

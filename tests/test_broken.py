@@ -11,12 +11,10 @@ import pytest
 
 from cxr import sources
 from cxr.images import decoding
-from cxr.scoring import parts
+from cxr.images.read import read_images
 from tests.support.broken import DICOM, JPEG, PNG, TABLE, TIFF, Broken
 from tests.support.folders import as_nobody, readable_folder
 from tests.support.radiographs import PATIENT
-
-pytestmark = pytest.mark.cluster
 
 Row = dict[str, Any]
 
@@ -47,7 +45,7 @@ def score_all(folder: Path) -> tuple[list[Row], dict[str, Counter[str]]]:
     with as_nobody():
         found = sources.list_inputs([str(folder)])
         listed: list[Row] = found.table().to_pylist()
-        skipped = {uri: Counter([kind]) for uri, kind in found.others.items()}
+        skipped = {uri: Counter([kind]) for uri, kind in found.other_files.items()}
         for archive, wanted in sorted(found.archives.items()):
             table, counts = sources.list_archive(archive, wanted)
             listed += table.to_pylist()
@@ -55,9 +53,19 @@ def score_all(folder: Path) -> tuple[list[Row], dict[str, Counter[str]]]:
     for broken in TABLE:
         if broken.then:
             broken.then(folder / broken.name)
-    rows = [row | {"part": 0} for row in listed]
     with as_nobody():
-        return list(parts.read_rows(rows, 64, any_body_part=False)), skipped
+        images = list(read_images(listed, 64))
+    rows: list[Row] = [
+        {
+            "uri": row["uri"],
+            "status": "scored" if image.status == "ok" else image.status,
+            "reason": image.reason,
+            "warnings": image.warnings,
+            "x": image.pixels,
+        }
+        for row, image in zip(listed, images, strict=True)
+    ]
+    return rows, skipped
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +155,10 @@ def test_neither_reasons_nor_warnings_quote_a_patient(outcome: Outcome) -> None:
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning")
-def test_a_hundred_thousand_members_take_seconds(tmp_path: Path) -> None:
+def test_thirty_thousand_members_take_seconds(tmp_path: Path) -> None:
     """No time is asserted: what takes a time that grows with the square would not end."""
     path = tmp_path / "many.zip"
-    names = [f"{i % 100}/{i}.png" for i in range(100_000)]
+    names = [f"{i % 100}/{i}.png" for i in range(30_000)]
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
             archive.writestr(zipfile.ZipInfo(name), b"")
@@ -160,8 +168,8 @@ def test_a_hundred_thousand_members_take_seconds(tmp_path: Path) -> None:
         assert table["uri"].to_pylist() == [f"{path}!/{name}" for name in wanted or names]
         assert set(table["reason"].to_pylist()) == {"the file is empty"}
         assert skipped == {}
-    rows = (row | {"part": 0} for row in table.to_pylist())
+    images = read_images(table.to_pylist(), 64)
     num_read = 0
-    for row, name in zip(parts.read_rows(rows, 64, any_body_part=False), names, strict=True):
-        num_read += row["uri"] == f"{path}!/{name}" and row["status"] == "unreadable"
+    for image, name, uri in zip(images, names, table["uri"].to_pylist(), strict=True):
+        num_read += uri == f"{path}!/{name}" and image.status == "unreadable"
     assert num_read == len(names)

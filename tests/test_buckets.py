@@ -73,7 +73,9 @@ def test_a_bucket_is_written_listed_and_deleted_like_a_folder(bucket: str, tmp_p
     assert [file.uri for file in files] == [f"{root}/{n}" for n in ("a", "b/10", "b/2", "c/d/e")]
     assert [file.size for file in files] == [1, 4, 3, 5]
     assert all(abs(file.modified_ns / 1e9 - time.time()) < 600 for file in files)
-    assert storage.stat([files[1].uri, f"{root}/none", f"{root}/b"]) == [files[1], None, None]
+    names = [files[1].uri, f"{root}/none", f"{root}/b"]
+    problems = [file.problem for file in storage.for_all(storage.look_up, names)]
+    assert problems == ["", *["cannot be read: no such file"] * 2]
     assert [storage.kind(f"{root}/{n}") for n in ("a", "b", "none", "a/b")] == [
         "file", "folder", "nothing", "nothing",
     ]  # fmt: skip
@@ -83,6 +85,9 @@ def test_a_bucket_is_written_listed_and_deleted_like_a_folder(bucket: str, tmp_p
     storage.move_in(tmp_path / "large", f"{root}/b/2")
     assert storage.read_bytes(f"{root}/b/2") == large
     assert not (tmp_path / "large").exists()
+    storage.move_file(f"{root}/b/2", f"{root}/aside/2")
+    assert storage.kind(f"{root}/b/2") == "nothing"
+    storage.move_file(f"{root}/aside/2", f"{root}/b/2")
     with storage.open_file(f"{root}/b/2") as file:
         file.seek(9 * 2**20)
         assert file.read(5) == large[9 * 2**20 :][:5]
@@ -189,7 +194,7 @@ def questions(bucket: str, tmp_path: Path) -> Iterator[tuple[str, Callable[[], o
     yield "kind", lambda: storage.kind(uri)
     yield "list_files", lambda: storage.list_files(uri)
     yield "look_up", lambda: storage.look_up(uri)
-    yield "stat", lambda: storage.stat([uri, uri])
+    yield "for_all", lambda: storage.for_all(storage.look_up, [uri, uri])
     yield "read_bytes", lambda: storage.read_bytes(uri)
     yield "open_file", lambda: storage.open_file(uri)
     yield "write_bytes", lambda: storage.write_bytes(uri, b"x")
@@ -291,7 +296,7 @@ def test_a_store_that_comes_back_is_waited_for(
         "read": lambda: storage.read_bytes(f"{root}/large"),
         "write": lambda: storage.write_bytes(f"{root}/new", b"new"),
         "move": lambda: storage.move_in(tmp_path / "file", f"{root}/moved"),
-        "stat": lambda: storage.stat([f"{root}/a", f"{root}/none"])[1],
+        "look_up": lambda: storage.look_up(f"{root}/none").problem,
         "delete": lambda: storage.delete_file(f"{root}/gone"),
         "first contact": lambda: storage.kind(f"{root}/a?endpoint_override={proxy.endpoint}"),
     }
@@ -307,7 +312,8 @@ def test_a_store_that_comes_back_is_waited_for(
         thread.join()
     assert answers == {
         "read on": large, "kind": "file", "nothing": "nothing", "read": large, "write": None,
-        "move": None, "stat": None, "delete": None, "first contact": "file",
+        "move": None, "look_up": "cannot be read: no such file", "delete": None,
+        "first contact": "file",
     }  # fmt: skip
     assert proxy.count[fault] >= (1 if fault == "refused" else 5)
     names = ["a", "large", "moved", "new"]

@@ -13,6 +13,7 @@ import pytest
 
 from cxr import sources, storage
 from cxr.errors import DataError, StorageError
+from cxr.images.read import read_images
 from cxr.sources import Reader
 from cxr.sources.archives import members
 from tests.support.archives import FILES, MAKERS, inside, place, tarred, zipped
@@ -195,20 +196,17 @@ def test_broken_links_pipes_and_sockets_are_explained(tmp_path: Path) -> None:
         assert row["reason"] == "cannot be read: not a regular file"
 
 
-@pytest.mark.cluster
 def test_folders_that_cannot_be_listed_and_files_that_cannot_be_read_are_explained(
     folder: Path,
 ) -> None:
-    from cxr.scoring import parts
-
     plant(folder, "closed/a.png", "closed.txt/a.png", "no.png", "no.zip", "open.png")
     for name in ("closed", "closed.txt", "no.png", "no.zip"):
         (folder / name).chmod(0)
     with as_nobody():
         rows = rows_of(folder)
         reasons = {}
-        for row in parts.read_rows([row | {"part": 0} for row in rows], 64, False):
-            reasons[row["uri"].removeprefix(f"{folder}/")] = row["reason"]
+        for row, image in zip(rows, read_images(rows, 64), strict=True):
+            reasons[row["uri"].removeprefix(f"{folder}/")] = image.reason
         with pytest.raises(StorageError, match=r"closed: cannot be listed: Permission denied\.$"):
             sources.list_inputs([str(folder / "closed")])
     assert reasons == {
@@ -320,7 +318,7 @@ def test_a_manifest_names_files_members_and_archives(tmp_path: Path) -> None:
     }
     for name in ("manifest.csv", "manifest.PARQUET"):
         rows = {row["uri"]: row["reason"] for row in rows_of(root / name)}
-        assert rows.pop("nonsense://host/a.png").startswith("Unrecognized filesystem type")
+        assert rows.pop("nonsense://host/a.png").startswith("scheme 'nonsense' is not supported")
         assert rows.pop("file://server/a.png").startswith("lies on host 'server'")
         assert rows == expected
 
@@ -331,7 +329,7 @@ def test_a_manifest_names_files_members_and_archives(tmp_path: Path) -> None:
         ("path,label\na.png,0\n", r"lacks column uri; found path, label\."),
         ('uri\na.png\n""\n', "row 2 of the manifest has no uri"),
         ("uri\n", "no radiographs found"),
-        ("", "neither a folder nor a manifest"),
+        ("", "not a folder, an archive or a manifest"),
     ],
 )
 def test_a_wrong_manifest_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -485,7 +483,7 @@ def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
     passed_over = r"Passed over: 1 hidden or system file, 2 \.txt\."
     with pytest.raises(DataError, match=passed_over):
         sources.list_inputs([f"{tmp_path}/texts"])
-    with pytest.raises(StorageError, match=r"foo://b/a: .*Give a path, or an s3:// or gs:// URI"):
+    with pytest.raises(StorageError, match=r"foo://b/a: .*Give a path or an s3:// URI"):
         sources.list_inputs(["foo://b/a"])
 
 

@@ -23,7 +23,7 @@ from cxr import sources
 from cxr.images import decoding
 from cxr.images.resize import resize
 from cxr.models import checkpoint, classifier, transforms
-from cxr.scoring import manifest, parts
+from cxr.scoring import manifest, parts, read
 from tests.support.jobs import ROOT, Ended, Job, execute
 from tests.support.radiographs import PATIENT, dicom, drawn, radiograph
 from tests.support.waiting import wait_until
@@ -416,7 +416,7 @@ def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_ta
     assert numbers[0] == 0
     assert set(np.diff(numbers)) <= {0, 1}
     assert np.bincount(numbers).max() <= manifest.PART_ROWS
-    tasks = manifest.tasks(table.append_column("part", pa.array(numbers)))
+    tasks = read.tasks(parts.by_part(table.append_column("part", pa.array(numbers))))
     seen = [uri for task in tasks for uri in task["uri"].to_pylist()]
     assert sorted(seen) == table["uri"].to_pylist()
     owners: dict[int, int] = {}
@@ -453,7 +453,7 @@ def test_killed_actor_and_killed_driver_end_with_the_rows_of_an_undisturbed_job(
     assert num_parts(killed) < 22, "too late to test anything"
     ended = score(small_checkpoint, killed, "--input", str(folder))
     assert ended.code == 0, ended.err
-    assert "going on: " in ended.out
+    assert "resumed: " in ended.out
     assert score(small_checkpoint, whole, "--input", str(folder)).code == 0
     assert len(rows(killed)) == 1600
     assert rows(killed) == rows(whole)

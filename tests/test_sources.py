@@ -1,5 +1,6 @@
-"""Folders and manifests become one listing; what is missing or ambiguous is refused."""
+"""Folders, archives and manifests become one listing; what is missing or ambiguous is refused."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,8 @@ import pytest
 
 from cxr import sources
 from cxr.errors import DataError, StorageError
+from tests.support.archives import MAKERS, zipped
+from tests.support.folders import as_nobody, readable_folder
 
 TREE = (
     "train/NORMAL/IM-0115-0001.jpeg",
@@ -103,7 +106,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     plant(tmp_path, "notes.txt")
-    message = r": no radiographs found\. Looked for \.jpeg \.jpg \.png \.dcm .* in 1 files\."
+    message = r": no radiographs found\. Passed over: 1 \.txt\.$"
     with pytest.raises(DataError, match=message):
         sources.list_radiographs(str(tmp_path), "train")
 
@@ -119,14 +122,17 @@ def test_a_folder_without_splits_is_refused(tmp_path: Path) -> None:
     plant(tmp_path, "NORMAL/a.jpeg", "PNEUMONIA/b.jpeg")
     with pytest.raises(
         DataError,
-        match=r"no folder 'train' .*train\|val\|test / NORMAL\|PNEUMONIA.*; found neither\.",
+        match=r"not a labeled set\. Expected images in train\|val\|test / NORMAL\|PNEUMONIA, or a"
+        r" CSV.*; found 2 files that may be images: 1 in NORMAL, 1 in PNEUMONIA\.$",
     ):
         sources.list_radiographs(str(tmp_path), "train")
 
 
 def test_a_missing_split_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
     plant(tmp_path, *TREE)
-    with pytest.raises(DataError, match=r"no folder 'test' with radiographs.*found train, val\."):
+    with pytest.raises(
+        DataError, match=r"no radiographs of split 'test'; found 4 of train, 2 of val\."
+    ):
         sources.list_radiographs(str(tmp_path), "test")
 
 
@@ -185,7 +191,9 @@ def test_a_manifest_needs_uri_and_label_alone(tmp_path: Path) -> None:
     manifest = write_csv(tmp_path, "label,uri,site\nNORMAL,a.jpeg,x\nPNEUMONIA,b.jpeg,y\n")
     table = sources.list_radiographs(manifest, "train")
     assert table["patient"].to_pylist() == ["a", "b"]
-    with pytest.raises(DataError, match=r"has no column split, so no 'test' radiographs"):
+    with pytest.raises(
+        DataError, match=r"no radiographs of split 'test'; found 2 of train\. .*column split"
+    ):
         sources.list_radiographs(manifest, "test")
 
 
@@ -205,8 +213,8 @@ def test_a_manifest_needs_uri_and_label_alone(tmp_path: Path) -> None:
             r"unknown split 'training'\. Choices: train, val, test",
         ),
         ("uri,label\na.jpeg,0\n", "split 'train' has no PNEUMONIA"),
-        ("", "neither a folder nor a manifest"),
-        ("uri,label\na.jpeg\n", "neither a folder nor a manifest"),
+        ("", "not a folder, an archive or a manifest"),
+        ("uri,label\na.jpeg\n", "not a folder, an archive or a manifest"),
     ],
 )
 def test_a_wrong_manifest_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -223,6 +231,246 @@ def test_columns_become_arrays(tmp_path: Path) -> None:
     table = sources.list_radiographs(str(plant(tmp_path, *TREE)), "val")
     assert sources.column(table, "label").tolist() == [0, 1]
     assert sources.column(table, "patient").dtype.kind == "U"
+
+
+# Archives -----------------------------------------------------------------------------------------
+
+
+def files_of(*paths: str) -> dict[str, bytes]:
+    """The content that `plant` gives files."""
+    return {path: b"x" * len(Path(path).name) for path in paths}
+
+
+def comparable(table: pa.Table, root: str) -> list[dict[str, object]]:
+    """What training uses of a listing, in its order."""
+    names = ("split", "label", "patient", "subtype", "size", "status")
+    return [
+        {"path": row["uri"].removeprefix(root).lstrip("!/")} | {name: row[name] for name in names}
+        for row in table.to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_an_archive_is_listed_as_the_folder_it_was_made_of(tmp_path: Path, maker: str) -> None:
+    kind, make = MAKERS[maker]
+    root = plant(tmp_path / "set", *TREE, "train/NORMAL/notes.txt", "train/NORMAL/a.7.23")
+    files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*")}
+    archive = tmp_path / f"set.{kind}"
+    # The order of the archive does not matter.
+    archive.write_bytes(make(dict(sorted(files.items(), reverse=True))))
+    for split in ("train", "val"):
+        table = sources.list_radiographs(str(archive), split)
+        assert table.schema == sources.LISTING
+        folder = sources.list_radiographs(str(root), split)
+        assert comparable(table, str(archive)) == comparable(folder, str(root))
+    assert sources.list_set(str(archive)).skipped == sources.list_set(str(root)).skipped
+    assert sources.list_set(str(archive)).skipped == {".txt": 1}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        files_of(*(f"chest_xray/{path}" for path in TREE)),
+        files_of(*(f"./a/b/{path}" for path in TREE)),
+        {f"chest_xray/{path}".replace("/", "\\"): data for path, data in files_of(*TREE).items()},
+        # As Kaggle has it: the set twice, and the files of a Mac.
+        files_of(
+            *(f"chest_xray/{path}" for path in TREE),
+            *(f"chest_xray/chest_xray/{path}" for path in TREE),
+            *(f"chest_xray/__MACOSX/{path}" for path in TREE),
+        ),
+        # As it came to Kaggle.
+        {"chest_xray.zip": zipped(files_of(*(f"chest_xray/{path}" for path in TREE)))},
+    ],
+)
+def test_the_layout_is_found_below_the_folders_of_an_archive(
+    tmp_path: Path, members: dict[str, bytes]
+) -> None:
+    (tmp_path / "set.zip").write_bytes(zipped(members))
+    table = sources.list_radiographs(str(tmp_path / "set.zip"), "train")
+    folder = sources.list_radiographs(str(plant(tmp_path / "folder", *TREE)), "train")
+    for name in ("label", "patient", "subtype", "size"):
+        assert table[name].to_pylist() == folder[name].to_pylist()
+
+
+def test_a_folder_of_archives_is_one_set(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped(files_of(*TREE[:2])))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.tar").write_bytes(MAKERS["tar"][1](files_of(*TREE[2:])))
+    table = sources.list_radiographs(str(tmp_path), "train")
+    uris = [f"{tmp_path}/a.zip!/{path}" for path in TREE[:2]]
+    uris += [f"{tmp_path}/more/b.tar!/{path}" for path in TREE[2:4]]
+    assert table["uri"].to_pylist() == uris
+    (tmp_path / "copy.zip").write_bytes(zipped(files_of(TREE[0])))
+    with pytest.raises(DataError, match=rf"{TREE[0]} is in two archives, .*a\.zip and .*copy\.zip"):
+        sources.list_set(str(tmp_path))
+
+
+def test_archives_of_two_sets_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped(files_of(*TREE)))
+    (tmp_path / "b.zip").write_bytes(zipped(files_of("old/train/NORMAL/other.jpeg")))
+    with pytest.raises(DataError, match=r"holds several sets, in its root, 'old'\. Give one"):
+        sources.list_set(str(tmp_path))
+
+
+def test_images_of_a_class_may_be_in_archives(tmp_path: Path) -> None:
+    for folder in ("train/NORMAL", "train/PNEUMONIA"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "scans.zip").write_bytes(zipped(files_of("x/1.dcm", "2.dcm")))
+    table = sources.list_radiographs(str(tmp_path), "train")
+    assert table["label"].to_pylist() == [0, 0, 1, 1]
+    assert table["patient"].to_pylist() == ["2", "1", "2", "1"]
+
+
+def test_an_archive_beside_the_folders_is_passed_over(tmp_path: Path) -> None:
+    plant(tmp_path, *TREE)
+    (tmp_path / "download.zip").write_bytes(zipped(files_of(*TREE)))
+    plant(tmp_path, "elsewhere.jpeg", "train/OTHER/a.jpeg")
+    data = sources.list_set(str(tmp_path))
+    assert len(data.split("train")) == 4
+    assert data.skipped == {
+        "archive beside the folders": 1,
+        "image outside the folders of the classes": 2,
+    }
+
+
+def test_a_folder_of_an_archive_may_be_named(tmp_path: Path) -> None:
+    archive = tmp_path / "record.zip"
+    archive.write_bytes(
+        zipped(
+            files_of(*(f"record/chest_xray/{path}" for path in TREE))
+            | files_of("record/OCT/train/NORMAL/a.jpeg", "record/OCT/train/CNV/b.jpeg")
+        )
+    )
+    message = r"several sets, in 'record/OCT', 'record/chest_xray'\. Give one of them"
+    with pytest.raises(DataError, match=message):
+        sources.list_set(str(archive))
+    table = sources.list_radiographs(f"{archive}!/record/chest_xray", "train")
+    assert table["uri"].to_pylist() == [f"{archive}!/record/chest_xray/{path}" for path in TREE[:4]]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            files_of("scans/a.jpeg", "scans/b.jpeg", "c.jpeg"),
+            r"set\.zip: not a labeled set\. Expected images in train\|val\|test / NORMAL\|PNEUMONIA"
+            r".*; found 3 files that may be images: 2 in scans, 1 in its root\.$",
+        ),
+        (
+            files_of("train/NORMAL/a.jpeg", "train/NORMAL/b.jpeg"),
+            r"set\.zip: split 'train' has no PNEUMONIA \(2 NORMAL, 0 PNEUMONIA\)\.$",
+        ),
+        (
+            files_of("test/NORMAL/a.jpeg", "test/PNEUMONIA/b.jpeg"),
+            r"set\.zip: no radiographs of split 'train'; found 2 of test\.",
+        ),
+        (files_of("notes.txt"), r"set\.zip: no radiographs found\. Passed over: 1 \.txt\.$"),
+        (
+            {"in.zip": b"no archive"},
+            r"in\.zip: not a zip archive\. A labeled set has to be complete",
+        ),
+    ],
+)
+def test_an_archive_that_is_no_set_is_refused(
+    tmp_path: Path, members: dict[str, bytes], message: str
+) -> None:
+    (tmp_path / "set.zip").write_bytes(zipped(members))
+    with pytest.raises(DataError, match=message):
+        sources.list_radiographs(str(tmp_path / "set.zip"), "train")
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    whole = zipped(files_of(*TREE))
+    for data, reason in (
+        (whole[: len(whole) // 2], "the archive is cut short or damaged; . members were found"),
+        (b"no archive", "not a zip archive"),
+        (b"", "the archive is empty"),
+    ):
+        (tmp_path / "set.zip").write_bytes(data)
+        with pytest.raises(DataError, match=rf"set\.zip: {reason}\. A labeled set has to be"):
+            sources.list_set(str(tmp_path / "set.zip"))
+
+
+def test_members_change_with_the_file_that_holds_them(tmp_path: Path) -> None:
+    """A cache of decoded pixels is keyed by it: members of a tar have no checksum."""
+    archive = tmp_path / "set.tar"
+    archive.write_bytes(MAKERS["tar"][1](files_of(*TREE)))
+    before = sources.list_radiographs(str(archive), "train")
+    assert set(before["modified_ns"].to_pylist()) == {archive.stat().st_mtime_ns}
+    os.utime(archive, ns=(0, archive.stat().st_mtime_ns + 1_000))
+    assert sources.list_radiographs(str(archive), "train") != before
+
+
+def test_members_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
+    members = files_of(*TREE) | {"train/NORMAL/empty.jpeg": b""}
+    (tmp_path / "set.zip").write_bytes(zipped(members))
+    rows = sources.list_radiographs(str(tmp_path / "set.zip"), "train").to_pylist()
+    assert [row["reason"] for row in rows if row["status"]] == ["the file is empty"]
+    assert len(rows) == 5
+
+
+def test_a_manifest_may_name_archive_members(tmp_path: Path) -> None:
+    plant(tmp_path, "c.jpeg")
+    (tmp_path / "a.zip").write_bytes(
+        zipped(files_of("x/1.dcm", "x/2.dcm", "3.dcm") | {"in.zip": zipped(files_of("4.dcm"))})
+    )
+    manifest = write_csv(
+        tmp_path,
+        "uri,label,patient\na.zip!/x/1.dcm,0,ann\na.zip!/./3.dcm,1,\nc.jpeg,1,bea\n"
+        f"{tmp_path}/a.zip!/in.zip!/4.dcm,0,\na.zip!/gone.dcm,1,cid\n",
+    )
+    rows = sources.list_radiographs(manifest, "train").to_pylist()
+    assert [
+        (row["uri"].removeprefix(f"{tmp_path}/"), row["label"], row["patient"], row["reason"])
+        for row in rows
+    ] == [
+        ("a.zip!/3.dcm", 1, "3", ""),
+        ("a.zip!/gone.dcm", 1, "cid", "no such member"),
+        ("a.zip!/in.zip!/4.dcm", 0, "4", ""),
+        ("a.zip!/x/1.dcm", 0, "ann", ""),
+        ("c.jpeg", 1, "bea", ""),
+    ]
+    with sources.Reader() as reader:
+        steps = [sources.Step(**step) for step in rows[3]["place"]]
+        assert reader.read(rows[3]["file"], steps) == b"x" * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.zip,0", r"row 1 of the manifest names an archive, not an image: .*a\.zip\. Name a"),
+        (
+            "a.zip!/x,0",
+            r"row 1 of the manifest names a folder of an archive, not an image: .*zip!/x",
+        ),
+        ("a.zip!/x/1.dcm,0\na.zip!/./x/1.dcm,1", r"1 URIs stand twice, the first .*x/1\.dcm"),
+        ("gone.zip!/x,0", r"gone\.zip: cannot be read: No such file or directory\. A labeled set"),
+    ],
+)
+def test_a_manifest_names_single_images(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped(files_of("x/1.dcm", "x/2.dcm")))
+    with pytest.raises(DataError, match=message):
+        sources.list_set(write_csv(tmp_path, f"uri,label\n{text}\n"))
+
+
+def test_labels_of_a_split_that_is_not_used_may_be_missing(tmp_path: Path) -> None:
+    manifest = write_csv(tmp_path, "uri,label,split\na.png,0,\nb.png,1,\nc.png,,test\n")
+    assert len(sources.list_radiographs(manifest, "train")) == 2
+    with pytest.raises(DataError, match="row 3 of the manifest has no label"):
+        sources.list_radiographs(manifest, "test")
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
+    with readable_folder() as root:
+        plant(root, *TREE, "lost+found/a.jpeg")
+        (root / "lost+found").chmod(0)
+        with as_nobody():
+            assert len(sources.list_radiographs(str(root), "train")) == 4
+        (root / "val" / "NORMAL").chmod(0)
+        message = r"val/NORMAL/: a folder that cannot be listed: Permission denied\. A labeled set"
+        with as_nobody(), pytest.raises(DataError, match=message):
+            sources.list_set(str(root))
 
 
 # The real set -------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_a_failing_write_leaves_the_previous_content(tmp_path: Path) -> None:
     place = tmp_path / "file.bin"
     storage.write_bytes(str(place), b"previous")
     error = on_a_full_disk(f"storage.write_bytes({str(place)!r}, bytes(5000))")
-    assert re.search(r"file\.bin: cannot be written: .*Choose another place", error)
+    assert re.search(r"file\.bin: cannot be written: .*Choose another path", error)
     assert place.read_bytes() == b"previous"
     assert names(tmp_path) == ["file.bin"]
 
@@ -77,7 +77,7 @@ def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
         StorageError,
-        match=r"file/below/x: cannot be written: Cannot create directory .*Choose another place\.$",
+        match=r"file/below/x: cannot be written: Cannot create directory .*Choose another path\.$",
     ):
         storage.write_bytes(str(tmp_path / "file" / "below" / "x"), b"data")
 
@@ -99,7 +99,6 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, reason: str) ->
     with pytest.raises(StorageError, match=f"{name}: cannot be read: .*{reason}") as caught:
         storage.read_bytes(str(tmp_path / name))
     assert "errno" not in str(caught.value).lower()
-    assert storage.stat([str(tmp_path / name)]) == [None]
     file = storage.look_up(str(tmp_path / name))
     assert (file.size, file.modified_ns) == (-1, 0)
     assert file.problem.startswith("cannot be read: ")
@@ -116,16 +115,11 @@ def test_files_are_listed_in_order_with_size_and_time(tmp_path: Path) -> None:
     ]
     assert [file.size for file in files] == [1, 4, 3, 5]
     assert files[0].modified_ns == (tmp_path / "a").stat().st_mtime_ns
-    assert storage.stat([files[1].uri, str(tmp_path / "none"), str(tmp_path)]) == [
-        files[1],
-        None,
-        None,
-    ]
+    assert storage.for_all(storage.look_up, [file.uri for file in files]) == files
 
 
 def test_listing_what_is_not_there_finds_nothing(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path / "none")) == []
-    assert storage.stat([]) == []
 
 
 def test_a_file_cannot_be_listed(tmp_path: Path) -> None:
@@ -176,7 +170,7 @@ def test_names_that_are_not_utf_8_are_uris(tmp_path: Path) -> None:
     assert storage.absolute(file.uri) == str(path)
     assert storage.printable(str(path)) == file.uri
     assert storage.read_bytes(file.uri) == storage.read_bytes(str(path)) == b"data"
-    assert storage.stat([file.uri]) == [file]
+    assert storage.look_up(file.uri) == file
     assert storage.kind(file.uri) == "file"
     assert storage.printable("/größer") == "/größer"
 
@@ -242,6 +236,21 @@ def test_kinds_are_told_apart(tmp_path: Path) -> None:
     assert kinds == ["file", "folder", "folder", *["nothing"] * 4]
     empty = [storage.is_empty(str(tmp_path / name)) for name in ("file", "folder", "none", ".")]
     assert empty == [False, True, True, False]
+
+
+def test_a_moved_file_has_its_new_name_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"data")
+    storage.move_file(str(tmp_path / "a"), str(tmp_path / "new" / "b"))
+    assert names(tmp_path) == ["new"]
+    assert (tmp_path / "new" / "b").read_bytes() == b"data"
+    with pytest.raises(StorageError, match=r"a: cannot be moved: .*No such file"):
+        storage.move_file(str(tmp_path / "a"), str(tmp_path / "c"))
+
+
+def test_columns_of_a_table_are_read_alone(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.parquet")
+    storage.write_table(uri, pa.table({"a": [1, 2], "b": ["x", "y"], "c": [3, 4]}))
+    assert storage.read_table(uri, ["c", "a"]).to_pydict() == {"c": [3, 4], "a": [1, 2]}
 
 
 def test_a_folder_is_deleted_with_all_in_it(tmp_path: Path) -> None:
@@ -327,9 +336,13 @@ def test_a_way_up_leads_where_the_system_goes(tmp_path: Path) -> None:
     assert storage.absolute(f"{tmp_path}/a/../link") == f"{tmp_path}/link"
 
 
-def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(StorageError, match=r"foo://b/a: .*Give a path, or an s3:// or gs:// URI"):
-        storage.read_bytes("foo://b/a")
+@pytest.mark.parametrize("scheme", ["foo", "gs"])
+def test_an_unsupported_scheme_is_refused(scheme: str) -> None:
+    message = (
+        rf"^{scheme}://b/a: scheme '{scheme}' is not supported\. Give a path or an s3:// URI\.$"
+    )
+    with pytest.raises(StorageError, match=message):
+        storage.read_bytes(f"{scheme}://b/a")
 
 
 def test_json_and_tables_survive(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Labeled radiographs as cached shards: decoded pixels, frozen features, patient-disjoint folds."""
+"""Labeled radiographs as cached shards: decoded pixels, frozen features, folds by patient."""

@@ -11,7 +11,7 @@ from cxr.labels import CLASSES
 def assign_folds(
     labels: NDArray[np.int64], patients: NDArray[np.str_], num_folds: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Give every radiograph a fold so that no patient is in two.
+    """Assign every radiograph to a fold so that no patient is in two.
 
     Args:
         labels: class index of each radiograph, (N,).
@@ -46,17 +46,17 @@ def take(
 ) -> NDArray[np.int64]:
     """Choose whole patients at random, class by class in proportion, up to a number of images.
 
-    A patient who has more images than a class still lacks is passed over for a smaller one.
+    A patient with more images than a class still needs is skipped for a smaller one.
 
     Args:
         labels: class index of each radiograph, (N,).
         patients: patient key of each radiograph, (N,).
-        limit: radiographs to take at the most.
+        limit: maximum number of radiographs.
         seed: which patients.
 
     Returns:
-        int64, sorted positions of the radiographs taken, `limit` or a few less; all where there
-        are no more.
+        int64, sorted positions of the chosen radiographs, `limit` or a few less; all if there are
+        no more.
     """
     if limit >= len(labels):
         return np.arange(len(labels))

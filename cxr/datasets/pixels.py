@@ -1,31 +1,29 @@
 """Decoded radiographs as cached shards of gray pixels."""
 
-import hashlib
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import functools
+from collections import Counter as Counts
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import ray.data
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from cxr import cluster, storage
+from cxr import cluster, sources, storage
 from cxr.cluster.counter import ClusterProgress, Counter
-from cxr.datasets.shards import FAILED_FOLD, Shards, key, load_shards, write_shards
-from cxr.errors import DataError, StorageError, UnavailableError
-from cxr.images import decoding
-from cxr.images.resize import resize
+from cxr.datasets.shards import PART_ROWS, Shards, key, load_shards, write_shards
+from cxr.errors import DataError
+from cxr.images.read import COLUMNS, read_all, without_numbers
 
-IMAGES_PER_BLOCK: Final = 64
-"""Rows of one decoding task and one shard: on two cores 30 to 125 ran fastest, smaller blocks
-spend their time on scheduling and larger ones starve the last core."""
+SPARSE_READ_BYTES: Final = 2**18
+"""Bytes requested at a time from an archive in a bucket: a task reads members that are far apart,
+and most radiographs of the published set are smaller than this."""
 
-FETCH_AHEAD: Final = 8
-"""Files fetched while one is decoded: 500 objects of 60 kB took 27 s one by one, and 5 s so."""
+PASS_BYTES: Final = 64 * 2**20
+"""Pixels held by a task that reads a compressed tar, which is decompressed from its beginning for
+each task."""
+
+_KEPT: Final = ("row", "uri", "label", "patient", "subtype", "fold")
 
 
 def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str) -> Shards:
@@ -38,7 +36,7 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
         cache: folder or bucket prefix; on a cluster one that all nodes reach.
 
     Returns:
-        Shards of gray pixels, uint8 (image_px, image_px), and the images that gave none.
+        Shards of gray pixels, uint8 (image_px, image_px), and the images that were skipped.
 
     Raises:
         DataError: not one image could be decoded.
@@ -48,85 +46,46 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
     folder = storage.join(storage.absolute(cache), "pixels", name)
     shards = load_shards(folder)
     if shards is None:
-        rows = listing.select(["uri", "label", "patient", "subtype", "fold"]).append_column(
-            "row", pa.array(np.arange(len(listing)))
-        )
-        blocks = [
-            part.slice(start, IMAGES_PER_BLOCK)
-            for fold in np.unique(folds)
-            for part in [rows.filter(pc.equal(rows["fold"], int(fold)))]
-            for start in range(0, len(part), IMAGES_PER_BLOCK)
-        ]
-        cluster.check_reach([folder], listing["uri"].to_pylist()[:1])
+        rows = listing.append_column("row", pa.array(np.arange(len(listing))))
+        cluster.check_reach([folder], listing["file"].to_pylist()[:1])
         with ClusterProgress(f"decoding to {image_px} px", len(listing)) as progress:
-            dataset = ray.data.from_blocks(blocks).map_batches(
-                _decode,
-                batch_format="pyarrow",
-                batch_size=None,
-                fn_args=(image_px, progress.counter),
-            )
-            shards = write_shards(dataset, folder, (image_px, image_px), "uint8")
+            decode = functools.partial(_decode, image_px=image_px, counter=progress.counter)
+            shards = write_shards(
+                rows.select([*_KEPT, *COLUMNS]), decode, folder, (image_px, image_px), "uint8",
+                _pass_rows(image_px) if _is_sequential(listing) else PART_ROWS,
+            )  # fmt: skip
     if not len(shards.table):
-        reasons = "; ".join(sorted(set(shards.failed["reason"].to_pylist()))[:3])
+        reasons = "; ".join(list(count_reasons(shards.failed["reason"].to_pylist()))[:3])
         raise DataError(f"none of the {len(listing)} radiographs can be read: {reasons}")
     return shards
 
 
-def read_radiograph(uri: str, image_px: int) -> tuple[NDArray[np.uint8] | None, str, str]:
-    """Read, decode and resize one radiograph: what training, evaluation and scoring all call.
-
-    Returns:
-        Gray pixels uint8 (image_px, image_px), or None with the reason; and the SHA-256 of the
-        file's bytes, `""` where it could not be read.
-
-    Raises:
-        UnavailableError: the object store cannot be reached.
-    """
-    return _to_pixels(_fetch(uri), image_px)
+def count_reasons(reasons: list[str]) -> dict[str, int]:
+    """How many images were skipped for each reason, the most frequent first."""
+    return dict(Counts(map(without_numbers, reasons)).most_common())
 
 
-def _fetch(uri: str) -> bytes | str:
-    """A file's bytes, or the reason why there are none."""
-    try:
-        return storage.read_bytes(uri)
-    except UnavailableError:
-        raise
-    except StorageError as error:
-        return f"unreadable: {str(error).removeprefix(uri + ': ')}"
+def _pass_rows(image_px: int) -> int:
+    return max(1, PASS_BYTES // image_px**2 // PART_ROWS) * PART_ROWS
 
 
-def _fetch_ahead(uris: Sequence[str]) -> Iterator[bytes | str]:
-    """`_fetch` of each, some at once: in turn a bucket takes five times as long."""
-    waiting: deque[Future[bytes | str]] = deque()
-    with ThreadPoolExecutor(FETCH_AHEAD) as pool:
-        for uri in uris:
-            waiting.append(pool.submit(_fetch, uri))
-            if len(waiting) > FETCH_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _to_pixels(data: bytes | str, image_px: int) -> tuple[NDArray[np.uint8] | None, str, str]:
-    if isinstance(data, str):
-        return None, data, ""
-    sha256 = hashlib.sha256(data).hexdigest()
-    decoded = decoding.decode(data, min_px=image_px)
-    if decoded.pixels is None:
-        return None, f"{decoded.status}: {decoded.reason}", sha256
-    return resize(decoded.pixels, image_px), "", sha256
+def _is_sequential(listing: pa.Table) -> bool:
+    return any(
+        sources.is_sequential([sources.Step(**step) for step in steps])
+        for steps in listing["place"].to_pylist()
+    )
 
 
 def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> pa.Table:
-    # rows in: {uri, label, patient, subtype, fold, row}; rows out: those, sha256, error, x
-    read = [_to_pixels(data, image_px) for data in _fetch_ahead(batch["uri"].to_pylist())]
-    folds = [
-        FAILED_FOLD if error else fold
-        for fold, (_, error, _) in zip(batch["fold"].to_pylist(), read, strict=True)
-    ]
-    batch = batch.set_column(batch.column_names.index("fold"), "fold", pa.array(folds, pa.int64()))
-    batch = batch.append_column("sha256", pa.array([sha256 for _, _, sha256 in read]))
-    batch = batch.append_column("error", pa.array([error for _, error, _ in read]))
-    pixels = [None if x is None else x.tobytes() for x, _, _ in read]
-    counter.add.remote(len(batch))
-    return batch.append_column("x", pa.array(pixels, pa.binary()))
+    # rows in: {row, uri, label, patient, subtype, fold, file, place, status, reason, warnings};
+    # rows out: {row, uri, label, patient, subtype, fold, sha256, error, x}
+    ahead = storage.READ_AHEAD_BYTES if _is_sequential(batch) else SPARSE_READ_BYTES
+    images = read_all(batch.select(COLUMNS).to_pylist(), image_px, read_ahead_bytes=ahead)
+    counter.add.remote(len(images))
+    pixels = [None if image.pixels is None else image.pixels.tobytes() for image in images]
+    return (
+        batch.select(_KEPT)
+        .append_column("sha256", pa.array([image.sha256 for image in images], pa.string()))
+        .append_column("error", pa.array([image.problem for image in images], pa.string()))
+        .append_column("x", pa.array(pixels, pa.binary()))
+    )

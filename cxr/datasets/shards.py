@@ -1,41 +1,38 @@
 """Arrays of one shape as Parquet files by fold in a cache, and streams of them.
 
-Shards are Parquet files below `CACHE/<kind>/<key>/`, apart by fold, so that any choice of training
-and validation folds reads only its own files. An `index.json`, written last, names them: a folder
-without one is not used. The key covers the listing (uri, size, time, label, patient, fold) and all
-settings that the stored numbers depend on.
+Shards are Parquet files below `CACHE/pixels/<key>/` or `CACHE/features/<key>/`, separate for each
+fold, so that any choice of training and validation folds reads only its own files. An `index.json`,
+written last, names them: a folder without one is not used. The key covers the format, the listing
+(uri, size, time, label, patient, fold) and all settings that the stored numbers depend on.
 """
 
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pds
 import ray.data
 
 from cxr import cluster, storage
-from cxr.errors import StorageError
 
-FORMAT: Final = 1
-"""Raise it when decoding or the shards' layout changes, so that older caches are not read."""
+FORMAT: Final = 2
+"""Raised when decoding, the listing or the layout of shards changes, so that older caches are not
+read. 2: rows of archives; a part holds its own fold."""
+
+PART_ROWS: Final = 64
+"""Rows of one file, and of one task that decodes: on two cores 30 to 125 ran fastest; smaller ones
+spend their time on scheduling and larger ones leave the last core idle."""
 
 READ_CPUS: Final = 0.05
-"""CPUs that a task which only copies shards into memory claims, so that it runs beside workers
-which claim the rest."""
+"""CPUs claimed by a task that only copies shards into memory, so that it runs beside workers that
+claim the rest."""
 
 NUM_READERS: Final = 2
-"""Such tasks at once in one stream: each is a process that takes seconds to start."""
-
-FAILED_FOLD: Final = -1
-"""The fold of images that gave no pixels; their rows hold the reason instead."""
-
-
-_BY_FOLD = pds.partitioning(pa.schema([("fold", pa.int64())]), flavor="hive")
+"""Concurrent tasks of that sort in one stream: a process takes seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +40,17 @@ class Shards:
     """A data set as arrays of one shape, in Parquet files by fold."""
 
     folder: str
-    """Where they are."""
+    """Their path or URI."""
     shape: tuple[int, ...]
     """Shape of one row's array."""
     dtype: str
     """numpy dtype of one row's array."""
     parts: Mapping[int, tuple[str, ...]]
-    """Parquet files by fold: columns row (int64), label (int64), x (binary)."""
+    """Parquet files by fold: the columns of `table`, and `x`, the bytes of a row's array."""
     table: pa.Table
-    """A row an image, in order of `row`: row, uri, label, patient, subtype, fold, sha256."""
+    """One row per image, in order of `row`: row, uri, label, patient, subtype, fold, sha256."""
     failed: pa.Table
-    """Images that gave no pixels: uri, reason."""
+    """Images that were skipped: uri, reason."""
 
     def rows(self, folds: Sequence[int]) -> pa.Table:
         """The rows of `table` in the given folds."""
@@ -62,12 +59,12 @@ class Shards:
     def dataset(
         self, folds: Sequence[int] | None = None, columns: Sequence[str] | None = None
     ) -> "ray.data.Dataset":
-        """Stream the given folds, or all; the given columns, or all."""
+        """Stream the given folds and columns, by default all."""
         chosen = self.parts if folds is None else folds
         paths = [pa.table({"path": [path]}) for fold in chosen for path in self.parts.get(fold, ())]
-        # Not read_parquet, and not from_arrow: both run tasks that claim a whole CPU, for which
-        # they would wait for ever where training workers, actors or trials hold them.
-        found: ray.data.Dataset = ray.data.from_blocks(paths).map_batches(
+        # Not read_parquet or from_arrow: both run tasks that claim a whole CPU, and would wait for
+        # it forever while training workers, actors or trials hold the CPUs.
+        dataset: ray.data.Dataset = ray.data.from_blocks(paths).map_batches(
             _read_parts,
             fn_args=(columns,),
             batch_format="pyarrow",
@@ -75,11 +72,11 @@ class Shards:
             num_cpus=READ_CPUS,
             compute=ray.data.TaskPoolStrategy(size=min(NUM_READERS, len(paths))),
         )
-        return found
+        return dataset
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the content of all images with their labels, whatever their order."""
+        """SHA-256 over the content and label of all images, independent of their order."""
         lines = sorted(
             f"{sha256} {label}"
             for sha256, label in zip(
@@ -90,37 +87,72 @@ class Shards:
 
 
 def write_shards(
-    dataset: "ray.data.Dataset", folder: str, shape: tuple[int, ...], dtype: str
+    rows: pa.Table,
+    compute: Callable[[pa.Table], pa.Table],
+    folder: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    task_rows: int = PART_ROWS,
 ) -> Shards:
-    """Run a dataset and keep its rows; the folder counts only once all are written.
+    """Compute an array for every row on the cluster, and keep the arrays in a folder.
+
+    The folder is used only once all are written; several writers of the same shards do not disturb
+    each other.
 
     Args:
-        dataset: rows {row, uri, label, patient, subtype, fold, sha256, error, x}, `x` the bytes of
-            an array, null in `FAILED_FOLD`.
-        folder: where; several writers of the same shards do not disturb each other.
+        rows: a row an image, with its `fold` and what `compute` needs.
+        compute: rows in: some of `rows`; rows out: the same in the same order, {row, uri, label,
+            patient, subtype, fold, sha256, error, x}, `x` the bytes of an array, null where there
+            is an `error`.
+        folder: where.
         shape: of one row's array.
         dtype: of one row's array.
+        task_rows: rows of one task, a multiple of `PART_ROWS`.
+
+    Raises:
+        CxrError: of a worker.
     """
-    parts_folder = storage.join(folder, uuid.uuid4().hex[:12])
-    system, path = storage.resolve(parts_folder)
-    try:
-        cluster.execute(
-            lambda: dataset.write_parquet(path, filesystem=system, partition_cols=["fold"])
-        )
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error}.") from None
+    attempt = uuid.uuid4().hex[:12]
+    tasks = []
+    for fold in pc.unique(rows["fold"]).sort().to_pylist():
+        own = rows.filter(pc.equal(rows["fold"], fold))
+        files = [part_file(folder, attempt, fold, i // PART_ROWS) for i in range(len(own))]
+        own = own.append_column("part", pa.array(files, pa.string()))
+        tasks += [own.slice(start, task_rows) for start in range(0, len(own), task_rows)]
+    dataset = ray.data.from_blocks(tasks).map_batches(
+        _write_parts, fn_args=(compute,), batch_format="pyarrow", batch_size=None
+    )
+    done: list[pa.Table] = []
+    cluster.execute(
+        lambda: done.extend(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    )
+    table = pa.concat_tables(done).sort_by("row")
+    is_failed = pc.not_equal(table["error"], "")
+    failed = table.filter(is_failed).select(["uri", "error"]).rename_columns(["uri", "reason"])
+    table = table.filter(pc.invert(is_failed))
     parts: dict[int, list[str]] = {}
-    for file in storage.list_files(parts_folder):
-        fold = int(file.uri.rsplit("/fold=", 1)[1].split("/", 1)[0])
-        parts.setdefault(fold, []).append(file.uri)
-    columns = ["row", "uri", "label", "patient", "subtype", "fold", "sha256", "error"]
-    written = pds.dataset(path, filesystem=system, partitioning=_BY_FOLD)
-    table = written.to_table(columns=columns).sort_by("row")
-    bad = pc.equal(table["fold"], FAILED_FOLD)
-    failed = table.filter(bad).select(["uri", "error"]).rename_columns(["uri", "reason"])
-    good = table.filter(pc.invert(bad)).drop_columns(["error"])
-    parts.pop(FAILED_FOLD, None)
-    return finish_shards(folder, shape, dtype, parts, good, failed)
+    for fold, file in sorted(
+        set(zip(table["fold"].to_pylist(), table["part"].to_pylist(), strict=True))
+    ):
+        parts.setdefault(fold, []).append(file)
+    table = table.drop_columns(["error", "part"])
+    return finish_shards(folder, shape, dtype, parts, table, failed)
+
+
+def _write_parts(batch: pa.Table, compute: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    # rows in: {..., part}; rows out: {row, uri, label, patient, subtype, fold, sha256, error, part}
+    computed = compute(batch)
+    computed = computed.append_column("part", batch["part"])
+    good = computed.filter(pc.equal(computed["error"], ""))
+    for file in pc.unique(good["part"]).to_pylist():
+        rows = good.filter(pc.equal(good["part"], file))
+        storage.write_table(file, rows.drop_columns(["error", "part"]))
+    return computed.drop_columns(["x"])
+
+
+def part_file(folder: str, attempt: str, fold: int, number: int) -> str:
+    """Where a file of shards belongs; names sort by fold and number."""
+    return storage.join(folder, attempt, f"fold={fold}", f"{number:06}.parquet")
 
 
 def finish_shards(
@@ -131,21 +163,21 @@ def finish_shards(
     table: pa.Table,
     failed: pa.Table,
 ) -> Shards:
-    """Write what makes files of a folder into shards; arguments as the fields of `Shards`."""
+    """Make shards of files below a folder; arguments as the fields of `Shards`."""
     storage.write_table(storage.join(folder, "rows.parquet"), table)
     storage.write_table(storage.join(folder, "failed.parquet"), failed)
     relative = {
         str(fold): [file[len(folder) + 1 :] for file in parts[fold]] for fold in sorted(parts)
     }
     index = {"shape": shape, "dtype": dtype, "parts": relative}
+    # Last: shards that have an index are complete.
     storage.write_json(storage.join(folder, "index.json"), index)
-    shards = load_shards(folder)
-    assert shards is not None
-    return shards
+    ordered = {fold: tuple(parts[fold]) for fold in sorted(parts)}
+    return Shards(folder, shape, dtype, ordered, table, failed)
 
 
 def load_shards(folder: str) -> Shards | None:
-    """The shards of a folder; None where they were never finished."""
+    """The shards of a folder; None if they were never finished."""
     index_uri = storage.join(folder, "index.json")
     if storage.kind(index_uri) != "file":
         return None
@@ -164,16 +196,13 @@ def load_shards(folder: str) -> Shards | None:
 
 
 def shards_key(shards: Shards, *settings: object) -> str:
-    """The cache key of what is computed from shards with settings."""
+    """The cache key of what is computed from shards with the given settings."""
     return key(shards.folder.rsplit("/", 1)[1], *settings)
 
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One file of shards: {row, uri, label, patient, subtype, fold, sha256, x} or some of them."""
-    system, path = storage.resolve(uri)
-    dataset = pds.dataset(path, filesystem=system, partitioning=_BY_FOLD)
-    names = columns or [name for name in dataset.schema.names if name != "error"]
-    return dataset.to_table(columns=list(names))
+    """Read one file of shards: {row, uri, label, patient, subtype, fold, sha256, x}, or some."""
+    return storage.read_table(uri, columns)
 
 
 def _read_parts(batch: pa.Table, columns: Sequence[str] | None) -> pa.Table:
@@ -182,5 +211,6 @@ def _read_parts(batch: pa.Table, columns: Sequence[str] | None) -> pa.Table:
 
 
 def key(*settings: object) -> str:
+    """A cache key of settings that can be written as JSON, and of `FORMAT`."""
     text = json.dumps([FORMAT, *settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

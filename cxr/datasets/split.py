@@ -1,6 +1,6 @@
 """How Ray Train divides data sets among its workers.
 
-Apart from `cxr.loading` because Ray's own processes import it, and need no PyTorch for it.
+A module of its own because Ray's processes import it, which then need no PyTorch.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class SplitConfig(ray.train.DataConfig):
     def configure(
         self, datasets: dict[str, Dataset], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, DataIterator]]:
-        """An iterator a data set for each worker."""
+        """One iterator per data set for each worker."""
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             own = dataset.copy(dataset)

@@ -1,6 +1,7 @@
-"""What has arrived: every radiograph read once, counted, compared with what was published."""
+"""Check of a downloaded set: every radiograph is read once, counted and compared with what was
+published."""
 
-import hashlib
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,13 @@ import pyarrow as pa
 
 from cxr import labels, storage
 from cxr.download.publishers import PUBLISHED, Counts
-from cxr.images import decoding
+from cxr.errors import StorageError
+from cxr.images.read import Image, read_image
 from cxr.progress import Progress
-from cxr.sources import may_be_image
+from cxr.sources import Inputs
 
 THREADS: Final = 8
-"""Files that are read at a time; decoding lets other threads run."""
+"""Files read concurrently; decoding releases the interpreter for other threads."""
 
 MANIFEST: Final = pa.schema(
     [
@@ -31,29 +33,30 @@ MANIFEST: Final = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""A row a radiograph. `uri` is the path below the manifest's own folder, so that the two can be
-moved together; `width` and `height` are pixels, 0 where the file gives none."""
+"""One row per radiograph. `uri` is the path below the manifest's own folder, so that the two can be
+moved together; `width` and `height` in pixels, 0 if the file could not be decoded."""
 
 _NUM_NAMED: Final = 5
+"""Files named in a line of the summary."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What stands in the folders of a set."""
+    """The radiographs of a set, and what is wrong with them."""
 
     manifest: pa.Table
     """Of schema `MANIFEST`, sorted by uri."""
     problems: Mapping[str, str]
-    """Why a file gives no radiograph, by its uri."""
+    """Why a file could not be decoded, by its uri."""
 
     @property
     def counts(self) -> Counts:
         """Images of each split that has any: normal, pneumonia."""
-        found = Counter(zip(*self._columns("split", "label"), strict=True))
+        images = Counter(zip(*self._columns("split", "label"), strict=True))
         return {
-            split: (found[split, labels.CLASSES[0]], found[split, labels.CLASSES[1]])
+            split: (images[split, labels.CLASSES[0]], images[split, labels.CLASSES[1]])
             for split in labels.SPLITS
-            if any(found[split, name] for name in labels.CLASSES)
+            if any(images[split, name] for name in labels.CLASSES)
         }
 
     @property
@@ -63,7 +66,7 @@ class Findings:
 
     @property
     def layout(self) -> str:
-        """Which of the published layouts the splits are those of."""
+        """The published layout that has these splits."""
         return "Kaggle" if "val" in self.counts else "Mendeley Data"
 
     @property
@@ -73,7 +76,7 @@ class Findings:
 
     @property
     def duplicates(self) -> tuple[list[list[str]], list[list[str]]]:
-        """Groups of files with the same bytes: those within one split, those across splits."""
+        """Groups of files with the same bytes: within one split, and across splits."""
         groups = _grouped(zip(*self._columns("sha256", "split", "uri"), strict=True))
         within = [sorted(uris) for splits, uris in groups if len(splits) == 1 and len(uris) > 1]
         across = [sorted(uris) for splits, uris in groups if len(splits) > 1]
@@ -82,8 +85,8 @@ class Findings:
     @property
     def num_patients(self) -> dict[str, int]:
         """Patients of each split."""
-        each = set(zip(*self._columns("split", "patient"), strict=True))
-        return dict(Counter(split for split, _ in each))
+        patients = set(zip(*self._columns("split", "patient"), strict=True))
+        return dict(Counter(split for split, _ in patients))
 
     @property
     def patients_across(self) -> list[str]:
@@ -107,30 +110,34 @@ def examine(folder: str) -> Findings:
         StorageError: a file cannot be read.
     """
     folder = storage.absolute(folder)
-    files = {
-        path: file
-        for split in labels.SPLITS
-        for label in labels.CLASSES
-        if storage.kind(below := storage.join(folder, split, label)) == "folder"
-        for file in storage.list_files(below)
-        if may_be_image(path := storage.absolute(file.uri)[len(folder) + 1 :])
-    }
+    inputs = Inputs()
+    for split in labels.SPLITS:
+        for label in labels.CLASSES:
+            below = storage.join(folder, split, label)
+            if storage.kind(below) == "folder":
+                inputs.add(below)
+    files = inputs.table().sort_by("uri").to_pylist()
     problems, rows = {}, []
-    total = sum(file.size for file in files.values())
+    total = sum(file["size"] for file in files)
     with (
         Progress("checked", total, unit="bytes") as progress,
         ThreadPoolExecutor(THREADS) as pool,
     ):
-        for row, problem in pool.map(lambda path: _examined(folder, path), sorted(files)):
-            rows.append(row)
-            if problem:
-                problems[str(row["uri"])] = problem
-            progress.add(files[str(row["uri"])].size)
+        # Decoded at the smallest size: the pixels are not used.
+        images = pool.map(functools.partial(read_image, image_px=1), files)
+        for file, image in zip(files, images, strict=True):
+            if image.status == "unreadable" and not image.sha256 and file["size"]:
+                raise StorageError(f"{file['uri']}: {image.reason}.")
+            path = storage.absolute(file["uri"])[len(folder) + 1 :]
+            rows.append(_row(path, file["size"], image))
+            if image.reason:
+                problems[path] = image.reason
+            progress.add(file["size"])
     return Findings(pa.Table.from_pylist(rows, schema=MANIFEST), problems)
 
 
 def differences(before: pa.Table, after: pa.Table) -> list[str]:
-    """Files that are gone, new or changed between two manifests."""
+    """Files that were deleted, added or changed between two manifests."""
     old, new = (
         dict(zip(table["uri"].to_pylist(), table["sha256"].to_pylist(), strict=True))
         for table in (before, after)
@@ -139,7 +146,7 @@ def differences(before: pa.Table, after: pa.Table) -> list[str]:
 
 
 def summary(findings: Findings) -> str:
-    """A table of the counts, and what is odd, in a few lines."""
+    """The counts as a table, and irregularities, in a few lines."""
     published = PUBLISHED[findings.layout]
     lines = [
         f"{'split':6}{'NORMAL':>9}{'PNEUMONIA':>11}{'bacteria':>10}{'virus':>8}{'patients':>10}"
@@ -170,22 +177,19 @@ def summary(findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def _examined(folder: str, path: str) -> tuple[dict[str, object], str]:
-    data = storage.read_bytes(storage.join(folder, path))
-    decoded = decoding.decode(data, min_px=1)
+def _row(path: str, size: int, image: Image) -> dict[str, object]:
     split, label, _ = path.split("/", 2)
-    row = {
+    return {
         "uri": path,
         "split": split,
         "label": label,
         "patient": labels.patient_key(path),
         "subtype": labels.subtype(path) if label == labels.CLASSES[1] else "",
-        "width": decoded.width,
-        "height": decoded.height,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "width": image.width,
+        "height": image.height,
+        "bytes": size,
+        "sha256": image.sha256,
     }
-    return row, decoded.reason
 
 
 def _grouped(
@@ -199,8 +203,8 @@ def _grouped(
     return list(groups.values())
 
 
-def _named(found: list[str]) -> str:
-    if not found:
+def _named(names: list[str]) -> str:
+    if not names:
         return "none"
-    more = f" and {len(found) - _NUM_NAMED:,} more" if len(found) > _NUM_NAMED else ""
-    return f"{len(found):,}: {'; '.join(found[:_NUM_NAMED])}{more}"
+    more = f" and {len(names) - _NUM_NAMED:,} more" if len(names) > _NUM_NAMED else ""
+    return f"{len(names):,}: {'; '.join(names[:_NUM_NAMED])}{more}"

@@ -1,7 +1,7 @@
-"""The data set from its publisher to a folder or bucket: fetched, unpacked, checked, listed.
+"""Download the data set into a folder or bucket: fetch, unpack, check, list.
 
-Everything can be repeated. What an interrupted call has done, the next one finds and keeps; the
-manifest comes last, and where there is one, its files are verified and nothing is fetched.
+Everything can be repeated. The next call keeps what an interrupted one has done; the manifest is
+written last, and if there is one, its files are verified and nothing is fetched.
 """
 
 import hashlib
@@ -28,28 +28,28 @@ _ADVICE: Final = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """Where the set is to come from: a published file, or one that the user names."""
+    """The source of the set: a published file, or one that the user names."""
 
     archive: Archive | None
-    """To be fetched; None for one that is here already."""
+    """To be fetched; None for a file that exists already."""
     file: str = ""
-    """Path or URI of one that is here already: it is read in its place and not deleted."""
+    """Path or URI of a file that exists already; it is read where it is and not deleted."""
     sha256: str = ""
-    """Of that one, where the user knows it."""
+    """Of that file, if the user gives it."""
 
     @property
     def address(self) -> str:
-        """What tells this source from another."""
+        """Identifies the source."""
         return self.archive.origin.address if self.archive else storage.absolute(self.file)
 
     @property
     def expected(self) -> str:
-        """SHA-256 of the file, empty where nobody knows."""
+        """SHA-256 of the file; empty if unknown."""
         return self.archive.origin.sha256 if self.archive else self.sha256
 
 
 def get(wanted: Wanted, to: str) -> Findings:
-    """Bring the set to its place, or verify that it is there.
+    """Download the set, or verify that it is complete.
 
     Args:
         wanted: the source.
@@ -57,22 +57,22 @@ def get(wanted: Wanted, to: str) -> Findings:
             this machine, holds the archive until all of it is unpacked and checked.
 
     Returns:
-        What has arrived; beside it are its manifest, its license and where it came from.
+        The findings of the check; manifest, license and source are written beside the set.
 
     Raises:
-        DownloadError: the archive cannot be had.
+        DownloadError: the archive cannot be fetched.
         DataError: it is damaged, or not the set.
-        StorageError: the place cannot be written, or holds something else.
+        StorageError: the folder cannot be written, or holds something else.
     """
     to = storage.absolute(to)
-    _check_place(wanted, to)
+    _check_folder(wanted, to)
     manifest = storage.join(to, MANIFEST)
     if storage.kind(manifest) == "file":
-        before, found = storage.read_table(manifest), checking.examine(to)
-        changed = checking.differences(before, found.manifest)
+        before, findings = storage.read_table(manifest), checking.examine(to)
+        changed = checking.differences(before, findings.manifest)
         if not changed:
             print(f"{to}: all {len(before):,} files are there and unchanged; nothing is fetched.")
-            return found
+            return findings
         print(f"{to}: {len(changed):,} files are missing, new or changed, the first"
               f" {changed[0]}; getting the archive again.", flush=True)  # fmt: skip
         storage.delete_file(manifest)
@@ -92,12 +92,12 @@ def get(wanted: Wanted, to: str) -> Findings:
         raise DataError(f"{error} The file is kept aside as {aside} and not used again.") from None
     print(f"{done.num_written:,} files written, {done.num_kept:,} were there; passed over:"
           f" {unpacking.listed(planned.passed_over)}", flush=True)  # fmt: skip
-    found = checking.examine(to)
-    storage.write_table(manifest, found.manifest)
+    findings = checking.examine(to)
+    storage.write_table(manifest, findings.manifest)
     if wanted.archive:
         Path(archive).unlink()
         _remove_if_empty(Path(archive).parent)
-    return found
+    return findings
 
 
 def _obtain(wanted: Wanted, to: str) -> str:
@@ -105,10 +105,10 @@ def _obtain(wanted: Wanted, to: str) -> str:
     if wanted.archive is None:
         if wanted.sha256:
             with storage.open_file(wanted.file) as file:
-                found = sha256(file)
-            if found != wanted.sha256:
+                actual = sha256(file)
+            if actual != wanted.sha256:
                 raise DownloadError(
-                    f"{wanted.file}: has SHA-256 {found}, not {wanted.sha256}: damaged, or another"
+                    f"{wanted.file}: has SHA-256 {actual}, not {wanted.sha256}: damaged, or another"
                     " file. It is not used."
                 )
         return wanted.file
@@ -122,8 +122,8 @@ def _obtain(wanted: Wanted, to: str) -> str:
     return str(here)
 
 
-def _check_place(wanted: Wanted, to: str) -> None:
-    """Refuse a place with radiographs from elsewhere: they would be mixed.
+def _check_folder(wanted: Wanted, to: str) -> None:
+    """Refuse a folder with radiographs from another source: they would be mixed.
 
     Raises:
         StorageError: it has some.

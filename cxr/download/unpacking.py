@@ -1,9 +1,9 @@
-"""A downloaded archive into the set's folders: members are checked first, then streamed.
+"""Unpack a downloaded archive into the set's folders: members are checked first, then streamed.
 
-Nothing is unpacked that could not be read, lies about its size or has a name that leads elsewhere.
-Members go from their place in the archive, also in one within it, to the destination, without
-another copy; one thread reads them in order, several write. So memory holds the list of names and
-a few files, however large the archive is.
+Nothing is unpacked if a member cannot be read, has a wrong size or a name that leads elsewhere.
+Members go from the archive, also from one within it, to the destination without another copy; one
+thread reads them in order, several write. Memory holds the list of names and a few files, however
+large the archive is.
 """
 
 import re
@@ -18,43 +18,44 @@ from typing import Final, NamedTuple
 from cxr import labels, storage
 from cxr.errors import DataError, StorageError
 from cxr.progress import Progress
-from cxr.sources import SEPARATOR, Reader, Step, archive_kind, may_be_image, passed_over
+from cxr.sources import SEPARATOR, Reader, Step, archive_kind, passed_over
 
 THREADS: Final = 8
-"""Files that are written at a time."""
+"""Files written concurrently."""
 
 IN_FLIGHT_BYTES: Final = 64 * 2**20
-"""Read and not yet written: more only where a single file is larger."""
+"""Bytes read and not yet written; more only if a single file is larger."""
 
 MAX_TOTAL_BYTES: Final = 64 * 2**30
-"""Fifty times what the set unpacks to."""
+"""Largest total size; fifty times the size of the unpacked set."""
 
 _SET_FOLDER: Final = "chest_xray"
-"""What the set's folder is called in every form in which it is published."""
+"""Name of the set's folder in every form in which it is published."""
 
 _UNFINISHED: Final = re.compile(r"\.[0-9a-f]{8}\.part$")
-"""Names under which `storage` writes local files before they are whole."""
+"""Names under which `storage` writes local files before they are complete."""
 
 _EVIL: Final = re.compile(r"^/|^[A-Za-z]:|(^|/)\.\.(/|$)|[\x00-\x1f\x7f]")
-"""From the root, from a Windows drive, through the folder above; or with control characters."""
+"""Names that start at the root or at a Windows drive, lead through the folder above, or contain
+control characters."""
 
 
 class Planned(NamedTuple):
-    """One radiograph, and where its bytes are."""
+    """One radiograph to unpack."""
 
     path: str
     """Below the destination: `split/CLASS/name`."""
-    place: tuple[Step, ...]
-    """Steps from the archive to its bytes; the last one has their size and checksum."""
+    steps: tuple[Step, ...]
+    """From the archive to its bytes; the last one has their size and checksum."""
 
 
 class Plan(NamedTuple):
-    """What an archive holds of the set."""
+    """What to unpack of an archive."""
 
     files: list[Planned]
     """In the order of the archive."""
     passed_over: Counter[str]
-    """Members that are no radiographs of the set, by kind."""
+    """Members that are no radiographs of the set, by type."""
 
 
 class Unpacked(NamedTuple):
@@ -62,11 +63,11 @@ class Unpacked(NamedTuple):
 
     num_written: int
     num_kept: int
-    """There already, with the content that the archive has."""
+    """Files that existed with the same content."""
 
 
 def plan(archive: str) -> Plan:
-    """What is to be unpacked of an archive, and whether it can be trusted with it.
+    """Choose what to unpack of an archive, and refuse an archive that cannot be trusted.
 
     Args:
         archive: path or URI of a zip or tar that holds `train|val|test / NORMAL|PNEUMONIA`, itself
@@ -78,36 +79,36 @@ def plan(archive: str) -> Plan:
         StorageError: it cannot be read.
     """
     skipped: Counter[str] = Counter()
-    found: list[tuple[str, str, Planned]] = []
-    for name, place in _members(archive, skipped):
+    images: list[tuple[str, str, Planned]] = []
+    for name, steps in _members(archive, skipped):
         parts = PurePosixPath(name.replace(SEPARATOR, "/")).parts
         root, (split, label) = parts[:-3], parts[-3:-1] if len(parts) > 2 else ("", "")
-        if split not in labels.SPLITS or label not in labels.CLASSES or not may_be_image(name):
+        if split not in labels.SPLITS or label not in labels.CLASSES or archive_kind(name):
             skipped["other files"] += 1
             continue
-        found.append(("/".join(root), name, Planned("/".join(parts[-3:]), place)))
-    named = [each for each in found if _is_set(each[0])]
-    if named and len(named) < len(found):
-        # Version 3 of the record has retinal scans, too, in folders of their own.
-        skipped["other files"] += len(found) - len(named)
-        found = named
-    if not found:
+        images.append(("/".join(root), name, Planned("/".join(parts[-3:]), steps)))
+    in_set = [image for image in images if _is_set(image[0])]
+    if in_set and len(in_set) < len(images):
+        # Version 3 of the record also has retinal scans, in folders of their own.
+        skipped["other files"] += len(images) - len(in_set)
+        images = in_set
+    if not images:
         raise DataError(
             f"{archive}: no radiographs found. Expected {'|'.join(labels.SPLITS)} /"
             f" {'|'.join(labels.CLASSES)}, in a zip or tar; passed over {listed(skipped)}."
         )
     files: dict[str, Planned] = {}
-    for _, name, each in found:
-        first = files.setdefault(each.path, each)
-        if first is not each:
-            one, other = first.place[-1], each.place[-1]
+    for _, name, planned in images:
+        first = files.setdefault(planned.path, planned)
+        if first is not planned:
+            one, other = first.steps[-1], planned.steps[-1]
             if (one.size, one.crc) != (other.size, other.crc) or one.crc < 0:
                 raise DataError(
-                    f"{archive}: two different files are called {each.path}, the second one"
+                    f"{archive}: two different files are called {planned.path}, the second one"
                     f" {name}. Nothing was unpacked."
                 )
             skipped["second copies"] += 1
-    total = sum(each.place[-1].size for each in files.values())
+    total = sum(planned.steps[-1].size for planned in files.values())
     if total > MAX_TOTAL_BYTES:
         raise DataError(
             f"{archive}: unpacks to {total:,} bytes, more than {MAX_TOTAL_BYTES:,}: not the set, or"
@@ -117,47 +118,47 @@ def plan(archive: str) -> Plan:
 
 
 def unpack(archive: str, planned: Plan, destination: str) -> Unpacked:
-    """Write what is planned, several files at a time, each whole or not at all.
+    """Write what is planned, several files at a time, each atomically.
 
-    What is there already with the right content stays, so that an interrupted call is taken up by
-    the next one.
+    Files that exist with the right content are kept, so that the next call resumes an interrupted
+    one.
 
     Args:
         archive: path or URI of the archive.
-        planned: what `plan` said of it.
+        planned: what `plan` returned.
         destination: folder or bucket prefix.
 
     Raises:
         DataError: a member is damaged.
-        StorageError: the archive cannot be read or the destination not written, or has no room.
+        StorageError: the archive cannot be read, or the destination cannot be written or is full.
     """
     destination = storage.absolute(destination)
     sizes = _sizes(destination)
     missing: list[Planned] = []
-    there: list[Planned] = []
-    for each in planned.files:
-        same = sizes.get(each.path) == each.place[-1].size and each.place[-1].crc >= 0
-        (there if same else missing).append(each)
+    existing: list[Planned] = []
+    for file in planned.files:
+        same = sizes.get(file.path) == file.steps[-1].size and file.steps[-1].crc >= 0
+        (existing if same else missing).append(file)
     with ThreadPoolExecutor(THREADS) as pool:
-        kept = list(pool.map(lambda each: _is_written(destination, each), there))
-    missing += [each for each, right in zip(there, kept, strict=True) if not right]
+        kept = list(pool.map(lambda file: _is_written(destination, file), existing))
+    missing += [file for file, is_right in zip(existing, kept, strict=True) if not is_right]
     missing.sort(key=_offsets)
-    _check_room(destination, sum(each.place[-1].size for each in missing))
+    _check_room(destination, sum(file.steps[-1].size for file in missing))
     _stream(archive, missing, destination)
     return Unpacked(len(missing), sum(kept))
 
 
 def _members(archive: str, skipped: Counter[str]) -> Iterator[tuple[str, tuple[Step, ...]]]:
-    """Names and places of all that may be of the set, archives within opened."""
+    """Names and steps of all members that may be of the set, also of archives within."""
     with Reader() as reader:
         waiting: list[tuple[str, tuple[Step, ...], str]] = [("", (), _kind(archive))]
         while waiting:
             outer, steps, kind = waiting.pop(0)
-            where = f"{archive}{SEPARATOR}{outer}" if outer else archive
+            address = f"{archive}{SEPARATOR}{outer}" if outer else archive
             try:
                 members = list(reader.members(archive, steps, kind))
             except DataError as error:
-                raise DataError(f"{where}: {error}. Fetch it again.") from None
+                raise DataError(f"{address}: {error}. Fetch it again.") from None
             for member in members:
                 if member.link:
                     skipped["links"] += 1
@@ -165,28 +166,28 @@ def _members(archive: str, skipped: Counter[str]) -> Iterator[tuple[str, tuple[S
                 name = member.name.replace("\\", "/")  # As some Windows programs write it.
                 if _EVIL.search(name):
                     raise DataError(
-                        f"{where}: a member is named {member.name!r}, to land outside of its"
+                        f"{address}: a member is named {member.name!r}, to land outside of its"
                         " folder. Nothing was unpacked; do not trust this file."
                     )
-                if name and (kind_of := passed_over(name)):
-                    skipped[kind_of] += 1
+                if name and (other_type := passed_over(name)):
+                    skipped[other_type] += 1
                 elif member.step is None or member.status:
                     inside = f"{SEPARATOR}{member.name}" if member.name else ""
                     raise DataError(
-                        f"{where}{inside}: {member.reason}. Nothing was unpacked. Fetch it"
+                        f"{address}{inside}: {member.reason}. Nothing was unpacked. Fetch it"
                         " again, or another file."
                     )
                 else:
                     inner = f"{outer}{SEPARATOR}{name}" if outer else name
-                    nested, place = archive_kind(name), (*steps, member.step)
+                    nested, member_steps = archive_kind(name), (*steps, member.step)
                     if nested and not steps:
-                        waiting.append((inner, place, nested))
+                        waiting.append((inner, member_steps, nested))
                     else:
-                        yield inner, place
+                        yield inner, member_steps
 
 
 def _kind(archive: str) -> str:
-    """What an archive is: by its first bytes, since addresses need not end in a file's name."""
+    """The kind of an archive: by its first bytes, since a URL need not end in a file's name."""
     with storage.open_file(archive) as file:
         try:
             start = file.read(4)
@@ -207,12 +208,12 @@ def _is_set(root: str) -> bool:
     return bool(parts) and parts[-1].removesuffix(".zip") == _SET_FOLDER
 
 
-def _offsets(each: Planned) -> tuple[int, ...]:
-    return tuple(step.offset for step in each.place)
+def _offsets(file: Planned) -> tuple[int, ...]:
+    return tuple(step.offset for step in file.steps)
 
 
 def _sizes(destination: str) -> dict[str, int]:
-    """Bytes of the radiographs that are there; what a killed process left half is deleted."""
+    """Sizes of the existing radiographs; what a killed process has half written is deleted."""
     sizes = {}
     for split in labels.SPLITS:
         folder = storage.join(destination, split)
@@ -225,9 +226,9 @@ def _sizes(destination: str) -> dict[str, int]:
     return sizes
 
 
-def _is_written(destination: str, each: Planned) -> bool:
-    data = storage.read_bytes(storage.join(destination, each.path))
-    return zlib.crc32(data) == each.place[-1].crc
+def _is_written(destination: str, file: Planned) -> bool:
+    data = storage.read_bytes(storage.join(destination, file.path))
+    return zlib.crc32(data) == file.steps[-1].crc
 
 
 def _check_room(destination: str, needed: int) -> None:
@@ -238,13 +239,13 @@ def _check_room(destination: str, needed: int) -> None:
     if free < needed:
         raise StorageError(
             f"{destination}: has room for {free:,} bytes, and {needed:,} are to come. Make room or"
-            " choose another place."
+            " choose another folder."
         )
 
 
 def _stream(archive: str, files: Iterable[Planned], destination: str) -> None:
     files = list(files)
-    total = sum(each.place[-1].size for each in files)
+    total = sum(file.steps[-1].size for file in files)
     pending: dict[Future[None], int] = {}
     with (
         Reader() as reader,
@@ -258,17 +259,17 @@ def _stream(archive: str, files: Iterable[Planned], destination: str) -> None:
                 done.result()
 
         try:
-            for each in files:
+            for file in files:
                 try:
-                    data = reader.read(archive, each.place)
+                    data = reader.read(archive, file.steps)
                 except DataError as error:
-                    raise DataError(f"{archive}: {each.path}: {error}. Fetch it again.") from None
+                    raise DataError(f"{archive}: {file.path}: {error}. Fetch it again.") from None
                 while pending and (
                     len(pending) >= THREADS or sum(pending.values()) + len(data) > IN_FLIGHT_BYTES
                 ):
                     settle()
-                place = storage.join(destination, each.path)
-                pending[pool.submit(storage.write_bytes, place, data)] = len(data)
+                target = storage.join(destination, file.path)
+                pending[pool.submit(storage.write_bytes, target, data)] = len(data)
                 del data
             while pending:
                 settle()
@@ -278,6 +279,6 @@ def _stream(archive: str, files: Iterable[Planned], destination: str) -> None:
 
 
 def listed(counts: Counter[str]) -> str:
-    """Counts by kind, in words."""
-    named = [f"{count:,} {kind}" for kind, count in sorted(counts.items()) if count]
+    """Counts by type, in words."""
+    named = [f"{count:,} {name}" for name, count in sorted(counts.items()) if count]
     return ", ".join(named) or "nothing"

@@ -1,1 +1,1 @@
-"""From the bytes of a file to the square of gray pixels that a model takes."""
+"""From a listed file to the square of gray pixels that a model takes."""

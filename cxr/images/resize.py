@@ -1,4 +1,4 @@
-"""Every radiograph to the same square, on the host, so that pixels travel small."""
+"""Resize every image to the same square where it is read, so that few pixels travel."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ def resize(pixels: NDArray[np.uint8], image_px: int) -> NDArray[np.uint8]:
     Returns:
         uint8 (image_px, image_px).
 
-    The ratio is stretched because the published data are: cropping would cut lung fields off, and
-    padding would tell a network which camera took the picture. Pillow's bilinear filter widens with
+    The aspect ratio changes as in the published work: cropping would cut off lung fields, and
+    padding would reveal which detector took the image. Pillow's bilinear filter widens with
     the reduction, as torchvision's antialiased resize does.
     """
     if pixels.shape == (image_px, image_px):

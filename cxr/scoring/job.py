@@ -1,22 +1,23 @@
 """Score an archive: every listed image has one row in the end, however often the job was killed.
 
-settings.json      what was asked for: another checkpoint or option is refused
-manifest.parquet   every file and member that is to be scored, with its place and its part
-scores/            a Parquet file a part
-scores.csv         all of them, sorted by uri
-summary.json       counts, rates, versions; index.html for people
+settings.json      checkpoint, inputs and options; other ones are refused
+manifest.parquet   every file and archive member to be scored, and its part
+scores/            one Parquet file per part
+damaged/           files of parts that could not be read; there if there were any
+scores.csv         all scores, sorted by uri
+summary.json       counts, rates, versions
+index.html         the same as a page
 
-The manifest comes first, so nothing can be forgotten. Rows of it form parts, a part's scores are
-written whole under the part's name, and a job that is started again computes the parts whose files
-are not there.
+The pipeline: manifest -> tasks -> read -> predict -> write -> results. The manifest comes first, so
+no image can be forgotten. Its rows form parts, the scores of a part are written atomically under
+its name, and a job that is started again computes the parts that have no file.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.actor import ActorHandle
@@ -28,12 +29,14 @@ from cxr.errors import CxrError
 from cxr.inference import devices
 from cxr.models.checkpoint import Checkpoint
 from cxr.scoring import parts, results
-from cxr.scoring.manifest import PART_ROWS, ScoreSettings, manifest_of, tasks
+from cxr.scoring.manifest import PART_ROWS, ScoreSettings, check_output, open_manifest
 from cxr.scoring.predict import PartPredictor
+from cxr.scoring.read import read_parts, tasks
 from cxr.scoring.results import Summary
+from cxr.scoring.write import PartSink
 
 MIN_WRITERS: Final = 2
-"""Tasks that write parts at once, at least; with more predictors as many as there are."""
+"""Least number of concurrent tasks that write parts; with more predictors, as many as those."""
 
 
 def score(
@@ -45,48 +48,50 @@ def score(
     update: bool = False,
     gpu: bool = False,
 ) -> Summary:
-    """Score every file that the inputs name, or what an earlier job has left of them.
+    """Score every image that the inputs name, or those that an earlier job has not scored yet.
 
     Args:
         inputs: as `sources.list_inputs` takes them.
         checkpoint: whose model, temperature and operating point are used.
         output: folder, path or URI: empty, or that of a job with the same settings.
-        any_body_part: score DICOM files of other body parts than the chest, too.
-        update: list the inputs again and add what is new in them.
+        any_body_part: also score DICOM files of body parts other than the chest.
+        update: list the inputs again, and add what is new.
         gpu: compute on GPUs.
 
     Raises:
-        SettingsError: the folder holds the scores of other settings.
+        SettingsError: the folder holds scores of other settings or of another format.
         DataError: the inputs name nothing.
-        CxrError: rows are missing after all.
+        CxrError: scores are missing in the end.
     """
     started = time.time()
     output = storage.absolute(output)
     settings = ScoreSettings(
-        tuple(storage.absolute(each) for each in inputs), any_body_part, checkpoint.fingerprint
+        tuple(storage.absolute(uri) for uri in inputs), any_body_part, checkpoint.fingerprint
     )
-    storage.check_same(output, "settings.json", settings.to_json(), "scores")
-    manifest, skipped = manifest_of(output, settings, update=update)
-    listed = parts.by_part(manifest)
+    check_output(output, settings)
+    manifest, skipped = open_manifest(output, settings, update=update)
     folder = storage.join(output, "scores")
-    done = parts.finished_parts(folder, listed)
-    missing = manifest.filter(pc.invert(pc.is_in(manifest["part"], pa.array(done, pa.int64()))))
+    listed = parts.by_part(manifest)
+    done = parts.open_parts(folder, listed)
+    missing = {part: rows for part, rows in listed.items() if part not in done}
+    num_missing = sum(map(len, missing.values()))
     rates: dict[str, Any] = {}
-    if len(missing):
+    if missing:
         if done:
-            print(f"going on: {len(manifest) - len(missing):,} of {len(manifest):,} have their row")
-        with ClusterProgress(f"scoring with {checkpoint.recipe.name}", len(missing)) as progress:
-            _run(missing, checkpoint, folder, settings, progress.counter, gpu=gpu)
+            num_done = len(manifest) - num_missing
+            print(f"resumed: {num_done:,} of {len(manifest):,} images have their row")
+        with ClusterProgress(f"scoring with {checkpoint.recipe.name}", num_missing) as progress:
+            _run(missing, num_missing, checkpoint, folder, settings, progress.counter, gpu=gpu)
             marks: list[tuple[float, int]] = ray.get(progress.counter.marks.remote())
-        rates = _rates(marks, started, _pool(len(missing), gpu=gpu).min_size)
-        done = parts.finished_parts(folder, listed)
+        rates = _rates(marks, started, _pool(num_missing, gpu=gpu).min_size)
+        done |= parts.read_parts(folder, missing)
         if lost := listed.keys() - done.keys():
             raise CxrError(f"{folder}: {len(lost)} parts are missing. Run the same command again.")
     elif results.is_written(output, len(manifest)):
         print("nothing to do: every listed image has its row")
         return results.summarize(pa.concat_tables(done.values()), 0)
     scores = pa.concat_tables(done[part] for part in sorted(done)).sort_by("uri")
-    summary = results.summarize(scores, len(missing))
+    summary = results.summarize(scores, num_missing)
     results.write(output, scores, summary, skipped, checkpoint, settings, manifest, rates)
     return summary
 
@@ -96,7 +101,8 @@ def _pool(num_images: int, *, gpu: bool) -> cluster.Pool:
 
 
 def _run(
-    missing: pa.Table,
+    missing: Mapping[int, pa.Table],
+    num_images: int,
     checkpoint: Checkpoint,
     folder: str,
     settings: ScoreSettings,
@@ -104,18 +110,19 @@ def _run(
     *,
     gpu: bool,
 ) -> None:
-    cluster.check_reach([folder], missing["file"].to_pylist()[:1])
-    pool = _pool(len(missing), gpu=gpu)
+    first = next(iter(missing.values()))
+    cluster.check_reach([folder], first["file"].to_pylist()[:1])
+    pool = _pool(num_images, gpu=gpu)
     share = pool.share
     point = checkpoint.operating_point
     state = ray.put(dict(checkpoint.model.state_dict()))
     pixels = ray.data.from_blocks(tasks(missing)).map_batches(
-        parts.read_parts,
+        read_parts,
         fn_args=(checkpoint.recipe.image_px, settings.any_body_part),
         batch_format="pyarrow",
         batch_size=None,
-        # On CPUs the same claim as the predictors', so that Ray Data joins the two: each process
-        # reads and predicts in turn, and none waits for a core. GPUs are fed by tasks beside them.
+        # On CPUs the same claim as the predictors', so that Ray Data fuses the two: a process reads
+        # and predicts in turn, and none waits for a core. GPUs are fed by separate tasks.
         num_cpus=1 if gpu else share.num_cpus,
     )
     scored = pixels.map_batches(
@@ -132,18 +139,18 @@ def _run(
     )  # fmt: skip
     cluster.execute(
         lambda: scored.write_datasink(
-            parts.PartSink(folder),
+            PartSink(folder),
             ray_remote_args={"num_cpus": READ_CPUS},
-            # Each is a process that takes seconds to start: without a bound Ray started ten.
+            # A process takes seconds to start, and without a limit Ray started ten.
             concurrency=max(MIN_WRITERS, pool.min_size),
         )
     )
 
 
 def _rates(marks: Sequence[tuple[float, int]], started: float, num_actors: int) -> dict[str, Any]:
-    """Seconds until the first images were scored, and images a second from then on.
+    """Seconds until the first images were scored, and images per second from then on.
 
-    The clock starts where each actor has finished a part: what they do after is counted whole.
+    The rate is measured from when every actor has finished a part.
     """
     rates: dict[str, Any] = {"seconds": marks[-1][0] - started, "images_per_second": None}
     first = min(num_actors, len(marks)) - 1

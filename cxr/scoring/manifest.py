@@ -1,4 +1,4 @@
-"""What is to be scored: the listing, kept as a manifest, and its division into parts and tasks."""
+"""What is to be scored: the settings and the listing of a scores folder, divided into parts."""
 
 import json
 import time
@@ -10,24 +10,19 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import ray.data
 from numpy.typing import NDArray
 
 from cxr import sources, storage
-from cxr.errors import DataError
-from cxr.scoring import parts
-
-FORMAT: Final = 1
+from cxr.errors import DataError, SettingsError
+from cxr.scoring.parts import FORMAT, pack, unpack
+from cxr.scoring.read import num_cpus, stream_of
 
 PART_ROWS: Final = 64
-"""Rows of a part, at most: work of a second or more, lost when a process is killed."""
+"""Rows of a part, at most: a second or more of work, lost when a process is killed."""
 
 PARTS_PER_CPU: Final = 4
-"""Parts that each CPU has to compute of a small archive, at least, so that none waits for long."""
-
-MAX_STREAMS: Final = 8
-"""Times that a compressed tar is read, each for another range of its members."""
+"""Least number of parts for each CPU in a small archive, so that none waits for long."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,7 @@ class ScoreSettings:
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
+        """What `settings.json` holds."""
         return {
             "format": self.format,
             "checkpoint": self.checkpoint,
@@ -49,23 +45,54 @@ class ScoreSettings:
         }
 
 
-def manifest_of(
+def check_output(output: str, settings: ScoreSettings) -> None:
+    """Accept a scores folder that is new, or that was begun with the same settings.
+
+    Raises:
+        SettingsError: it has another format, or was begun with other settings.
+        StorageError: it holds something else.
+    """
+    settings_uri = storage.join(output, "settings.json")
+    if storage.kind(settings_uri) == "file":
+        kept = storage.read_json(settings_uri).get("format")
+        if kept != settings.format:
+            raise SettingsError(
+                f"{output}: holds scores of format {kept}, and this version of cxr writes format"
+                f" {settings.format}. Choose another --output, or use the version that wrote them."
+            )
+    storage.check_same(output, "settings.json", settings.to_json(), "scores")
+
+
+def open_manifest(
     output: str, settings: ScoreSettings, *, update: bool
 ) -> tuple[pa.Table, dict[str, int]]:
-    """What is to be scored, listed at the first job and where an update is wanted."""
-    place = storage.join(output, "manifest.parquet")
-    known = storage.read_table(place) if storage.kind(place) == "file" else None
-    listing = storage.join(output, "listing.json")
+    """The manifest of a scores folder; listed by the first job, and to be updated.
+
+    Args:
+        output: the scores folder.
+        settings: of the folder.
+        update: list the inputs again, and append what is new.
+
+    Returns:
+        Rows of schema `sources.INVENTORY` with their `part`, and the files that were passed over,
+        by type.
+
+    Raises:
+        DataError: the inputs name nothing.
+    """
+    manifest_uri = storage.join(output, "manifest.parquet")
+    listing_uri = storage.join(output, "listing.json")
+    known = storage.read_table(manifest_uri) if storage.kind(manifest_uri) == "file" else None
     if known is not None and not update:
-        skipped: dict[str, int] = storage.read_json(listing)["skipped"]
+        skipped: dict[str, int] = storage.read_json(listing_uri)["skipped"]
         return known, skipped
     began = time.monotonic()
-    table, skipped = list_everything(settings.inputs)
+    table, skipped = list_images(settings.inputs)
     print(f"listed {len(table):,} images in {time.monotonic() - began:.1f} s", flush=True)
     if known is not None:
-        new = pc.invert(pc.is_in(table["uri"], known["uri"]))
-        table = table.filter(new)
-        gone = len(known) + pc.sum(new).as_py() - len(new)
+        is_new = pc.invert(pc.is_in(table["uri"], known["uri"]))
+        table = table.filter(is_new)
+        gone = len(known) + pc.sum(is_new).as_py() - len(is_new)
         print(f"update: {len(table):,} new; {gone:,} of the {len(known):,} known are gone")
     first = 0 if known is None else pc.max(known["part"]).as_py() + 1
     table = table.append_column("part", pa.array(first + number_parts(table)))
@@ -73,32 +100,34 @@ def manifest_of(
         table = pa.concat_tables([known, table])
     # Not before: inputs that name nothing leave nothing behind.
     storage.write_json(storage.join(output, "settings.json"), settings.to_json())
-    storage.write_json(listing, {"skipped": skipped})
-    # Last: a manifest that is there is whole.
-    storage.write_table(place, table)
+    storage.write_json(listing_uri, {"skipped": skipped})
+    # Last: an existing manifest is complete.
+    storage.write_table(manifest_uri, table)
     return table, skipped
 
 
-def list_everything(inputs: Sequence[str]) -> tuple[pa.Table, dict[str, int]]:
-    """Every image that the inputs name, and the files passed over by kind.
+def list_images(inputs: Sequence[str]) -> tuple[pa.Table, dict[str, int]]:
+    """List every image that the inputs name, and count the files that were passed over by type.
 
-    Files of their own by uri, then archives by uri, their members in the order in which they stand
-    in them. Archives are listed by the cluster, one task each: a compressed tar has to be read
-    whole.
+    Files by uri come first, then archives by uri, their members in the order of the archive. The
+    cluster lists archives, one task each: a compressed tar has to be read to its end.
+
+    Raises:
+        DataError: an input does not exist, or they name nothing.
     """
-    found = sources.list_inputs(inputs)
-    skipped = found.skipped
-    tables = {"": found.table().sort_by("uri")}
-    if found.archives:
-        asked = [
-            pa.table({"file": [file], "wanted": pa.array([wanted], pa.list_(pa.string()))})
-            for file, wanted in sorted(found.archives.items())
+    listed = sources.list_inputs(inputs)
+    skipped = listed.skipped
+    tables = {"": listed.table().sort_by("uri")}
+    if listed.archives:
+        archives = [
+            pa.table({"file": [file], "paths": pa.array([paths], pa.list_(pa.string()))})
+            for file, paths in sorted(listed.archives.items())
         ]
-        listed = ray.data.from_blocks(asked).map_batches(
-            parts.list_archives, batch_format="pyarrow", batch_size=None, num_cpus=1
+        dataset = ray.data.from_blocks(archives).map_batches(
+            _list_archives, batch_format="pyarrow", batch_size=None, num_cpus=1
         )
-        for row in listed.iter_rows():
-            tables[row["file"]] = parts.unpack(row["rows"])
+        for row in dataset.iter_rows():
+            tables[row["file"]] = unpack(row["rows"])
             skipped.update(json.loads(row["skipped"]))
     table = pa.concat_tables(tables[file] for file in sorted(tables))
     if not len(table):
@@ -106,53 +135,34 @@ def list_everything(inputs: Sequence[str]) -> tuple[pa.Table, dict[str, int]]:
     return table, dict(skipped)
 
 
+def _list_archives(batch: pa.Table) -> pa.Table:
+    # rows in: {file, paths}; rows out: {file, rows: packed INVENTORY, skipped: JSON}
+    listed = [sources.list_archive(row["file"], row["paths"]) for row in batch.to_pylist()]
+    return pa.table(
+        {
+            "file": batch["file"],
+            "rows": pa.array([pack(table) for table, _ in listed], pa.binary()),
+            "skipped": [json.dumps(skipped) for _, skipped in listed],
+        }
+    )
+
+
 def number_parts(listed: pa.Table) -> NDArray[np.int64]:
     """The part of each listed row, (N,), from 0 on.
 
-    Parts are small enough to give every CPU some, and a long compressed tar begins a new one, so
+    Parts are small enough for every CPU to get some, and a long compressed tar begins a new one, so
     that hardly any part needs two of them.
     """
-    rows = int(np.clip(len(listed) / (PARTS_PER_CPU * _num_cpus()), 1, PART_ROWS))
-    streams = [_stream(row) for row in listed.select(["file", "place"]).to_pylist()]
+    rows = int(np.clip(len(listed) / (PARTS_PER_CPU * num_cpus()), 1, PART_ROWS))
+    streams = [stream_of(row) for row in listed.select(["file", "place"]).to_pylist()]
     lengths = Counts(streams)
     numbers: NDArray[np.int64] = np.zeros(len(listed), np.int64)
     size = number = 0
     for index, stream in enumerate(streams):
         before = streams[max(0, index - 1)]
-        alone = stream != before and max(lengths[stream] if stream else 0,
-                                         lengths[before] if before else 0) > rows  # fmt: skip
-        if size == rows or alone:
+        longest = max(lengths[name] if name else 0 for name in (stream, before))
+        if size == rows or (stream != before and longest > rows):
             size, number = 0, number + 1
         numbers[index] = number
         size += 1
     return numbers
-
-
-def tasks(missing: pa.Table) -> list[pa.Table]:
-    """The rows of each task: one part, or of a compressed tar a range of parts in one pass."""
-    streams: dict[str, list[pa.Table]] = {}
-    singles = []
-    for table in parts.by_part(missing).values():
-        stream = _stream(table.slice(len(table) - 1).select(["file", "place"]).to_pylist()[0])
-        if stream:
-            streams.setdefault(stream, []).append(table)
-        else:
-            singles.append(table)
-    ranges = [
-        pa.concat_tables([tables[i] for i in indices])
-        for tables in streams.values()
-        for indices in np.array_split(
-            np.arange(len(tables)), min(MAX_STREAMS, _num_cpus(), len(tables))
-        )
-    ]
-    return ranges + singles  # What takes longest first.
-
-
-def _stream(row: dict[str, Any]) -> str:
-    """The archive that a row is read from, if only from front to back; else empty."""
-    steps = [sources.Step(**step) for step in row["place"]]
-    return str(row["file"]) if sources.is_sequential(steps) else ""
-
-
-def _num_cpus() -> int:
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,4 +1,4 @@
-"""The actor that scores parts of an archive: pixels in, a verdict for each row out."""
+"""The predicting stage: an actor that turns the pixels of parts into scores."""
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from cxr.scoring.parts import SCORES, pack, unpack
 
 
 class PartPredictor(Predictor):
-    """A predictor of whole parts: gives each row its score and its verdict."""
+    """A predictor of whole parts."""
 
     def __init__(
         self,
@@ -32,20 +32,20 @@ class PartPredictor(Predictor):
         self.temperature, self.threshold = temperature, threshold
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        # rows in: {part, rows: packed, with x}; rows out: {part, rows: packed, schema SCORES}
+        # rows in: {part, rows: packed PIXELS}; rows out: {part, rows: packed SCORES}
         scored = [pack(self._score(unpack(rows))) for rows in batch["rows"].to_pylist()]
         return batch.set_column(1, "rows", pa.array(scored, pa.binary()))
 
     def _score(self, table: pa.Table) -> pa.Table:
         logits = self.logits(table["x"])
         probs = metrics.probabilities(logits, self.temperature)
-        called = [CLASSES[int(prob >= self.threshold)] for prob in probs]
+        predictions = [CLASSES[int(prob >= self.threshold)] for prob in probs]
         self.counter.add.remote(len(table))
         without = np.asarray(pc.is_null(table["x"]))
         columns = {
             "prob_pneumonia": pa.array(probs, pa.float64(), mask=without),
             "logit": pa.array(logits, pa.float64(), mask=without),
-            "prediction": pa.array(called, pa.string(), mask=without),
+            "prediction": pa.array(predictions, pa.string(), mask=without),
         }
         arrays = [columns[name] if name in columns else table[name] for name in SCORES.names]
         return pa.table(arrays, schema=SCORES)

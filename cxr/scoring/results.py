@@ -1,6 +1,5 @@
-"""What the scores folder says in the end: one table, a summary, a page."""
+"""The results of a scores folder: one table, a summary, a page."""
 
-import re
 from collections import Counter as Counts
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,29 +10,29 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from cxr import storage
+from cxr.images.read import read_all, without_numbers
 from cxr.labels import CLASSES
 from cxr.models.checkpoint import Checkpoint, package_versions
 from cxr.reports import FailureGroup, ScoringReport, SuspiciousImage, scoring_page, thumbnail
-from cxr.scoring import parts
 from cxr.scoring.manifest import ScoreSettings
 
 NUM_SUSPICIOUS: Final = 12
-"""Thumbnails of the most suspicious images."""
+"""Images of the highest scores that are shown."""
 
 NUM_EXAMPLES: Final = 3
-"""Files that are named of each reason."""
+"""Files that are named for a reason."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of the listed files."""
+    """How many of the listed files were scored, refused or unreadable."""
 
     num_listed: int
     num_scored: int
     num_refused: int
     num_unreadable: int
     computed: int
-    """Rows that this job added; the others were there."""
+    """Rows that this job computed."""
 
     @property
     def failed_fraction(self) -> float:
@@ -61,13 +60,13 @@ def write(
 
     Args:
         output: the scores folder.
-        scores: all rows, schema `parts.SCORES`, by uri.
+        scores: all rows, schema `SCORES`, by uri.
         summary: of the scores.
-        skipped: files that the listing passed over, by kind.
-        checkpoint: what scored.
-        settings: what was asked for.
+        skipped: files that the listing passed over, by type.
+        checkpoint: that the scores are from.
+        settings: of the folder.
         manifest: the listed files, to read thumbnails from.
-        rates: seconds and images a second.
+        rates: seconds and images per second.
     """
     _write_csv(output, scores)
     facts = _facts(scores, summary, skipped, checkpoint, settings, rates)
@@ -77,9 +76,10 @@ def write(
 
 
 def is_written(output: str, num_listed: int) -> bool:
-    """Whether a job came to its end here, with so many listed files."""
-    place = storage.join(output, "summary.json")
-    return storage.kind(place) == "file" and storage.read_json(place)["listed"] == num_listed
+    """Whether the results of so many listed files are written."""
+    summary_uri = storage.join(output, "summary.json")
+    is_file = storage.kind(summary_uri) == "file"
+    return is_file and storage.read_json(summary_uri)["listed"] == num_listed
 
 
 def _write_csv(output: str, scores: pa.Table) -> None:
@@ -166,23 +166,18 @@ def _failures(scores: pa.Table) -> list[FailureGroup]:
     for status, reason, uri in zip(
         *(failed[name].to_pylist() for name in ("status", "reason", "uri")), strict=True
     ):
-        uris.setdefault((status, _reason(reason)), []).append(uri)
+        uris.setdefault((status, without_numbers(reason)), []).append(uri)
     return [
         FailureGroup(status, reason, len(named), named[:NUM_EXAMPLES])
         for (status, reason), named in sorted(uris.items(), key=lambda item: -len(item[1]))
     ]
 
 
-def _reason(reason: str) -> str:
-    """A reason without its numbers, so that like cases count together."""
-    return re.sub(r"\d[\d,]*", "N", reason)
-
-
 def _warnings(scores: pa.Table) -> dict[str, int]:
     scored = scores.filter(pc.equal(scores["status"], "scored"))
     return dict(
         Counts(
-            _reason(warning) for row in scored["warnings"].to_pylist() for warning in row
+            without_numbers(warning) for row in scored["warnings"].to_pylist() for warning in row
         ).most_common()
     )
 
@@ -190,20 +185,20 @@ def _warnings(scores: pa.Table) -> dict[str, int]:
 def _suspicious(
     scored: pa.Table, manifest: pa.Table, image_px: int, settings: ScoreSettings
 ) -> list[SuspiciousImage]:
-    """The images of the highest scores, read once more for their thumbnails."""
+    """The images of the highest scores, read again for their thumbnails."""
     top = scored.take(pc.select_k_unstable(scored, NUM_SUSPICIOUS, [("logit", "descending")]))
     listed = manifest.filter(pc.is_in(manifest["uri"], top["uri"])).to_pylist()
-    listed.sort(key=lambda row: (row["file"], [step["offset"] for step in row["place"]]))
-    read = {
-        row["uri"]: thumbnail(parts.pixels(row, image_px))
-        for row in parts.read_rows(listed, image_px, settings.any_body_part)
-        if row["x"] is not None
+    images = read_all(listed, image_px, any_body_part=settings.any_body_part)
+    thumbnails = {
+        row["uri"]: thumbnail(image.pixels)
+        for row, image in zip(listed, images, strict=True)
+        if image.pixels is not None
     }
     return [
         SuspiciousImage(
             row["uri"], row["prob_pneumonia"], row["prediction"] == CLASSES[1], row["warnings"],
-            read[row["uri"]],
+            thumbnails[row["uri"]],
         )
         for row in top.to_pylist()
-        if row["uri"] in read
+        if row["uri"] in thumbnails
     ]  # fmt: skip

@@ -1,27 +1,28 @@
-"""Where radiographs come from: labeled sets to learn from, archives of any form to score.
+"""Where images come from: files, folders, buckets, archives, manifests, and labeled sets of them.
 
-A listing travels, the bytes of the radiographs do not: workers open each file where they decode it.
+A listing travels, the bytes of the images do not: workers open each file where they decode it.
 """
 
-from cxr.sources.archives.members import SEPARATOR, Step, archive_kind
-from cxr.sources.archives.reader import Reader, is_sequential
-from cxr.sources.inputs import INVENTORY, Found, list_archive, list_inputs
-from cxr.sources.labeled import LISTING, column, list_radiographs
-from cxr.sources.names import may_be_image, passed_over
+from cxr.sources.archives import SEPARATOR, Reader, Step, archive_kind, is_sequential
+from cxr.sources.inputs import INVENTORY, Inputs, in_words, list_archive, list_inputs
+from cxr.sources.labeled import LISTING, LabeledSet, column, list_radiographs, list_set
+from cxr.sources.names import passed_over
 
 __all__ = [
     "INVENTORY",
     "LISTING",
     "SEPARATOR",
-    "Found",
+    "Inputs",
+    "LabeledSet",
     "Reader",
     "Step",
     "archive_kind",
     "column",
+    "in_words",
     "is_sequential",
     "list_archive",
     "list_inputs",
     "list_radiographs",
-    "may_be_image",
+    "list_set",
     "passed_over",
 ]

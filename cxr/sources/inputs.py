@@ -1,7 +1,7 @@
-"""What is to be scored: every file that may be a radiograph, once, each with its place.
+"""What inputs name: every file that may be an image, once, with the steps to its bytes.
 
-Nothing that could be a radiograph is left out: a file or archive that cannot be read stands in the
-list with the reason. Evident other files are counted by kind instead.
+Nothing that may be an image is dropped: a file or archive that cannot be read is listed with the
+reason. Files that are evidently no images are counted by type.
 """
 
 import fnmatch
@@ -15,15 +15,8 @@ import pyarrow as pa
 
 from cxr import storage
 from cxr.errors import DataError, StorageError, UnavailableError
-from cxr.sources.archives.members import (
-    SEPARATOR,
-    Member,
-    Step,
-    archive_kind,
-    check_size,
-    printable,
-)
-from cxr.sources.archives.reader import Reader
+from cxr.sources.archives import SEPARATOR, Member, Reader, Step, archive_kind, check_size
+from cxr.sources.archives import printable as printable_name
 from cxr.sources.manifests import beside, read_manifest, required, texts
 from cxr.sources.names import passed_over
 from cxr.storage import File, s3
@@ -48,89 +41,156 @@ INVENTORY: Final = pa.schema(
         ("warnings", pa.list_(pa.string())),
     ]
 )
-"""The columns of an inventory, a row a file or member. `file` is what storage opens, `place` the
-steps from there; `status` and `reason` are set where it is known already that nothing can be read;
-`size` in bytes, -1 if unknown."""
+"""The columns of an inventory, one row per file or archive member. `file` is what storage opens,
+`place` holds the `Step`s from there to the bytes, none for the file itself; `size` in bytes, -1 if
+unknown; `modified_ns` is of the file; `status` and `reason` are set if it is already known that
+there is nothing to decode."""
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
 
 @dataclass
-class Found:
-    """What the inputs name."""
+class Inputs:
+    """What inputs name; archives are named, not yet opened."""
 
     files: dict[str, File] = field(default_factory=dict)
-    """Files that may be radiographs, by URI."""
+    """Files that may be images, by URI."""
     archives: dict[str, list[str] | None] = field(default_factory=dict)
-    """Paths that are wanted of each archive, None for all."""
-    others: dict[str, str] = field(default_factory=dict)
-    """The kind of each file that is evidently no radiograph, by URI."""
+    """The requested paths of each archive, None for all, by URI."""
+    other_files: dict[str, str] = field(default_factory=dict)
+    """The type of each file that is evidently no image, by URI."""
 
     @property
     def skipped(self) -> Counter[str]:
-        """Files that are evidently no radiographs and were not named themselves, by kind."""
-        return Counter(kind for uri, kind in self.others.items() if uri not in self.files)
+        """Files that are evidently no images and were not named themselves, by type."""
+        return Counter(name for uri, name in self.other_files.items() if uri not in self.files)
 
     def table(self) -> pa.Table:
         """The files, of schema `INVENTORY`."""
-        return _table(_row(file) for file in self.files.values())
+        return _table(_file_row(file) for file in self.files.values())
+
+    def add(self, address: str) -> None:
+        """Add what one input names.
+
+        Raises:
+            DataError: it is not there, or a manifest without a column `uri`.
+            StorageError: a folder or bucket cannot be listed.
+        """
+        archive, path = split_address(address)
+        if archive != address and storage.kind(archive) == "file":
+            self._add_archive(archive, path)
+            return
+        uri = storage.absolute(address)
+        match storage.kind(uri):
+            case "file" if archive_kind(uri):
+                self._add_archive(uri, "")
+            case "file" if uri.lower().endswith((".csv", ".parquet")):
+                self.add_named(_manifest_uris(uri), uri)
+            case "file":
+                self.add_named([uri], uri)
+            case "folder":
+                self._add_listed(storage.list_files(uri), uri)
+            case _ if _GLOB.search(uri, len(s3.root(uri))):
+                self._add_matching(uri)
+            case _:
+                raise DataError(
+                    f"{uri}: not found. Give files, folders, bucket prefixes, archives, globs, or"
+                    " a CSV or Parquet manifest with a column uri."
+                )
+
+    def add_named(self, addresses: Iterable[str], manifest: str) -> None:
+        """Add files and archive members that were named themselves, whatever their names.
+
+        Args:
+            addresses: absolute, or relative to the manifest's folder.
+            manifest: path or URI of the manifest that names them.
+        """
+        files = []
+        for address in addresses:
+            uri, path = split_address(address)
+            try:
+                uri = beside(manifest, uri)
+            except StorageError as error:
+                self.files[uri] = _problem(uri, error)
+                continue
+            if archive_kind(uri):
+                self._add_archive(uri, path)
+            else:
+                files.append(uri)
+        for file in storage.for_all(_look_up, files):
+            self.files[file.uri] = file
+
+    def _add_archive(self, archive: str, path: str) -> None:
+        uri = storage.printable(storage.absolute(archive))
+        paths = self.archives.setdefault(uri, [])
+        if not path or paths is None:
+            self.archives[uri] = None
+        else:
+            paths.append(printable_name(path))
+
+    def _add_listed(self, files: Iterable[File], root: str) -> None:
+        for file in files:
+            path = storage.absolute(file.uri)[len(root) :]
+            if file.uri.endswith("/"):  # A folder, whatever its suffix.
+                path += "/"
+            if other_type := passed_over(path):
+                self.other_files[file.uri] = other_type
+            elif archive_kind(path) and not file.problem:
+                self._add_archive(file.uri, "")
+            else:
+                self.files[file.uri] = file
+
+    def _add_matching(self, glob: str) -> None:
+        bucket = s3.root(glob)
+        path = _GLOB.split(glob[len(bucket) :], maxsplit=1)[0]
+        root = bucket + path.rpartition("/")[0] or "/"
+        whole, above = _translate(glob, bucket), _translate_above(glob, root)
+        files = storage.list_files(root, enter=lambda folder: bool(above.fullmatch(folder)))
+        # A folder that cannot be listed may contain matches.
+        matching = [
+            file
+            for file in files
+            if whole.fullmatch(storage.absolute(file.uri)) or file.uri.endswith("/")
+        ]
+        if not matching:
+            raise DataError(f"{glob}: no file matches.")
+        self._add_listed(matching, root)
 
 
-def list_inputs(inputs: Sequence[str]) -> Found:
-    """Find every file that the inputs name; archives are found, not yet opened.
+def list_inputs(inputs: Sequence[str]) -> Inputs:
+    """List every file that the inputs name; archives are not opened.
 
     Args:
         inputs: files, folders, globs, bucket prefixes, archives, `archive.zip!/path` addresses, and
-            CSV or Parquet manifests with a column `uri`, in any mix.
+            CSV or Parquet manifests with a column `uri`, in any combination.
 
     Raises:
-        DataError: an input is not there, or nothing at all was found.
+        DataError: an input does not exist, or nothing at all may be an image.
         StorageError: a folder or bucket cannot be listed.
     """
-    found = Found()
-    for each in inputs:
-        _list_input(found, each)
-    if not found.files and not found.archives:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.skipped.items())
-        raise DataError(
-            f"{', '.join(inputs)}: no radiographs found. Passed over: {kinds or 'nothing'}."
-        )
-    return found
+    listed = Inputs()
+    for address in inputs:
+        listed.add(address)
+    if not listed.files and not listed.archives:
+        raise DataError(f"{', '.join(inputs)}: no radiographs found. {in_words(listed.skipped)}")
+    return listed
 
 
-def _list_input(found: Found, given: str) -> None:
-    archive, path = _split(given)
-    if archive != given and storage.kind(archive) == "file":
-        _want(found, archive, path)
-        return
-    uri = storage.absolute(given)
-    match storage.kind(uri):
-        case "file" if archive_kind(uri):
-            _want(found, uri, "")
-        case "file" if uri.lower().endswith((".csv", ".parquet")):
-            _name(found, _manifest(uri), uri)
-        case "file":
-            _name(found, [uri], uri)
-        case "folder":
-            _sift(found, storage.list_files(uri), uri)
-        case _ if _GLOB.search(uri, len(s3.root(uri))):
-            _list_glob(found, uri)
-        case _:
-            raise DataError(
-                f"{uri}: not found. Give files, folders, bucket prefixes, archives, globs, or a CSV"
-                " or Parquet manifest with a column uri."
-            )
+def in_words(skipped: Counter[str]) -> str:
+    """What a listing passed over, as a sentence."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in skipped.items())
+    return f"Passed over: {counts or 'nothing'}."
 
 
-def _split(address: str) -> tuple[str, str]:
-    """A file and the path in it, empty for the file itself."""
+def split_address(address: str) -> tuple[str, str]:
+    """Split `archive.zip!/path` into the file and the path in it, empty for the file itself."""
     for separator in re.finditer(SEPARATOR, address):
         if archive_kind(address[: separator.start()]):
             return address[: separator.start()], address[separator.end() :]
     return address, ""
 
 
-def _manifest(uri: str) -> list[str]:
+def _manifest_uris(uri: str) -> list[str]:
     table = read_manifest(uri)
     if "uri" not in table.column_names:
         raise DataError(
@@ -139,28 +199,10 @@ def _manifest(uri: str) -> list[str]:
     return [required(uri, "uri", i, text) for i, text in enumerate(texts(table, "uri"))]
 
 
-def _name(found: Found, addresses: Iterable[str], manifest: str) -> None:
-    """Files that were named themselves are listed whatever their names."""
-    files = []
-    for address in addresses:
-        uri, path = _split(address)
-        try:
-            uri = beside(manifest, uri)
-        except StorageError as error:
-            found.files[uri] = _problem(uri, error)
-            continue
-        if archive_kind(uri):
-            _want(found, uri, path)
-        else:
-            files.append(uri)
-    for file in storage.for_all(_look_up, files):
-        found.files[file.uri] = file
-
-
 def _look_up(uri: str) -> File:
     try:
         return storage.look_up(uri)
-    except UnavailableError:  # Of the store, and not of this file.
+    except UnavailableError:  # It concerns the store, not this file.
         raise
     except StorageError as error:
         return _problem(uri, error)
@@ -170,53 +212,14 @@ def _problem(uri: str, error: StorageError) -> File:
     return File(uri, -1, 0, str(error).removeprefix(f"{uri}: ").rstrip("."))
 
 
-def _want(found: Found, archive: str, path: str) -> None:
-    uri = storage.printable(storage.absolute(archive))
-    wanted = found.archives.setdefault(uri, [])
-    if not path or wanted is None:
-        found.archives[uri] = None
-    else:
-        wanted.append(printable(path))
-
-
-def _sift(found: Found, files: Iterable[File], root: str) -> None:
-    for file in files:
-        path = storage.absolute(file.uri)[len(root) :]
-        if file.uri.endswith("/"):  # A folder, whatever its suffix.
-            path += "/"
-        if kind := passed_over(path):
-            found.others[file.uri] = kind
-        elif archive_kind(path) and not file.problem:
-            _want(found, file.uri, "")
-        else:
-            found.files[file.uri] = file
-
-
-def _list_glob(found: Found, glob: str) -> None:
-    bucket = s3.root(glob)
-    path = _GLOB.split(glob[len(bucket) :], maxsplit=1)[0]
-    root = bucket + path.rpartition("/")[0] or "/"
-    whole, above = _translate(glob, bucket), _translate_above(glob, root)
-    files = storage.list_files(root, enter=lambda folder: bool(above.fullmatch(folder)))
-    # Of a folder that cannot be listed nobody knows what in it matches.
-    matching = [
-        file
-        for file in files
-        if whole.fullmatch(storage.absolute(file.uri)) or file.uri.endswith("/")
-    ]
-    if not matching:
-        raise DataError(f"{glob}: no file matches.")
-    _sift(found, matching, root)
-
-
 def _translate(glob: str, bucket: str) -> "re.Pattern[str]":
-    """A glob as a regular expression: what matches a folder matches all that is in it."""
+    """A glob as a regular expression; a match of a folder covers everything in it."""
     expression = re.escape(bucket) + _expression(glob[len(bucket) :])
     return re.compile(expression + "(?:/.*)?", re.DOTALL)
 
 
 def _translate_above(glob: str, root: str) -> "re.Pattern[str]":
-    """A regular expression of the folders in or above which something may match."""
+    """A regular expression of the folders in or below which something may match."""
     text = "(?:/.*)?"
     for part in reversed(glob[len(root) :].strip("/").split("/")):
         text = "(?:/.*)?" if "**" in part else f"(?:/{_expression(part)}{text})?"
@@ -227,7 +230,7 @@ def _expression(glob: str) -> str:
     """`*` stays within a folder, `**` does not."""
     parts = re.split(r"(\*\*/?|\*|\?|\[!?\]?[^]/]*\])", glob)
     meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    # Brackets as `fnmatch` takes them, without the mark of the end.
+    # Brackets as `fnmatch` translates them, without the mark of the end.
     return "".join(
         meanings.get(part)
         or ("(?!/)" + fnmatch.translate(part)[:-2] if part[:1] == "[" else re.escape(part))
@@ -235,143 +238,148 @@ def _expression(glob: str) -> str:
     )
 
 
-def list_archive(file: str, wanted: Sequence[str] | None) -> tuple[pa.Table, dict[str, int]]:
-    """The members of an archive that may be radiographs.
+def list_archive(file: str, paths: Sequence[str] | None) -> tuple[pa.Table, Counter[str]]:
+    """List the members of an archive that may be images, also of archives within it.
 
     Args:
         file: path or URI of a zip or tar archive.
-        wanted: paths in it, or folders; None for all.
+        paths: requested paths in it, members or folders; None for all.
 
     Returns:
         A table of schema `INVENTORY` in the archive's order, and the number of members that were
-        passed over by kind. Whatever the archive holds, an exception never.
+        passed over by type. Whatever the archive holds, no exception is raised for it.
 
     Raises:
         UnavailableError: the object store cannot be reached.
     """
     with Reader() as reader:
-        lister = _Lister(file, wanted, reader)
+        lister = _ArchiveLister(file, paths, reader)
         lister.walk((), "", archive_kind(file))
     lister.explain_missing()
-    return _table(lister.rows), dict(lister.skipped)
+    return _table(lister.rows), lister.skipped
 
 
-class _Lister:
-    """Walks through an archive and the archives in it. Paths are those in the outermost file."""
+class _ArchiveLister:
+    """Walks through an archive and the archives in it; paths are those in the outermost file."""
 
-    def __init__(self, file: str, wanted: Sequence[str] | None, reader: Reader) -> None:
+    def __init__(self, file: str, paths: Sequence[str] | None, reader: Reader) -> None:
         self.file, self.reader = file, reader
-        self.wanted = {_plain(path.removesuffix(SEPARATOR)): path for path in wanted or ()}
-        self.all = wanted is None or "" in self.wanted
-        self.met: set[str] = set()
-        # Archives in this one of which something is wanted.
-        self.around = {
+        self.modified_ns = _look_up(file).modified_ns
+        self.requested = {plain(path.removesuffix(SEPARATOR)): path for path in paths or ()}
+        self.all = paths is None or "" in self.requested
+        self.matched: set[str] = set()
+        # Archives within this one that contain a requested path.
+        self.outer = {
             path[: separator.start()]
-            for path in self.wanted
+            for path in self.requested
             for separator in re.finditer(SEPARATOR, path)
         }
-        self.times: dict[str, int] = {}
+        self.num_same: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
         self.skipped: Counter[str] = Counter()
 
-    def walk(self, place: tuple[Step, ...], archive: str, kind: str) -> None:
+    def walk(self, steps: tuple[Step, ...], archive: str, kind: str) -> None:
+        """List an archive: the file itself, or the one that the steps lead to, at a path in it."""
         nested: list[tuple[tuple[Step, ...], str, str]] = []
         try:
-            for member in self.reader.members(self.file, place, kind):
+            for member in self.reader.members(self.file, steps, kind):
                 if not member.name:
-                    self.add(archive, place, -1, member.status, member.reason)
+                    self.add_row(archive, steps, -1, member.status, member.reason)
                     continue
-                if inner := self.list_member(member, place, archive):
+                if inner := self.add_member(member, steps, archive):
                     nested.append(inner)
         except UnavailableError:
             raise
         except (DataError, StorageError) as error:
             reason = str(error).removeprefix(f"{self.file}: ").rstrip(".")
-            self.add(archive, place, -1, "unreadable", reason)
-        except Exception as error:  # What hostile archives make libraries raise has no end.
+            self.add_row(archive, steps, -1, "unreadable", reason)
+        except Exception as error:  # Hostile archives make libraries raise anything.
             reason = f"the archive cannot be listed ({type(error).__name__})"
-            self.add(archive, place, -1, "unreadable", reason)
-        # After the outer list, which a compressed archive gives in one pass.
+            self.add_row(archive, steps, -1, "unreadable", reason)
+        # After the outer archive, which is listed in one pass if it is compressed.
         for inner in nested:
             self.walk(*inner)
 
-    def list_member(
-        self, member: Member, place: tuple[Step, ...], archive: str
+    def add_member(
+        self, member: Member, steps: tuple[Step, ...], archive: str
     ) -> tuple[tuple[Step, ...], str, str] | None:
-        """Add a member's row or count it; an archive that is to be listed is given back."""
+        """Add a member's row or count it; of an archive to list, return the arguments of `walk`."""
         path = f"{archive}{SEPARATOR}{member.name}" if archive else member.name
-        wanted = self.wanted_parts(path, archive)
-        other = passed_over(_plain(path)[len(wanted[-1]) if wanted else 0 :])
+        requested = self.requested_parts(path, archive)
+        other_type = passed_over(plain(path)[len(requested[-1]) if requested else 0 :])
         if member.link:
-            other = "link or device in an archive"
-        if other and _plain(path) not in wanted:  # What was named itself has a row.
-            if wanted:
-                self.skipped[other] += 1
+            other_type = "link or device in an archive"
+        if other_type and plain(path) not in requested:  # What was named itself has a row.
+            if requested:
+                self.skipped[other_type] += 1
             return None
-        path, number = self.numbered(path)
+        path, number = self.unique_path(path)
         if number > 1:
-            wanted += self.wanted_parts(path, archive)
-        if not wanted and _plain(path) not in self.around:
+            requested += self.requested_parts(path, archive)
+        if not requested and plain(path) not in self.outer:
             return None
-        steps = (*place, member.step) if member.step else place
+        member_steps = (*steps, member.step) if member.step else steps
         warnings = [f"member {number} of this name in the archive"] if number > 1 else []
         status, reason = member.status, member.reason
         kind = archive_kind(member.name)
         if member.link:
-            status, reason = "unreadable", other
+            status, reason = "unreadable", other_type
         elif kind and member.step and not status:
-            if not place:
-                return steps, path, kind
+            if not steps:
+                return member_steps, path, kind
             status = "unreadable"
             reason = "an archive nested deeper than one level; unpack it first"
-        self.add(path, steps, member.size, status, reason, warnings)
+        self.add_row(path, member_steps, member.size, status, reason, warnings)
         return None
 
-    def wanted_parts(self, path: str, archive: str) -> list[str]:
-        """The wanted paths at or above a path, the empty one if all are wanted."""
+    def requested_parts(self, path: str, archive: str) -> list[str]:
+        """The requested paths at or above a path; the empty one if all are requested."""
         if self.all:
             return [""]
-        plain = _plain(path)
-        ends = [len(_plain(archive)), *(slash.start() for slash in re.finditer("/", plain))]
-        parts = [plain[:end] for end in (*ends, len(plain)) if plain[:end] in self.wanted]
-        self.met.update(parts)
+        text = plain(path)
+        ends = [len(plain(archive)), *(slash.start() for slash in re.finditer("/", text))]
+        parts = [text[:end] for end in (*ends, len(text)) if text[:end] in self.requested]
+        self.matched.update(parts)
         return parts
 
-    def numbered(self, path: str) -> tuple[str, int]:
-        """A path of its own for each member of the same path; which one it is."""
-        number = self.times.get(path, 0) + 1
-        while (own := f"{path}#{number}" if number > 1 else path) in self.times:
+    def unique_path(self, path: str) -> tuple[str, int]:
+        """A unique path for each member of the same path, and its number among them."""
+        number = self.num_same.get(path, 0) + 1
+        while (unique := f"{path}#{number}" if number > 1 else path) in self.num_same:
             number += 1
-        self.times[path] = number
-        self.times.setdefault(own, 1)
-        return own, number
+        self.num_same[path] = number
+        self.num_same.setdefault(unique, 1)
+        return unique, number
 
     def explain_missing(self) -> None:
-        for part, path in self.wanted.items():
-            if not self.all and part not in self.met:
-                self.add(self.numbered(path)[0], (), -1, "unreadable", "no such member")
+        """Add a row for each requested path that is not in the archive."""
+        for part, path in self.requested.items():
+            if not self.all and part not in self.matched:
+                self.add_row(self.unique_path(path)[0], (), -1, "unreadable", "no such member")
 
-    def add(
-        self, path: str, place: tuple[Step, ...], size: int, status: str, reason: str,
+    def add_row(
+        self, path: str, steps: tuple[Step, ...], size: int, status: str, reason: str,
         warnings: Sequence[str] = (),
     ) -> None:  # fmt: skip
+        """Add the row of a path; an empty one stands for the file itself."""
         if size == 0 and not status:
             status, reason = "unreadable", "the file is empty"
         self.rows.append(
             {
                 "uri": f"{self.file}{SEPARATOR}{path}" if path else self.file, "file": self.file,
-                "place": [step._asdict() for step in place], "size": size, "modified_ns": 0,
-                "status": status, "reason": reason, "warnings": list(warnings),
+                "place": [step._asdict() for step in steps], "size": size,
+                "modified_ns": self.modified_ns, "status": status, "reason": reason,
+                "warnings": list(warnings),
             }
         )  # fmt: skip
 
 
-def _plain(path: str) -> str:
-    """A path without what means nothing, such as `./` at its beginning."""
+def plain(path: str) -> str:
+    """A path without parts that mean nothing, such as `./` at its beginning."""
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _row(file: File) -> dict[str, Any]:
+def _file_row(file: File) -> dict[str, Any]:
     status, reason = ("unreadable", file.problem) if file.problem else ("", "")
     if file.size == 0:
         status, reason = "unreadable", "the file is empty"

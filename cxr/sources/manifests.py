@@ -10,25 +10,25 @@ from cxr.errors import DataError
 
 
 def read_manifest(uri: str) -> pa.Table:
-    """A CSV or Parquet manifest, its columns uri, label, patient and split as text.
+    """Read a CSV or Parquet manifest, the columns uri, label, patient and split of a CSV as text.
 
     Raises:
         DataError: it is neither.
     """
     if uri.lower().endswith(".parquet"):
         return storage.read_table(uri)
-    texts = dict.fromkeys(("uri", "label", "patient", "split"), pa.string())
+    types = dict.fromkeys(("uri", "label", "patient", "split"), pa.string())
     try:
         return csv.read_csv(
             pa.BufferReader(storage.read_bytes(uri)),
-            convert_options=csv.ConvertOptions(column_types=texts),
+            convert_options=csv.ConvertOptions(column_types=types),
         )
     except pa.ArrowInvalid as error:
-        raise DataError(f"{uri}: neither a folder nor a manifest: {error}.") from None
+        raise DataError(f"{uri}: not a folder, an archive or a manifest: {error}.") from None
 
 
 def texts(table: pa.Table, column: str) -> list[str]:
-    """The values of a column as text, empty where there is none."""
+    """The values of a column as text; empty for nulls, and if there is no such column."""
     if column not in table.column_names:
         return [""] * len(table)
     values = table[table.column_names.index(column)]
@@ -36,14 +36,14 @@ def texts(table: pa.Table, column: str) -> list[str]:
 
 
 def required(uri: str, column: str, row: int, text: str) -> str:
-    """The value itself; empty, it is refused with its place."""
+    """The text of a cell; an empty one is refused with its row."""
     if not text:
         raise DataError(f"{uri}: row {row + 1} of the manifest has no {column}.")
     return text
 
 
 def beside(manifest: str, uri: str) -> str:
-    """The place that a manifest's entry means: relative ones lie beside the manifest."""
+    """Resolve an entry of a manifest: a relative path starts at the manifest's folder."""
     if "://" in uri or uri.startswith("/"):
         return storage.absolute(uri)
     return storage.join(posixpath.dirname(manifest), uri.removeprefix("./"))

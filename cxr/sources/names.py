@@ -1,12 +1,7 @@
-"""What a file's name says of it; what it really is, its content tells when it is decoded."""
+"""What a file's name says about it; what the file really is, its content shows when decoded."""
 
 import posixpath
 from typing import Final
-
-IMAGE_SUFFIXES: Final = (
-    ".jpeg", ".jpg", ".png", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", "",
-)  # fmt: skip
-"""Names that may hold a radiograph."""
 
 OTHER_SUFFIXES: Final = frozenset(
     f".{name}"
@@ -17,31 +12,20 @@ OTHER_SUFFIXES: Final = frozenset(
     )
     for name in names.split()
 )
-"""Names that evidently hold none."""
-
-
-def may_be_image(path: str) -> bool:
-    """Whether a file has the name of a radiograph, by its path below the folder that was given."""
-    suffix = _suffix(path)
-    # The last number of a DICOM UID is no suffix.
-    return not _is_junk(path) and (suffix in IMAGE_SUFFIXES or suffix[1:].isdigit())
+"""Suffixes of files that are evidently no images."""
 
 
 def passed_over(path: str) -> str:
-    """The kind of a file that is evidently no radiograph, such as `".txt"`; empty otherwise."""
-    if _is_junk(path):
-        return "hidden or system file"
-    suffix = _suffix(path)
-    return suffix if suffix in OTHER_SUFFIXES else ""
+    """The type of a file that is evidently no image, such as `".txt"`; empty for any other.
 
-
-def _is_junk(path: str) -> bool:
+    Args:
+        path: of the file, below the folder or archive that was given.
+    """
     parts = path.strip("/").split("/")
     hidden = any(
         (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts
     )
-    return hidden or parts[-1].lower() in ("thumbs.db", "desktop.ini")
-
-
-def _suffix(path: str) -> str:
-    return posixpath.splitext(path)[1].lower()
+    if hidden or parts[-1].lower() in ("thumbs.db", "desktop.ini"):
+        return "hidden or system file"
+    suffix = posixpath.splitext(path)[1].lower()
+    return suffix if suffix in OTHER_SUFFIXES else ""

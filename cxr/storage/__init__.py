@@ -1,13 +1,15 @@
 """Files and folders, on disk or in a bucket, by path or URI.
 
-Everything that the project reads or writes goes through pyarrow's file systems, so that a path may
-stand wherever an `s3://` or `gs://` URI may. A file that is not there and a store that cannot be
-reached are told apart everywhere: the second is an `UnavailableError`.
+Everything that the project reads or writes goes through pyarrow's file systems, so an `s3://` URI
+can stand wherever a path can. A missing file and an object store that cannot be reached are
+different errors everywhere: the second is an `UnavailableError`.
 """
 
 from cxr.storage.files import (
+    READ_AHEAD_BYTES,
     delete,
     delete_file,
+    move_file,
     move_in,
     open_file,
     read_bytes,
@@ -17,7 +19,7 @@ from cxr.storage.files import (
     write_json,
     write_table,
 )
-from cxr.storage.listing import REQUESTS_AT_ONCE, File, for_all, kind, list_files, look_up, stat
+from cxr.storage.listing import REQUESTS_AT_ONCE, File, for_all, kind, list_files, look_up
 from cxr.storage.outputs import check_empty, check_same, claim, is_empty
 from cxr.storage.paths import (
     absolute,
@@ -30,6 +32,7 @@ from cxr.storage.paths import (
 )
 
 __all__ = [
+    "READ_AHEAD_BYTES",
     "REQUESTS_AT_ONCE",
     "File",
     "absolute",
@@ -45,6 +48,7 @@ __all__ = [
     "kind",
     "list_files",
     "look_up",
+    "move_file",
     "move_in",
     "open_file",
     "printable",
@@ -54,7 +58,6 @@ __all__ = [
     "resolve",
     "run_storage",
     "scratch",
-    "stat",
     "write_bytes",
     "write_json",
     "write_table",

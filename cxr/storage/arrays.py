@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 def to_array(
     column: pa.ChunkedArray | pa.Array, shape: tuple[int, ...], dtype: str
 ) -> NDArray[Any]:
-    """A binary column as an array (N, *shape), without a copy and not writable.
+    """View a binary column as an array (N, *shape), without a copy and read-only.
 
     Args:
-        column: N values, each the bytes of an array; none is null.
-        shape: of one value's array.
-        dtype: of one value's array.
+        column: N values, the bytes of one array each; none is null.
+        shape: of one array.
+        dtype: of one array.
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
@@ -29,5 +29,5 @@ def to_array(
 
 
 def to_column(arrays: NDArray[Any]) -> pa.Array:
-    """Arrays (N, *shape) as a binary column of N values; the opposite of `to_array`."""
+    """Store arrays (N, *shape) as a binary column of N values; the inverse of `to_array`."""
     return pa.array([array.tobytes() for array in arrays], pa.binary())

@@ -1,4 +1,4 @@
-"""Reading, writing and deleting files, each whole or not at all."""
+"""Read, write, move and delete files; a file is written completely or not at all."""
 
 import errno
 import io
@@ -7,7 +7,7 @@ import posixpath
 import shutil
 import stat as status
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -21,18 +21,18 @@ from cxr.storage.listing import kind
 from cxr.storage.paths import cause, failure, resolve
 
 READ_AHEAD_BYTES: Final = 8 * 2**20
-"""Bytes of one request for a part of a file in a bucket: a request takes about as long as these
-do, and the next members of an archive are mostly among them."""
+"""Bytes requested at a time from a file in a bucket: the latency of a request is about the transfer
+time of these, and they usually contain the next members of an archive."""
 
 COPY_BYTES: Final = 8 * 2**20
-"""Pieces in which a file is copied."""
+"""Bytes copied at a time."""
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole of a file.
+    """Read a whole file.
 
     Raises:
-        StorageError: it is not there or cannot be read.
+        StorageError: it does not exist or cannot be read.
     """
     with open_file(uri) as stream:
         try:
@@ -41,43 +41,50 @@ def read_bytes(uri: str) -> bytes:
             raise failure(uri, "cannot be read", error) from None
 
 
-def open_file(uri: str) -> BinaryIO:
-    """Open a file for reading from any place in it; reads of its own may raise `OSError`.
+def open_file(uri: str, read_ahead_bytes: int = READ_AHEAD_BYTES) -> BinaryIO:
+    """Open a file for random access; reading from it may raise `OSError`.
+
+    Args:
+        uri: path or URI.
+        read_ahead_bytes: bytes requested at a time from a bucket.
 
     Raises:
-        StorageError: it is not there or cannot be opened.
+        StorageError: it does not exist or cannot be opened.
     """
     system, path = resolve(uri)
     try:
         if isinstance(system, fs.LocalFileSystem):
             if not status.S_ISREG(Path(path).stat().st_mode):
-                # A pipe would be waited for without end.
+                # Opening a pipe would block forever.
                 raise StorageError(f"{uri}: cannot be read: not a regular file.")
             return Path(path).open("rb")
-        return io.BufferedReader(_Remote(uri, system.open_input_file(path)), READ_AHEAD_BYTES)
+        return io.BufferedReader(_RemoteFile(uri, system.open_input_file(path)), read_ahead_bytes)
     except (OSError, ValueError) as error:
         raise failure(uri, "cannot be read", error) from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a file whole: a reader finds all of it or none of it.
+    """Write a file atomically: a reader sees all of it or none of it.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: it cannot be written.
     """
-    with _whole(uri) as (system, path), system.open_output_stream(path, compression=None) as stream:
+    with (
+        _atomic_target(uri) as (system, path),
+        system.open_output_stream(path, compression=None) as stream,
+    ):
         stream.write(data)
 
 
 def move_in(file: Path, uri: str) -> None:
-    """Bring a local file to a place, without holding it in memory, and whole or not at all.
+    """Move a local file to a path or URI, atomically and without holding it in memory.
 
     Raises:
-        StorageError: the file cannot be read or the place cannot be written.
+        StorageError: the file cannot be read or the target cannot be written.
     """
-    # Not pyarrow's copy_files, which returns as if all were well when an upload failed (26.0.1).
+    # Not pyarrow's copy_files, which returns without an error when an upload failed (26.0.1).
     with (
-        _whole(uri) as (system, path),
+        _atomic_target(uri) as (system, path),
         file.open("rb") as source,
         system.open_output_stream(path, compression=None) as stream,
     ):
@@ -85,8 +92,23 @@ def move_in(file: Path, uri: str) -> None:
     file.unlink()
 
 
+def move_file(uri: str, target: str) -> None:
+    """Rename a file within its file system; a file that has the new name is replaced.
+
+    Raises:
+        StorageError: it cannot be moved.
+    """
+    system, path = resolve(uri)
+    target_path = resolve(target)[1]
+    try:
+        system.create_dir(posixpath.dirname(target_path), recursive=True)
+        system.move(path, target_path)
+    except OSError as error:
+        raise failure(uri, "cannot be moved", error) from None
+
+
 def delete(uri: str) -> None:
-    """Delete a folder and all that is in it; nothing happens where there is none."""
+    """Delete a folder and its contents; nothing happens if there is none."""
     if kind(uri) == "folder":
         system, path = resolve(uri)
         try:
@@ -96,7 +118,7 @@ def delete(uri: str) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Delete a file; nothing happens where there is none."""
+    """Delete a file; nothing happens if there is none."""
     if kind(uri) == "file":
         system, path = resolve(uri)
         try:
@@ -106,7 +128,7 @@ def delete_file(uri: str) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """A JSON file's value."""
+    """Read a JSON file."""
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
@@ -118,10 +140,23 @@ def write_json(uri: str, value: object) -> None:
     write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_table(uri: str) -> pa.Table:
-    """A Parquet file's table."""
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, checksums verified.
+
+    Args:
+        uri: path or URI.
+        columns: names of the columns to read; all if None.
+
+    Raises:
+        StorageError: it does not exist, cannot be read or is damaged.
+    """
+    source = pa.BufferReader(read_bytes(uri))
     try:
-        return pq.read_table(pa.BufferReader(read_bytes(uri)), page_checksum_verification=True)
+        return pq.read_table(
+            source,
+            columns=None if columns is None else list(columns),
+            page_checksum_verification=True,
+        )
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{uri}: not a Parquet file: {str(error).strip()}") from None
 
@@ -134,11 +169,11 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 
 @contextmanager
-def _whole(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
-    """Where to write a file, which takes its place once all of it is there."""
+def _atomic_target(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
+    """Where to write a file, which gets its name once all of it is written."""
     system, path = resolve(uri)
     local = isinstance(system, fs.LocalFileSystem)
-    # Object stores show a file only once it is whole.
+    # In an object store, a file becomes visible once it is complete.
     target = f"{path}.{uuid.uuid4().hex[:8]}.part" if local else path
     try:
         if local:
@@ -156,11 +191,11 @@ def _whole(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
         failed = failure(uri, "cannot be written", error)
         if isinstance(failed, UnavailableError):
             raise failed from None
-        raise StorageError(f"{failed} Choose another place.") from None
+        raise StorageError(f"{failed} Choose another path.") from None
 
 
-class _Remote(io.RawIOBase):
-    """A file of pyarrow's, whose errors say that reading failed, and not what was read."""
+class _RemoteFile(io.RawIOBase):
+    """A pyarrow file whose errors are storage failures, not damage of what was read."""
 
     def __init__(self, uri: str, file: Any) -> None:
         self._uri, self._file = uri, file
@@ -178,15 +213,15 @@ class _Remote(io.RawIOBase):
         return int(self._file.seek(offset, whence))
 
     def readinto(self, buffer: Any) -> int:
-        with self._failing():
+        with self._translated():
             return int(self._file.readinto(buffer))
 
-    def readall(self) -> bytes:  # Else in pieces of 8 KiB, a request each.
-        with self._failing():
+    def readall(self) -> bytes:  # The default reads 8 KiB at a time, one request for each.
+        with self._translated():
             return bytes(self._file.read())
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

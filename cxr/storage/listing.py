@@ -1,6 +1,6 @@
-"""What lies in a folder or below a prefix, and what one file is.
+"""List folders and bucket prefixes, and look up single files.
 
-Local files are listed by Python itself: pyarrow refuses names that are not UTF-8.
+Local files are listed by Python itself: pyarrow rejects names that are not UTF-8.
 """
 
 import os
@@ -17,25 +17,25 @@ from cxr.errors import StorageError, UnavailableError
 from cxr.storage import s3
 from cxr.storage.paths import absolute, cause, failure, is_bucket, printable, resolve
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 REQUESTS_AT_ONCE: Final = 16
-"""Questions to a bucket at once, where many files are asked for: each mostly waits."""
+"""Concurrent requests to a bucket when many files are looked up: the time is mostly latency."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that a listing found."""
+    """A listed file."""
 
     uri: str
-    """Of a local file whose name is not UTF-8, a `file://` URI; of a folder that cannot be listed,
-    with a slash at the end."""
+    """Path or URI: a `file://` URI for a local file whose name is not UTF-8; with a trailing slash
+    for a folder that cannot be listed."""
     size: int
-    """Bytes; -1 where nothing can be read."""
+    """Bytes; -1 if it cannot be read."""
     modified_ns: int
-    """Last change, nanoseconds since 1970; 0 where the storage does not say."""
+    """Last modification, nanoseconds since 1970; 0 if unknown."""
     problem: str = ""
-    """Why nothing can be read: a folder that cannot be listed, a link to nothing, a device."""
+    """Why it cannot be read: a folder that cannot be listed, a broken link, a device."""
 
 
 def kind(uri: str) -> str:
@@ -43,30 +43,30 @@ def kind(uri: str) -> str:
     system, path = resolve(uri)
     try:
         if isinstance(system, fs.LocalFileSystem):
-            # Not pyarrow's, which refuses names that are no UTF-8.
+            # Not by pyarrow, which rejects names that are not UTF-8.
             return "folder" if status.S_ISDIR(Path(path).stat().st_mode) else "file"
-        found = system.get_file_info(path).type
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name can be so.
+        file_type = system.get_file_info(path).type
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: not a valid name.
         return "nothing"
     except OSError as error:
         raise failure(uri, "cannot be reached", error) from None
-    return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(found, "nothing")
+    return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(file_type, "nothing")
 
 
-def _everything(_: str) -> bool:
+def _every_folder(_: str) -> bool:
     return True
 
 
-def list_files(uri: str, enter: Callable[[str], bool] = _everything) -> list[File]:
-    """Every file below a folder, sorted by URI.
+def list_files(uri: str, enter: Callable[[str], bool] = _every_folder) -> list[File]:
+    """List every file below a folder, sorted by URI.
 
-    Links are followed, and a folder that is reached twice is listed once. What cannot be read
-    stands in the list with its problem.
+    Links are followed, and a folder that is reached twice is listed once. Files and folders that
+    cannot be read are listed with their problem.
 
     Args:
-        uri: the folder or bucket prefix.
-        enter: whether to list a folder below it, by its path; in a bucket, where a listing takes
-            the folders below along, only the first folders are asked about.
+        uri: folder or bucket prefix.
+        enter: given the path of a folder, whether to list it. In a bucket, only the folders of the
+            first level are asked about: a request lists everything below them.
 
     Raises:
         StorageError: the folder itself cannot be listed.
@@ -74,9 +74,9 @@ def list_files(uri: str, enter: Callable[[str], bool] = _everything) -> list[Fil
     uri = absolute(uri)
     if "://" not in uri:
         return sorted(_local_files(uri, enter), key=lambda file: file.uri)
-    entries = info_below(uri, recursive=enter is _everything)
-    if enter is not _everything:
-        folders = [each for each in entries if each.type == fs.FileType.Directory]
+    entries = info_below(uri, recursive=enter is _every_folder)
+    if enter is not _every_folder:
+        folders = [entry for entry in entries if entry.type == fs.FileType.Directory]
         for folder in folders:
             if enter(_uri_of(folder, uri)):
                 entries += info_below(_uri_of(folder, uri), recursive=True)
@@ -90,24 +90,19 @@ def list_files(uri: str, enter: Callable[[str], bool] = _everything) -> list[Fil
     )
 
 
-def stat(uris: Sequence[str]) -> list[File | None]:
-    """Size and time of each file; None for one that is not there."""
-    return [None if file.problem else file for file in for_all(look_up, uris)]
-
-
-def for_all(ask: Callable[[str], Answer], uris: Sequence[str]) -> list[Answer]:
-    """What a function says of each file; where some are in buckets, of many at once."""
+def for_all(function: Callable[[str], Result], uris: Sequence[str]) -> list[Result]:
+    """Call a function for every URI; in parallel if any is in a bucket."""
     if not any(map(is_bucket, uris)):
-        return [ask(uri) for uri in uris]
+        return [function(uri) for uri in uris]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return list(pool.map(ask, uris))
+        return list(pool.map(function, uris))
 
 
 def look_up(uri: str) -> File:
-    """Size and time of a file, or its problem.
+    """Size and modification time of a file, or its problem.
 
     Raises:
-        StorageError: a scheme that pyarrow does not know.
+        StorageError: the scheme is neither `file` nor `s3`.
         UnavailableError: the object store cannot be reached, or has no such bucket.
     """
     system, path = resolve(uri)
@@ -132,26 +127,26 @@ def _uri_of(entry: fs.FileInfo, listed: str) -> str:
 
 
 def _local_files(root: str, enter: Callable[[str], bool]) -> Iterator[File]:
-    # Links last and in order: a folder that two ways lead to has the same name every time.
+    # Links last and in order: a folder that several paths lead to always gets the same path.
     folders, links, seen = [root], list[str](), set()
     while folders or links:
         folder = folders.pop() if folders else links.pop()
         try:
-            facts = Path(folder).stat()
-            if (facts.st_dev, facts.st_ino) in seen:
+            info = Path(folder).stat()
+            if (info.st_dev, info.st_ino) in seen:
                 continue
-            seen.add((facts.st_dev, facts.st_ino))
-            with os.scandir(folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name, reverse=True)
+            seen.add((info.st_dev, info.st_ino))
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name, reverse=True)
         except FileNotFoundError:
-            continue  # Deleted since its own folder was listed, or never there.
+            continue  # Deleted since its parent was listed, or it never existed.
         except (OSError, ValueError) as error:
             if folder == root:
                 raise StorageError(f"{root}: cannot be listed: {cause(error)}.") from None
             reason = f"a folder that cannot be listed: {cause(error)}"
             yield File(printable(folder) + "/", -1, 0, reason)
             continue
-        for entry in found:
+        for entry in entries:
             if not _is_folder(entry):
                 yield _local_file(entry.path)
             elif enter(entry.path):
@@ -168,16 +163,16 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def _local_file(path: str) -> File:
     uri = printable(path)
     try:
-        facts = Path(path).stat()
+        info = Path(path).stat()
     except (OSError, ValueError) as error:
         return File(uri, -1, 0, f"cannot be read: {cause(error)}")
-    if not status.S_ISREG(facts.st_mode):
+    if not status.S_ISREG(info.st_mode):
         return File(uri, -1, 0, "cannot be read: not a regular file")
-    return File(uri, facts.st_size, facts.st_mtime_ns)
+    return File(uri, info.st_size, info.st_mtime_ns)
 
 
 def info_below(uri: str, *, recursive: bool) -> list[fs.FileInfo]:
-    """What the file system says of all below a folder; of none, nothing."""
+    """pyarrow's information on what is below a folder; empty if there is no such folder."""
     system, path = resolve(uri)
     selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
     try:

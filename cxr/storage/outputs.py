@@ -1,4 +1,4 @@
-"""Places for results: what exists is not overwritten, and work goes on only in its own terms."""
+"""Output folders: nothing is overwritten, and work is resumed only with the same settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from cxr.storage.paths import absolute, join
 
 
 def is_empty(uri: str) -> bool:
-    """True where nothing is, or a folder without anything in it."""
-    what = kind(uri)
-    return what == "nothing" or (what == "folder" and not info_below(uri, recursive=False))
+    """Whether nothing exists there, or only an empty folder."""
+    existing = kind(uri)
+    return existing == "nothing" or (existing == "folder" and not info_below(uri, recursive=False))
 
 
 def check_empty(uri: str) -> None:
-    """Refuse a place for results at which something lies.
+    """Refuse an output folder that exists.
 
     Raises:
         StorageError: it is a file, or a folder that is not empty.
@@ -26,41 +26,41 @@ def check_empty(uri: str) -> None:
 
 
 def claim(uri: str) -> str:
-    """The absolute form of a place for results, at which nothing lies yet and which is writable.
+    """Check that an output folder is new or empty and can be written; return its absolute form.
 
     Raises:
-        StorageError: something is there, or it cannot be written.
+        StorageError: it exists, or cannot be written.
     """
-    place = absolute(uri)
-    check_empty(place)
-    probe = join(place, ".cxr")
+    folder = absolute(uri)
+    check_empty(folder)
+    probe = join(folder, ".cxr")
     write_bytes(probe, b"")
     delete_file(probe)
-    return place
+    return folder
 
 
-def check_same(folder: str, name: str, asked: Mapping[str, Any], what: str) -> bool:
-    """Accept a place where nothing lies, or one whose work was asked for in the same terms.
+def check_same(folder: str, name: str, settings: Mapping[str, Any], what: str) -> bool:
+    """Accept an output folder that is new, or that was begun with the same settings.
 
     Args:
-        folder: the place for results.
-        name: of the JSON file in it that keeps what was asked for.
-        asked: what is asked for now; more may be kept.
-        what: lies there, for the message.
+        folder: the output folder.
+        name: of the JSON file in it that holds its settings.
+        settings: what is wanted now; the file may hold more.
+        what: the folder holds, for the message.
 
     Returns:
-        Whether work lies there to go on with.
+        Whether there is work to resume.
 
     Raises:
-        SettingsError: it was asked for in other terms.
-        StorageError: something else lies there.
+        SettingsError: it was begun with other settings.
+        StorageError: it holds something else.
     """
-    place = join(folder, name)
-    if kind(place) == "nothing":
+    settings_uri = join(folder, name)
+    if kind(settings_uri) == "nothing":
         check_empty(folder)
         return False
-    kept = read_json(place)
-    for key, value in asked.items():
+    kept = read_json(settings_uri)
+    for key, value in settings.items():
         if kept.get(key) != value:
             raise SettingsError(
                 f"{folder}: holds {what} with {key} {kept.get(key)}, not {value}. Choose another"

@@ -1,4 +1,4 @@
-"""Paths and URIs, the file system of each, and what a failed request means."""
+"""Paths and URIs, their file systems, and what a failed request means."""
 
 import os
 import posixpath
@@ -14,31 +14,31 @@ from cxr.storage import s3
 
 
 def absolute(uri: str) -> str:
-    """The URI itself, or the absolute path, also of a `file://` URI; without a slash at the end.
+    """The URI itself, or the absolute path, also for a `file://` URI; without a trailing slash.
 
-    Options of an `s3://` URI come to stand behind the bucket, see `cxr.buckets`.
+    Options of an `s3://` URI are moved behind the bucket, see `cxr.storage.s3`.
     """
     if uri.startswith("file://"):
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost"):
             raise StorageError(f"{uri}: lies on host {parts.netloc!r}. Write file:///path.")
-        # Bytes that are no UTF-8 become what Python's file functions take.
+        # Bytes that are not UTF-8 become the escapes that Python's file functions take.
         uri = unquote(parts.path, errors="surrogateescape")
     if "://" in uri:
         return s3.canonical(uri).rstrip("/")
     path = Path(uri)
-    with suppress(RuntimeError):  # The name of a file, not of a user's folder.
+    with suppress(RuntimeError):  # `~name` is a file, not the home of a user.
         path = path.expanduser()
     path = path.absolute()
     if ".." in path.parts:
-        # As the system takes it: the folder above the one that a link leads to.
+        # As the operating system does: the parent of the folder that a link leads to.
         below = len(path.parts) - path.parts[::-1].index("..")
         path = Path(os.path.realpath(Path(*path.parts[:below])), *path.parts[below:])
     return str(path)
 
 
 def printable(path: str) -> str:
-    """The path, or where it is not UTF-8 a `file://` URI that means it."""
+    """The path, or its `file://` URI if it is not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -47,7 +47,7 @@ def printable(path: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """A path below a folder."""
+    """Append parts to a path or URI."""
     return posixpath.join(s3.canonical(uri).rstrip("/") or "/", *parts)
 
 
@@ -55,23 +55,22 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it.
 
     Raises:
-        StorageError: a scheme that pyarrow does not know.
+        StorageError: the scheme is neither `file` nor `s3`.
         UnavailableError: the object store cannot be reached, or has no such bucket.
     """
     uri = absolute(uri)
     if uri.startswith(s3.SCHEME):
         return s3.enter(uri)
-    try:
-        if "://" in uri:
-            system, path = fs.FileSystem.from_uri(uri)
-            return system, path.rstrip("/")
-        return fs.LocalFileSystem(), uri
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{uri}: {error}. Give a path, or an s3:// or gs:// URI.") from None
+    if "://" in uri:
+        scheme = uri.partition("://")[0]
+        raise StorageError(
+            f"{uri}: scheme {scheme!r} is not supported. Give a path or an s3:// URI."
+        )
+    return fs.LocalFileSystem(), uri
 
 
 def run_storage(uri: str) -> dict[str, Any]:
-    """A folder as Ray's `RunConfig` takes it, which would give a bucket its own retries, of 2 s."""
+    """A folder as Ray's `RunConfig` takes it; Ray's own file system would retry for 2 s only."""
     system, path = resolve(uri)
     if isinstance(system, fs.LocalFileSystem):
         return {"storage_path": path}
@@ -85,17 +84,17 @@ def default_cache() -> str:
 
 
 def scratch(name: str) -> Path:
-    """Where a file on its way to a bucket is kept on this machine: below the cache folder."""
+    """Local path, below the cache folder, of a file that is going to be moved into a bucket."""
     return Path(default_cache(), "download", name)
 
 
 def is_bucket(uri: str) -> bool:
-    """Whether the URI is of an object store that `cxr.buckets` knows."""
+    """Whether the URI is of an object store."""
     return uri.startswith(s3.SCHEME)
 
 
 def failure(uri: str, what: str, error: OSError | ValueError) -> StorageError:
-    """What a failed request comes to: that of one file, or of the whole store."""
+    """The error of a failed request: of one file, or of the whole object store."""
     if isinstance(error, OSError) and is_bucket(uri):
         unavailable = s3.failure(absolute(uri), error)
         if unavailable is not None:
@@ -106,6 +105,6 @@ def failure(uri: str, what: str, error: OSError | ValueError) -> StorageError:
 def cause(error: OSError | ValueError) -> str:
     """The reason that an error gives, without the words around it."""
     # pyarrow: "Failed to open local file '/a'. Detail: [errno 2] No such file or directory"
-    said, _, detail = (getattr(error, "strerror", "") or str(error)).partition(". Detail: ")
+    text, _, detail = (getattr(error, "strerror", "") or str(error)).partition(". Detail: ")
     reason = detail.partition("] ")[2] or detail
-    return s3.cause(said.rstrip(".") + (f" ({reason})" if reason else ""))
+    return s3.cause(text.rstrip(".") + (f" ({reason})" if reason else ""))

@@ -1,12 +1,12 @@
-"""S3-compatible object stores: what their URIs mean, how they are entered, what their errors say.
+"""S3-compatible object stores: URIs, connections with timeouts and retries, meaning of errors.
 
-pyarrow makes the requests; credentials come the usual way (environment, profile, instance). An
-object's URI is `s3://bucket/` and its key as it is, without percent escapes. Another store than
-AWS is named by `AWS_ENDPOINT_URL`, or in the URI: `s3://bucket/key?endpoint_override=host:9000`.
+pyarrow makes the requests; credentials come the usual way (environment, profile, instance). The URI
+of an object is `s3://bucket/` followed by its key, without percent escapes. A store other than AWS
+is given by `AWS_ENDPOINT_URL`, or in the URI: `s3://bucket/key?endpoint_override=host:9000`.
 
-A request is repeated where the store may recover, for about 50 s: when the connection fails or is
-cut, when nothing comes for 10 s, and when the answer is 5xx or 429. At the first contact of a
-process with a bucket, 25 s decide: a wrong address is found out there.
+A request is retried for about 50 s if the store may recover: when the connection fails or is cut,
+when no byte arrives for 10 s, and when the status is 5xx or 429. The first contact of a process
+with a bucket is given up after 25 s, so that a wrong address is reported soon.
 """
 
 import os
@@ -24,14 +24,14 @@ CONNECT_S: Final = 5.0
 """Longest time to open a connection."""
 
 SILENCE_S: Final = 10.0
-"""Longest time without a byte of an answer."""
+"""Longest time without a byte of a response."""
 
 RETRIES: Final = 11
-"""Repeated attempts. The SDK waits 0, 50, 100 ms and so on between them, twice as long each time:
-51 s in all, which a store that is restarted or that answers 503 for 20 s does not outlast."""
+"""Retries of a request. The SDK waits 0, 50, 100 ms and so on between them, doubling: 51 s in all,
+longer than a restart of a store, or than 20 s of status 503."""
 
 FIRST_CONTACT_S: Final = 20.0
-"""How long attempts begin at the first contact with a bucket; with the last one, 25 s."""
+"""How long new attempts are started at the first contact with a bucket; with the last, 25 s."""
 
 PAUSE_S: Final = 1.0
 """Between two attempts at the first contact."""
@@ -58,28 +58,28 @@ _FAILING: Final = re.compile(
 _NETWORK: Final = re.compile(r"AWS Error NETWORK_CONNECTION")
 _NO_BUCKET: Final = re.compile(r"AWS Error NO_SUCH_BUCKET|Bucket '.*' not found")
 _CAUSE: Final = re.compile(r"AWS Error (.*?) during (.*)", re.DOTALL)
-_TOLD: Final = re.compile(r"(?:Details: |curlCode: \d+, (?!.*Details: ))(.*)", re.DOTALL)
+_DETAIL: Final = re.compile(r"(?:Details: |curlCode: \d+, (?!.*Details: ))(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where a bucket is."""
+    """Address of a bucket."""
 
     bucket: str
     endpoint: str
     """Host and port; empty for AWS."""
     scheme: str
     region: str
-    """Empty where it has to be asked."""
+    """Empty if the store has to be asked for it."""
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Name of the store in messages."""
         return f"{self.scheme}://{self.endpoint}" if self.endpoint else "AWS"
 
 
 class Bucket(fs.S3FileSystem):  # type: ignore[misc]
-    """pyarrow's S3 with this project's timeouts and retries, also in processes it is sent to."""
+    """pyarrow's S3 file system with this project's timeouts and retries, kept when pickled."""
 
     def __init__(self, endpoint: str, scheme: str, region: str, retries: int) -> None:
         super().__init__(
@@ -89,34 +89,34 @@ class Bucket(fs.S3FileSystem):  # type: ignore[misc]
             connect_timeout=CONNECT_S,
             request_timeout=SILENCE_S,
             retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=retries),
-            allow_delayed_open=True,  # A small file is one request, and not three.
+            allow_delayed_open=True,  # A small file takes one request instead of three.
         )
-        self._made_of = endpoint, scheme, region, retries
+        self._arguments = endpoint, scheme, region, retries
 
     def __reduce__(self) -> Any:
-        # pyarrow's own forgets the retries.
-        return Bucket, self._made_of
+        # pyarrow's own loses the retries.
+        return Bucket, self._arguments
 
     def create_dir(self, path: str, *, recursive: bool = True) -> None:
-        """Do nothing: a bucket has no folders, and pyarrow would write empty objects for them."""
+        """Do nothing: buckets have no folders, and pyarrow would write empty objects for them."""
 
 
 def canonical(uri: str) -> str:
-    """The URI with its options behind the bucket, so that paths can be joined to its end.
+    """Move the options of a URI behind the bucket, so that paths can be appended to it.
 
     Raises:
-        StorageError: no bucket can be called so.
+        StorageError: the bucket's name is not valid.
     """
     if not uri.startswith(SCHEME):
         return uri
     options = ""
     if late := _LATE_OPTIONS.search(uri):
         options, uri = late[1], uri[: late.start()]
-    found = _ROOT.match(uri)
-    if found is None or not _BUCKET.fullmatch(found[1]):
+    match = _ROOT.match(uri)
+    if match is None or not _BUCKET.fullmatch(match[1]):
         bucket = uri[len(SCHEME) :].partition("/")[0]
         if "@" in bucket:
-            # Such a URI would be printed and kept with everything that is made of it.
+            # Such a URI would be printed, and stored in results.
             raise StorageError(
                 f"s3://...@{bucket.rpartition('@')[2]}: a secret does not belong in a URI. Set"
                 " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
@@ -125,35 +125,35 @@ def canonical(uri: str) -> str:
             f"{uri}: {bucket!r} cannot be a bucket. Give s3://bucket/path, the bucket with three"
             " letters or more."
         )
-    options = found[2] or options
+    options = match[2] or options
     values = dict(option.split("=", 1) for option in options.split("&") if option)
     scheme, _, host = unquote(values.get("endpoint_override", "")).rpartition("://")
     if host:
         values |= {"endpoint_override": host} | ({"scheme": scheme} if scheme else {})
     options = "&".join(f"{name}={values[name]}" for name in sorted(values))
-    return f"{SCHEME}{found[1]}{'?' if options else ''}{options}{uri[found.end() :]}"
+    return f"{SCHEME}{match[1]}{'?' if options else ''}{options}{uri[match.end() :]}"
 
 
 def root(uri: str) -> str:
-    """The part of a canonical URI that names the bucket; empty of anything else."""
-    found = _ROOT.match(uri)
-    return found[0] if found else ""
+    """The part of a canonical URI that names the bucket; empty for a path."""
+    match = _ROOT.match(uri)
+    return match[0] if match else ""
 
 
 def store(uri: str) -> Store:
-    """Where the bucket of a canonical URI is, by its options and the environment."""
-    found = _ROOT.match(uri)
-    assert found is not None, uri
-    values = dict(option.split("=", 1) for option in (found[2] or "").split("&") if option)
+    """The address of a canonical URI's bucket, from its options and the environment."""
+    match = _ROOT.match(uri)
+    assert match is not None, uri
+    values = dict(option.split("=", 1) for option in (match[2] or "").split("&") if option)
     scheme, endpoint = values.get("scheme", "https"), values.get("endpoint_override", "")
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    if named and not endpoint:
-        before, _, endpoint = named.rstrip("/").rpartition("://")
-        scheme = before or "https"
+    configured = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if configured and not endpoint:
+        given_scheme, _, endpoint = configured.rstrip("/").rpartition("://")
+        scheme = given_scheme or "https"
     region = values.get("region", "")
     if endpoint and not region:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
-    return Store(found[1], endpoint, scheme, region)
+    return Store(match[1], endpoint, scheme, region)
 
 
 _entered: dict[object, Bucket] = {}
@@ -165,93 +165,96 @@ def enter(uri: str) -> tuple[fs.FileSystem, str]:
     Raises:
         UnavailableError: the store cannot be reached, or has no such bucket.
     """
-    where = store(uri)
+    address = store(uri)
     settings = frozenset(pair for pair in os.environ.items() if pair[0].startswith("AWS_"))
-    # Not shared with a process that was forked off: connections cannot be.
-    key = os.getpid(), where, settings
+    # Connections cannot be shared with a forked process.
+    key = os.getpid(), address, settings
     if key not in _entered:
-        # Two threads at once do it twice, which costs a request.
-        _entered[key] = _first_contact(where)
-    return _entered[key], where.bucket + uri[len(root(uri)) :].rstrip("/")
+        # Two threads at once do this twice, which costs a request.
+        _entered[key] = _first_contact(address)
+    return _entered[key], address.bucket + uri[len(root(uri)) :].rstrip("/")
 
 
-def _first_contact(where: Store) -> Bucket:
+def _first_contact(address: Store) -> Bucket:
     end = time.monotonic() + FIRST_CONTACT_S
     while True:
         try:
-            region = where.region or str(fs.resolve_s3_region(where.bucket))
-            probe = Bucket(where.endpoint, where.scheme, region, retries=0)
-            found = probe.get_file_info(where.bucket).type
+            region = address.region or str(fs.resolve_s3_region(address.bucket))
+            probe = Bucket(address.endpoint, address.scheme, region, retries=0)
+            bucket_type = probe.get_file_info(address.bucket).type
             break
         except OSError as error:
             if _REFUSED.search(str(error)):
-                # Who may read objects need not be allowed to ask for the bucket; if it is more,
-                # the next request says so.
-                found = fs.FileType.Directory
+                # Reading objects may be allowed without asking for the bucket; if not, the next
+                # request fails.
+                bucket_type = fs.FileType.Directory
                 break
             if time.monotonic() > end or _NO_BUCKET.search(str(error)):
-                raise _failure(where, error) or StorageError(
-                    f"{SCHEME}{where.bucket}: cannot be entered: {cause(str(error))}."
+                raise _failure(address, error) or StorageError(
+                    f"{SCHEME}{address.bucket}: cannot be opened: {cause(str(error))}."
                 ) from None
         time.sleep(PAUSE_S)
-    if found == fs.FileType.NotFound:
-        raise _no_bucket(where)
-    return Bucket(where.endpoint, where.scheme, region, RETRIES)
+    if bucket_type == fs.FileType.NotFound:
+        raise _no_bucket(address)
+    return Bucket(address.endpoint, address.scheme, region, RETRIES)
 
 
 def failure(uri: str, error: Exception) -> UnavailableError | None:
-    """What a failed request says of the store itself, None if it says nothing.
+    """The error of the store as a whole behind a failed request; None if it concerns one file.
 
     Args:
-        uri: canonical URI of what was asked for.
-        error: pyarrow's.
+        uri: canonical URI that was requested.
+        error: raised by pyarrow.
     """
     if not uri.startswith(SCHEME):
         return None
-    where = store(uri)
+    address = store(uri)
     if _REFUSED.search(str(error)):
         try:
-            probe = Bucket(where.endpoint, where.scheme, where.region or "us-east-1", retries=0)
-            probe.get_file_info(where.bucket)
-        except OSError as again:
-            return _failure(where, again)
-        return None  # The bucket is open to us, and one object of it is not.
-    return _failure(where, error)
+            probe = Bucket(
+                address.endpoint, address.scheme, address.region or "us-east-1", retries=0
+            )
+            probe.get_file_info(address.bucket)
+        except OSError as bucket_error:
+            return _failure(address, bucket_error)
+        return None  # The bucket can be accessed, one object of it cannot.
+    return _failure(address, error)
 
 
-def _failure(where: Store, error: Exception) -> UnavailableError | None:
-    said = str(error)
-    detail = cause(said)
-    if _NO_BUCKET.search(said):
-        return _no_bucket(where)
-    if _REFUSED.search(said):
+def _failure(address: Store, error: Exception) -> UnavailableError | None:
+    text = str(error)
+    detail = cause(text)
+    if _NO_BUCKET.search(text):
+        return _no_bucket(address)
+    if _REFUSED.search(text):
         return UnavailableError(
-            f"{SCHEME}{where.bucket}: {where.name} refuses access ({detail}). Check the"
+            f"{SCHEME}{address.bucket}: {address.name} refuses access ({detail}). Check the"
             " credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the"
             " machine's role) and the rights to list and read the bucket."
         )
-    if _FAILING.search(said):
+    if _FAILING.search(text):
         return UnavailableError(
-            f"{SCHEME}{where.bucket}: {where.name} answers with errors ({detail}). Try again later;"
-            " the same command goes on."
+            f"{SCHEME}{address.bucket}: {address.name} answers with errors ({detail}). Try again"
+            " later; the same command resumes."
         )
-    if _NETWORK.search(said):
+    if _NETWORK.search(text):
         return UnavailableError(
-            f"{SCHEME}{where.bucket}: {where.name} cannot be reached ({detail}). Check"
+            f"{SCHEME}{address.bucket}: {address.name} cannot be reached ({detail}). Check"
             " AWS_ENDPOINT_URL and the network."
         )
     return None
 
 
-def _no_bucket(where: Store) -> UnavailableError:
+def _no_bucket(address: Store) -> UnavailableError:
     return UnavailableError(
-        f"{SCHEME}{where.bucket}: {where.name} has no bucket of this name. Check it, or create it."
+        f"{SCHEME}{address.bucket}: {address.name} has no bucket of this name. Check it, or"
+        " create it."
     )
 
 
-def cause(said: str) -> str:
-    """The part of a message of pyarrow's that tells what happened."""
-    if not (found := _CAUSE.search(said)):
-        return said
-    told = _TOLD.search(found[2])
-    return told[1].strip().rstrip(".") if told else found[1]
+def cause(text: str) -> str:
+    """The part of a pyarrow message that says what happened."""
+    if not (match := _CAUSE.search(text)):
+        return text
+    detail = _DETAIL.search(match[2])
+    return detail[1].strip().rstrip(".") if detail else match[1]

@@ -24,7 +24,7 @@ def list_training_images(data: str, settings: DataSettings) -> tuple[pa.Table, N
     """The training radiographs in a fixed random order, and the fold of each.
 
     Args:
-        data: folder, prefix or manifest.
+        data: folder, prefix, archive or manifest.
         settings: their number of folds and their limit count.
 
     Returns:
@@ -33,7 +33,10 @@ def list_training_images(data: str, settings: DataSettings) -> tuple[pa.Table, N
     Raises:
         DataError: there are none, or too few patients for the folds.
     """
-    listing = sources.list_radiographs(data, "train")
+    labeled = sources.list_set(data)
+    if labeled.skipped:
+        print(f"{data}: {sources.in_words(labeled.skipped)}", flush=True)
+    listing = labeled.split("train")
     labels = sources.column(listing, "label")
     patients = sources.column(listing, "patient")
     if settings.limit is not None:

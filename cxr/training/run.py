@@ -1,7 +1,7 @@
 """A run: from radiographs to checkpoints and a comparison, in a folder that can be resumed.
 
 RUN/run.json                 the resolved settings, written before the first step
-RUN/unreadable.json          images that were left out, with the reason
+RUN/unreadable.json          images that were skipped, with the reason
 RUN/report.html              all versions side by side
 RUN/<name>/recipe.json       what was trained
 RUN/<name>/metrics.jsonl     a line per epoch; tensorboard/ beside it
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import cluster, metrics, phantoms, storage
+from cxr.datasets.pixels import count_reasons
 from cxr.errors import CheckpointError, CxrError
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
@@ -114,9 +115,9 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     outcomes = trainer.fit(plans, output, workers=workers, gpu=gpu) if plans else []
     for plan, outcome in zip(plans, outcomes, strict=True):
         _finish(plan, outcome, settings, name, gpu=gpu)
-    left_out = _write_left_out(plans, output)
+    skipped = _write_skipped(plans, output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
-    return _compare(recipes, settings, len(left_out))
+    return _compare(recipes, settings, len(skipped))
 
 
 def _write_settings(recipes: Sequence[Recipe], settings: RunSettings) -> None:
@@ -134,19 +135,19 @@ def _is_finished(output: str, recipe: Recipe) -> bool:
     return storage.kind(storage.join(output, recipe.name, "result.json")) == "file"
 
 
-def _write_left_out(plans: Sequence[Plan], output: str) -> dict[str, str]:
+def _write_skipped(plans: Sequence[Plan], output: str) -> dict[str, str]:
     """List the images that could not be decoded, by URI, with the reason."""
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for plan in plans:
         failed = plan.shards.failed.to_pydict()
-        left_out |= dict(zip(failed["uri"], failed["reason"], strict=True))
-    if left_out:
+        skipped |= dict(zip(failed["uri"], failed["reason"], strict=True))
+    if skipped:
         uri = storage.join(output, "unreadable.json")
-        storage.write_json(uri, left_out)
-        print(f"left out: {len(left_out)} images could not be decoded, listed in {uri}")
-        for image, reason in list(left_out.items())[:3]:
-            print(f"  {image}: {reason}")
-    return left_out
+        storage.write_json(uri, skipped)
+        print(f"skipped: {len(skipped):,} images, listed in {uri}")
+        for reason, count in count_reasons(list(skipped.values())).items():
+            print(f"  {count:,} {reason}")
+    return skipped
 
 
 def _finish(
@@ -265,7 +266,7 @@ def _validation_table(predictions: pa.Table, rows: pa.Table) -> pa.Table:
     )
 
 
-def _compare(recipes: Sequence[Recipe], settings: RunSettings, num_left_out: int) -> Run:
+def _compare(recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int) -> Run:
     """Write the page on all recipes of a run, those finished earlier included."""
     output = settings.folder
     results: list[VersionResult] = []
@@ -275,7 +276,7 @@ def _compare(recipes: Sequence[Recipe], settings: RunSettings, num_left_out: int
         histories[recipe.name] = result.pop("history")
         results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
-    notes = _notes(recipes, settings, num_left_out)
+    notes = _notes(recipes, settings, num_skipped)
     page = comparison_page(results, histories, notes, "Versions compared")
     storage.write_bytes(report, page.encode())
     folders = [storage.join(output, recipe.name, "checkpoint") for recipe in recipes]
@@ -283,15 +284,13 @@ def _compare(recipes: Sequence[Recipe], settings: RunSettings, num_left_out: int
     return Run(output, tuple(results), report, checkpoints)
 
 
-def _notes(recipes: Sequence[Recipe], settings: RunSettings, num_left_out: int) -> list[str]:
+def _notes(recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int) -> list[str]:
     notes = []
     if settings.weights == "none" and any(recipe.frozen != 0 for recipe in recipes):
         notes.append(
             "Weights: none. The frozen convolutions kept their random start, so these versions read"
             " random features; --weights imagenet gives what transfer learning means."
         )
-    if num_left_out:
-        notes.append(
-            f"{num_left_out} images could not be decoded and were left out (unreadable.json)."
-        )
+    if num_skipped:
+        notes.append(f"{num_skipped} images could not be used and were skipped (unreadable.json).")
     return notes

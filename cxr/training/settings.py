@@ -43,8 +43,9 @@ class DataSettings:
     """What is read and written."""
 
     data: str | None = None
-    """Folder or s3:// prefix with train|val|test / NORMAL|PNEUMONIA, or a CSV or Parquet manifest
-    (uri,label[,patient,split]). Without it, synthetic radiographs are drawn."""
+    """Folder, s3:// prefix, zip or tar archive with train|val|test / NORMAL|PNEUMONIA in it, or a
+    CSV or Parquet manifest (uri,label[,patient,split]). Without it, synthetic radiographs are
+    drawn."""
     weights: str | None = None
     """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
     torchvision's names. Default: none with synthetic radiographs, else imagenet."""

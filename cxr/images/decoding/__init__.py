@@ -1,9 +1,9 @@
 """Bytes of one file -> gray uint8 pixels of one radiograph; errors as values.
 
-Files are told by their content, never by their name. Whatever the bytes, `decode` returns a
-`Decoded`: pixels, or one sentence that says why there are none. No patient data leave this room:
-reasons and warnings are fixed sentences, never the text of a library's error, which may quote
-the header.
+The format is recognized by content, never by name. Whatever the bytes, `decode` returns a
+`Decoded`: pixels, or one sentence that says why there are none. No patient data leave this
+package: reasons and warnings are fixed sentences, never the text of a library's error, which may
+quote the header.
 """
 
 import struct
@@ -31,7 +31,7 @@ def decode(data: bytes, *, min_px: int = 224, any_body_part: bool = False) -> De
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where both sides stay at `min_px` or more
     (libjpeg scales inside its inverse DCT), so `pixels` may be smaller than the original, but no
     side is below `min_px` unless the original's is. EXIF orientation is applied, as every viewer
-    does. A file that is cut short is unreadable, never a partial picture.
+    does. A file that is cut short is unreadable, never a partial image.
 
     Args:
         data: the whole file.
@@ -39,7 +39,7 @@ def decode(data: bytes, *, min_px: int = 224, any_body_part: bool = False) -> De
         any_body_part: accept DICOM files whose header names another body part than the chest.
 
     Returns:
-        The picture or the reason why not; for bytes of any kind, an exception never.
+        The pixels, or the reason why there are none; no exception for any bytes.
 
     Raises:
         SettingsError: `min_px` is below 1.
@@ -59,11 +59,11 @@ def decode(data: bytes, *, min_px: int = 224, any_body_part: bool = False) -> De
     except RejectedError as rejected:
         status, reason = rejected.status, rejected.reason
     except Exception as error:
-        # The class only: the text may quote the header, and with it the patient.
+        # The class only: the text may quote the header, and so the patient.
         status = "unreadable"
         reason = f"damaged or cut short {facts.format} file ({type(error).__name__})"
     except BaseException as error:
-        # pylibjpeg-rle is written in Rust, whose panics are no `Exception`.
+        # pylibjpeg-rle is written in Rust; its panics are not an `Exception`.
         if type(error).__name__ != "PanicException":
             raise
         status, reason = "unreadable", f"damaged {facts.format} file (PanicException)"
@@ -73,8 +73,8 @@ def decode(data: bytes, *, min_px: int = 224, any_body_part: bool = False) -> De
 
 
 def _sniff(data: bytes) -> str:
-    """The format that the first bytes announce, empty if none that we read."""
-    # DICOM first: its preamble of 128 bytes may imitate a TIFF header.
+    """The format by the first bytes; empty if it is none that can be decoded."""
+    # DICOM first: its preamble of 128 bytes may be a TIFF header.
     if data[128:132] == b"DICM" or _is_bare_dicom(data):
         return "dicom"
     if data.startswith(b"\xff\xd8\xff"):
@@ -89,7 +89,7 @@ def _sniff(data: bytes) -> str:
 
 
 def _is_bare_dicom(data: bytes) -> bool:
-    """Whether the bytes plausibly are a DICOM data set that lacks preamble and `DICM`.
+    """Whether the bytes plausibly are a DICOM data set without preamble and `DICM`.
 
     Such a file starts with an element of group 0002 or 0008: explicit with a two-letter value
     representation, or implicit with the small length of a code, date or identifier.

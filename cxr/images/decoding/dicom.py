@@ -1,4 +1,4 @@
-"""DICOM, by pydicom: the header, what is refused by it, and the first frame's stored values."""
+"""DICOM, by pydicom: the header, what it is refused for, and the first frame's stored values."""
 
 import re
 import struct
@@ -17,9 +17,10 @@ from cxr.images.decoding.presentation import shown
 from cxr.images.decoding.tags import code, whole
 from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError
 
+# The largest accepted image of 16 bits, and its header.
 _MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 16 * 2**20
-# A deflated DICOM file may grow to the largest accepted picture of 16 bits and its header.
 
+# All that is kept of the header: nothing that names a patient.
 _TAGS: list[Any] = [
     "SOPClassUID",
     "Modality",
@@ -46,7 +47,6 @@ _TAGS: list[Any] = [
     "ExtendedOffsetTableLengths",
     "PixelData",
 ]
-# All that is kept of the header: nothing that names a patient.
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
@@ -64,15 +64,14 @@ _RLE = "1.2.840.10008.1.2.5"
 
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81))
 
-
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 
-_RADIOGRAPHY = ("CR", "DX", "DR", "RG")
 # Computed radiography, digital radiography (DR: its retired code) and scanned film.
+_RADIOGRAPHY = ("CR", "DX", "DR", "RG")
 
-_CHEST = re.compile("CHEST|THORAX|TORAX|LUNG")
 # In any part of the name: CHEST, CHEST PA, CHESTABDOMEN (infants). Not ribs or thoracic spine,
 # which are exposed and angled for bone.
+_CHEST = re.compile("CHEST|THORAX|TORAX|LUNG")
 
 # The values that a reason may quote. Any other is not quoted: a wrongly filled tag may hold a name.
 _MODALITIES = (
@@ -104,7 +103,7 @@ def decode_dicom(data: bytes, facts: Facts, any_body_part: bool) -> NDArray[np.u
 
 
 def _read_header(data: bytes) -> Any:
-    """The data set with `_TAGS` only and a transfer syntax, inflated within bounds."""
+    """The data set with `_TAGS` only and a transfer syntax, inflated within limits."""
     syntax, start = _transfer_syntax(data)
     if syntax == _DEFLATED:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -116,7 +115,7 @@ def _read_header(data: bytes) -> Any:
             raise RejectedError("unreadable", "the deflated DICOM file is cut short")
         data, syntax = inflated, _EXPLICIT_LITTLE
     elif _DEFLATED.encode() in data:
-        # pydicom would inflate it without a bound.
+        # pydicom would inflate it without a limit.
         raise RejectedError("unreadable", "the DICOM file's meta information is damaged")
     header: Any = pydicom.dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
     if "TransferSyntaxUID" not in header.file_meta:
@@ -146,7 +145,7 @@ def _transfer_syntax(data: bytes) -> tuple[str, int]:
 
 
 def _refuse_other_views(header: Dataset, facts: Facts, any_body_part: bool) -> None:
-    """Refuse what the header says is no gray radiograph of a chest."""
+    """Refuse a file whose header says that it is no gray radiograph of a chest."""
     modality = code(header, "Modality")
     if not modality:
         facts.warnings.append("no modality in the file")
@@ -202,17 +201,17 @@ def _read_first_frame(
     try:
         stored, _ = get_decoder(syntax).as_array(header, index=0)
     except Exception as error:
-        kind = type(error).__name__
-        raise RejectedError("unreadable", f"the pixel data cannot be decoded ({kind})") from None
+        name = type(error).__name__
+        raise RejectedError("unreadable", f"the pixel data cannot be decoded ({name})") from None
     if stored.shape != (rows, columns) or stored.dtype.kind not in "iu" or stored.itemsize > 2:
         raise RejectedError("unreadable", "header and pixel data disagree on the size")
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
 def _first_code_stream(header: Any, syntax: str, rows: int, columns: int, frames: int) -> bytes:
-    """The compressed bytes of the first frame, checked to be whole and of the header's size.
+    """The compressed bytes of the first frame, checked to be complete and of the header's size.
 
-    The decoders believe the code stream and not the header: a bomb may hide there.
+    The decoders use the size in the code stream, not in the header: it may be a bomb.
     """
     offsets = None
     if "ExtendedOffsetTable" in header and "ExtendedOffsetTableLengths" in header:

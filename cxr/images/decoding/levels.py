@@ -1,4 +1,4 @@
-"""Gray levels: how far apart they lie."""
+"""Gray levels and their contrast."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from cxr.images.decoding.verdict import RejectedError
 
 MIN_CONTRAST = 16
-# Nearly constant: the 1st and 99th percentiles of the gray levels lie less than 16 levels apart.
-# The flattest of 5,472 radiographs at hand has 85.
+"""An image is nearly constant if the 1st and 99th percentiles of its gray levels are less than 16
+levels apart. The flattest of 5,472 radiographs has 85."""
 
 
 def as_bytes(brightness: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -18,7 +18,7 @@ def as_bytes(brightness: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def thinned(pixels: NDArray[Any], side: int) -> NDArray[Any]:
-    """Every n-th pixel of every n-th row: at least about `side` x `side` of them."""
+    """Every n-th pixel of every n-th row, at least about `side` x `side` of them."""
     step = max(1, min(pixels.shape) // side)
     return pixels[::step, ::step]
 
@@ -31,6 +31,10 @@ def contrast(pixels: NDArray[np.uint8]) -> int:
 
 
 def refuse_flat(pixels: NDArray[np.uint8]) -> None:
-    """Raise the refusal of a picture that shows nothing."""
+    """Refuse an image without contrast.
+
+    Raises:
+        RejectedError: it is nearly constant.
+    """
     if contrast(pixels) < MIN_CONTRAST:
         raise RejectedError("refused", "a nearly constant picture")

@@ -1,4 +1,4 @@
-"""DICOM's stored values as they are meant to be shown: modality, VOI and inversion."""
+"""From stored DICOM values to displayed gray levels: modality, VOI and inversion."""
 
 from typing import Any
 
@@ -9,17 +9,16 @@ from cxr.images.decoding.levels import MIN_CONTRAST, as_bytes, contrast, thinned
 from cxr.images.decoding.tags import code, number, whole
 from cxr.images.decoding.verdict import Facts
 
-_WINDOWLESS_PERCENTILES = (0.5, 99.5)
-# Robust ends of the scale of a DICOM picture without a window: burnt-in markers and dead pixels
+# Robust ends of the gray scale of a DICOM image without a window: burnt-in markers and dead pixels
 # are a fraction of a percent.
+_WINDOWLESS_PERCENTILES = (0.5, 99.5)
 
 
 def shown(stored: NDArray[np.integer[Any]], header: Any, facts: Facts) -> NDArray[np.uint8]:
-    """Stored values as they are meant to be shown: gray levels 0-255, uint8, bone bright.
+    """Map stored values to displayed gray levels 0-255, uint8, bone bright.
 
     Modality LUT or rescaling, then VOI LUT or window, then inversion of MONOCHROME1 (DICOM PS3.4
-    annex N.2). All are worked out once for each of the at most 65,536 values that a pixel can
-    have, then looked up.
+    annex N.2), computed once for each of the at most 65,536 values of a pixel and then looked up.
     """
     unsigned = np.dtype(f"u{stored.itemsize}")
     values = np.arange(256**stored.itemsize).astype(unsigned).view(stored.dtype).astype(np.float64)
@@ -52,7 +51,7 @@ def _modality(values: NDArray[np.float64], header: Any, facts: Facts) -> NDArray
 
 
 def _voi(values: NDArray[np.float64], header: Any, facts: Facts) -> NDArray[np.float64] | None:
-    """Brightness 0-1 of each value by the first VOI LUT or else window; `None` without either."""
+    """Brightness 0-1 of the values by the first VOI LUT, or else window; `None` without both."""
     try:
         if header.get("VOILUTSequence"):
             levels, white = _look_up(values, header.VOILUTSequence[0], header)
@@ -84,9 +83,9 @@ def _windowless(
     stored: NDArray[np.integer[Any]],
     header: Any,
 ) -> NDArray[np.float64]:
-    """Brightness 0-1 of each value by the range that the picture itself uses."""
+    """Brightness 0-1 of the values by the range that the image uses."""
     if stored.dtype == np.uint8 and np.array_equal(values, np.arange(256)):
-        return values / 255  # Eight bits are ready to be shown, like a JPEG's.
+        return values / 255  # Eight bits are gray levels already, as in a JPEG.
     present = thinned(index, 256).ravel()
     padding = whole(header, "PixelPaddingValue")
     if "PixelPaddingValue" in header:
@@ -100,7 +99,7 @@ def _windowless(
 def _look_up(
     values: NDArray[np.float64], item: Any, header: Any
 ) -> tuple[NDArray[np.float64], float]:
-    """Send values through a LUT of a sequence; the results and their largest possible level.
+    """Map values through a LUT of a sequence; return the results and their largest possible level.
 
     Source: DICOM PS3.3 sections C.11.1.1 and C.11.2.1.1: entries, first value mapped, bits.
     """

@@ -1,4 +1,4 @@
-"""Libraries that decode in silence, for as long as any thread decodes."""
+"""Silence the warnings and logs of libraries while any thread decodes."""
 
 import logging
 import threading
@@ -12,9 +12,9 @@ from PIL import ImageFile
 class _WhileAnyThread:
     """A change to the state of the whole process, in force while any thread is inside.
 
-    The first thread in makes the change, the last one out undoes it: the standard
-    `warnings.catch_warnings` restores the wrong state when two threads leave in another order
-    than they came.
+    The first thread that enters makes the change, and the last one that leaves undoes it: the
+    standard `warnings.catch_warnings` restores the wrong state if threads leave in another order
+    than they entered.
     """
 
     def __init__(self, change: Callable[[ExitStack], None]) -> None:
@@ -39,7 +39,7 @@ class _WhileAnyThread:
 def _silence_warnings(undo: ExitStack) -> None:
     undo.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")
-    # Other libraries switch this on for the whole process.
+    # Other libraries set this for the whole process.
     undo.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
     ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -51,8 +51,8 @@ def _silence_logs(undo: ExitStack) -> None:
         logger.setLevel(logging.CRITICAL + 1)
 
 
-# Warnings and logs may quote the header. Logs apart, for DICOM alone: setting a level makes
-# `logging` forget what it knows of every logger.
+# Warnings and logs may quote the header. Logs are separate, for DICOM only: setting a level clears
+# the cache of every logger.
 NO_WARNINGS = _WhileAnyThread(_silence_warnings)
 
 NO_LOGS = _WhileAnyThread(_silence_logs)

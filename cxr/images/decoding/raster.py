@@ -11,13 +11,12 @@ from PIL import Image, UnidentifiedImageError
 from cxr.images.decoding.levels import as_bytes
 from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError
 
+# A color photograph has channels more than 32 levels apart in over 5 % of the pixels. All 5,239 RGB
+# files of Kermany et al. 2018 have equal channels everywhere; three photographs that come with
+# scikit-learn and matplotlib have shares of 0.34, 0.51 and 0.79. The gap is for tinted film and for
+# small colored marks.
 _COLOR_SPREAD = 32
-
 _COLOR_SHARE = 0.05
-# A color photograph: channels more than 32 levels apart in over 5 % of the pixels. All 5,239 RGB
-# files at hand (Kermany et al. 2018) have equal channels everywhere: spread 0. Three photographs
-# that come with scikit-learn and matplotlib have shares of 0.34, 0.51 and 0.79. The gap is for
-# tinted film and for small colored marks.
 
 _PILLOW_FORMATS = {"jpeg": "JPEG", "png": "PNG", "tiff": "TIFF", "bmp": "BMP"}
 
@@ -44,8 +43,8 @@ def decode_raster(data: bytes, facts: Facts, min_px: int) -> NDArray[np.uint8]:
         if facts.format == "jpeg":
             if "progressive" in image.info and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
                 raise RejectedError("refused", f"a JPEG with more than {MAX_JPEG_SCANS} scans")
-            # Chroma is decoded too, at the reduced size, to tell color photographs: on gray
-            # content, RGB to L gives back the luma plane exactly.
+            # Chroma is decoded too, at the reduced size, to recognize color photographs: for gray
+            # content, RGB to L gives exactly the luma plane.
             image.draft(None, (min_px, min_px))
         elif facts.format == "tiff":
             _check_tiff_strips(image)
@@ -53,17 +52,18 @@ def decode_raster(data: bytes, facts: Facts, min_px: int) -> NDArray[np.uint8]:
         pixels = _to_gray(image, facts)
         if facts.format == "jpeg":
             _check_jpeg_tail(pixels, facts.height)
-        if facts.format != "tiff":  # Pillow has turned a TIFF already.
+        if facts.format != "tiff":  # Pillow has applied it to a TIFF already.
             pixels = _oriented(pixels, image, facts)
         if facts.format != "jpeg" and _has_second_page(image):
             facts.warnings.append("first of several pages")
     return np.ascontiguousarray(pixels)
 
 
+# Not bilevel, CMYK, Lab, and 32-bit or float levels, which have no defined white.
 _MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16L", "I;16B")
 
+# The tag PhotometricInterpretation.
 _TIFF_PHOTOMETRIC = 262
-# Not among the modes: bilevel, CMYK, Lab, and 32-bit or float levels, which have no defined white.
 
 
 def _check_png_chunks(data: bytes) -> None:
@@ -84,9 +84,9 @@ def _check_png_chunks(data: bytes) -> None:
 
 
 def _check_tiff_strips(image: Image.Image) -> None:
-    """Reject a TIFF whose strips or tiles leave a part of the picture out: Pillow leaves it black.
+    """Reject a TIFF whose strips or tiles do not cover the image: Pillow leaves the rest black.
 
-    Compressed ones are a single tile to Pillow; libtiff itself misses the strips.
+    A compressed one is a single tile to Pillow; libtiff itself reports missing strips.
     """
     covered = 0
     for _, (left, top, right, bottom), *_ in getattr(image, "tile", ()):
@@ -98,9 +98,9 @@ def _check_tiff_strips(image: Image.Image) -> None:
 def _check_jpeg_tail(pixels: NDArray[np.uint8], height: int) -> None:
     """Reject a JPEG whose data ended early although its end marker is in place.
 
-    libjpeg then fills the blocks that are missing with the level 128 and only notes a warning,
-    which Pillow does not pass on. No radiograph at hand has a last row of blocks of that level
-    (at most 5 % of it). Not seen: a loss within the last row, and missing refinements of a
+    libjpeg then fills the missing blocks with the level 128 and only records a warning, which
+    Pillow does not report. In no radiograph of the set is more than 5 % of the last row of blocks
+    of that level. Not detected: a loss within the last row, and missing refinements of a
     progressive JPEG.
     """
     last_row = ((height - 1) % 8 + 1) * pixels.shape[0] // height
@@ -120,7 +120,7 @@ def _to_gray(image: Image.Image, facts: Facts) -> NDArray[np.uint8]:
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     if image.mode != "RGB":
         image = image.convert("RGB")
-    # 64 x 64 single pixels tell a share of 5 % to within 1 %.
+    # 64 x 64 single pixels give a share of 5 % to within 1 %.
     sample = np.asarray(image.resize((64, 64), resample=Image.Resampling.NEAREST))
     red, green, blue = sample[..., 0], sample[..., 1], sample[..., 2]
     # Fifteen times as fast as a maximum over the last axis.
@@ -135,9 +135,9 @@ def _to_gray(image: Image.Image, facts: Facts) -> NDArray[np.uint8]:
 
 
 def _from_16_bits(image: Image.Image, facts: Facts) -> NDArray[np.uint8]:
-    """Scale 16-bit levels by the bits in use, so that 12-bit levels in 16 bits do not go black.
+    """Scale 16-bit levels by the bits in use, so that 12-bit levels in 16 bits are not black.
 
-    The brightest pixel tells the bits: levels up to 4095 are divided by 4095, not by 65535.
+    The brightest pixel gives the bits: levels up to 4095 are divided by 4095, not by 65535.
     """
     levels = np.asarray(image)
     bits = max(8, int(levels.max()).bit_length())
@@ -145,13 +145,13 @@ def _from_16_bits(image: Image.Image, facts: Facts) -> NDArray[np.uint8]:
         facts.warnings.append(f"{bits} of 16 bits in use; scaled by {2**bits - 1}")
     table = np.arange(2**bits) / (2**bits - 1)
     if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:
-        table = 1 - table  # White is zero, which Pillow undoes at 8 bits only.
+        table = 1 - table  # White is zero, which Pillow inverts for 8 bits only.
     pixels: NDArray[np.uint8] = as_bytes(table)[levels]
     return pixels
 
 
 def _has_second_page(image: Image.Image) -> bool:
-    # Not `n_frames`, which walks through all pages of a file that may claim millions.
+    # Not `n_frames`, which visits all pages of a file that may claim millions.
     try:
         image.seek(1)
     except (EOFError, AttributeError):
@@ -165,7 +165,7 @@ def _oriented(pixels: NDArray[np.uint8], image: Image.Image, facts: Facts) -> ND
     """Apply the EXIF orientation, such as of a film photographed with a phone."""
     try:
         orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # Damaged EXIF data say nothing about the pixels.
+    except Exception:  # Damaged EXIF data do not make the pixels wrong.
         return pixels
     if orientation in (5, 6, 7, 8):
         facts.width, facts.height = facts.height, facts.width

@@ -1,4 +1,4 @@
-"""Values of single DICOM tags, whatever is written there."""
+"""Values of single DICOM tags, whatever the file has there."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is said of a file: its picture, or one sentence without patient data."""
+"""The result of decoding a file: its pixels, or one sentence without patient data."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,30 +7,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_PIXELS = 80_000_000
-"""Larger pictures are refused from their header. A 14 x 17 inch film scanned at 50 um has 61
-million pixels, the largest digital detectors (43 cm at 100 um) 18 million. Below the 89 million
-from which Pillow warns, so Pillow's own limit never speaks first."""
+"""Larger images are refused by their header. A 14 x 17 inch film scanned at 50 um has 61
+million pixels, the largest digital detectors (43 cm at 100 um) 18 million. It is
+below the 89 million from which Pillow warns, so that Pillow's own limit is never reached first."""
 
 MIN_SIDE_PX = 64
-"""Smaller pictures are thumbnails or icons, not radiographs."""
+"""Smaller images are thumbnails or icons, not radiographs."""
 
 MAX_JPEG_SCANS = 100
-"""A progressive JPEG has about ten scans. Each scan passes over the whole picture and can be a few
-bytes long, so a small file with thousands of them would keep a core busy for hours."""
+"""A progressive JPEG has about ten scans. A scan covers the whole image and can have a few bytes,
+so a small file with thousands of them would keep a core busy for hours."""
 
 Status = Literal["ok", "refused", "unreadable"]
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """One file's picture, or why there is none."""
+    """The pixels of a file, or why there are none."""
 
     pixels: NDArray[np.uint8] | None
     """Gray levels 0-255, (H, W), bone bright; `None` unless `status` is `"ok"`."""
     status: Status
-    """`"refused"`: a sound file, but not a radiograph of a chest. `"unreadable"`: no picture."""
+    """`"refused"`: a sound file, but no radiograph of a chest. `"unreadable"`: no image."""
     reason: str
-    """Empty when ok, otherwise one short sentence without patient data."""
+    """Empty if ok, otherwise one short sentence without patient data."""
     warnings: tuple[str, ...]
     """What was assumed, such as `"no window in the file"`; without patient data."""
     width: int
@@ -42,7 +42,7 @@ class Decoded:
 
 
 class RejectedError(Exception):
-    """The verdict on a file, on its way up to `decode`."""
+    """The rejection of a file; caught by `decode`."""
 
     def __init__(self, status: Literal["refused", "unreadable"], reason: str) -> None:
         super().__init__(reason)
@@ -52,7 +52,7 @@ class RejectedError(Exception):
 
 @dataclass
 class Facts:
-    """What is known of a file so far; reported with any verdict."""
+    """What is known of a file so far; reported with any result."""
 
     format: str
     width: int = 0

@@ -1,7 +1,7 @@
-"""Members of zip and tar archives: found once, then read from their place; nothing is unpacked.
+"""Members of zip and tar archives: listed once, then read by their offsets; nothing is unpacked.
 
-A member's place is a `Step`: where its bytes stand in the archive, or for a compressed tar in the
-stream that its decompression gives. A member of an archive within an archive has two.
+A `Step` leads from an archive to a member: the offset of its bytes in the archive, or for a
+compressed tar in the decompressed stream. A member of an archive within an archive takes two steps.
 """
 
 import io
@@ -28,42 +28,49 @@ from cxr.sources.archives.tar import tar_members
 from cxr.sources.archives.zip import data_offset, zip_members
 
 _STREAM_RATIO_COUNTS_FROM: Final = 2**30
-"""As `RATIO_COUNTS_FROM`, for a whole compressed tar, a second's work: one may hold many copies of
-a picture."""
+"""As `RATIO_COUNTS_FROM`, for a whole compressed tar, which may hold many copies of an image; about
+a second of decompression."""
 
 MAX_NESTED_BYTES: Final = 2 * 2**30
 """A zip or tar within a compressed tar is read into memory, up to this size."""
 
 HELD_BYTES: Final = 64 * 2**20
-"""An archive that is packed in a zip is read into memory up to this size; a larger one is inflated
-anew for each way back, at some 200 MB a second."""
+"""An archive compressed in a zip is read into memory up to this size; a larger one is inflated from
+its beginning for each seek backward, at about 200 MB/s."""
 
 
-def is_sequential(place: Sequence[Step]) -> bool:
-    """Whether reading a member means passing over all that stands before it."""
-    if any(step.kind not in SEEKABLE for step in place):
+def is_sequential(steps: Sequence[Step]) -> bool:
+    """Whether reading a member means decompressing everything before it."""
+    if any(step.kind not in SEEKABLE for step in steps):
         return True
-    return len(place) > 1 and _in_memory(place[0], place[1].kind)
+    return len(steps) > 1 and _in_memory(steps[0], steps[1].kind)
 
 
 class _Layer(NamedTuple):
-    """An archive that is open."""
+    """An open archive."""
 
     key: tuple[str | Step, str]
     """The file, or the step from the archive that it is in; the kind."""
     packed: BinaryIO
     stream: Any
-    """What members are read from: the archive itself, or a `Forward` of it."""
+    """What members are read from: the archive itself, or the `Forward` stream that unpacks it."""
 
 
 class Reader:
-    """Lists archives and reads their members, and keeps open what the next may need.
+    """Lists archives and reads their members; keeps the last archive open.
 
-    Members are best asked for in the order in which they stand in their archive: going back in a
-    compressed tar starts it from its beginning.
+    Members are best read in the order of their archive: going back in a compressed tar starts
+    again at its beginning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read_ahead_bytes: int = storage.READ_AHEAD_BYTES) -> None:
+        """Open nothing yet.
+
+        Args:
+            read_ahead_bytes: bytes requested at a time from a bucket: many if the next member is
+                usually close, few if only some members of an archive are read.
+        """
+        self._read_ahead_bytes = read_ahead_bytes
         self._layers: list[_Layer] = []
 
     def __enter__(self) -> "Reader":
@@ -73,26 +80,26 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Close what is open; the next reading opens it again."""
+        """Close the open archive; the next call opens it again."""
         while self._layers:
             self._layers.pop().packed.close()
 
-    def members(self, file: str, place: Sequence[Step], kind: str) -> Iterator[Member]:
-        """Every file of an archive, in the archive's order.
+    def members(self, file: str, steps: Sequence[Step], kind: str) -> Iterator[Member]:
+        """List every file of an archive, in the archive's order.
 
-        What is damaged ends the list with a member without a name that says so.
+        The list of a damaged archive ends with a member without a name, which has the reason.
 
         Args:
             file: path or URI of a file.
-            place: the steps from there to the archive; none for the file itself.
+            steps: from there to the archive; none for the file itself.
             kind: of the archive, a value of `SUFFIXES`.
 
         Raises:
-            DataError: the archive around this one is damaged, or memory would not hold this one.
+            DataError: the archive around this one is damaged, or this one is too large for memory.
             StorageError: the file cannot be read.
         """
         with self._explained(file):
-            layer = self._opened(file, place, kind)
+            layer = self._opened(file, steps, kind)
             if not layer.packed.seek(0, io.SEEK_END):
                 yield Member("", None, 0, "unreadable", "the archive is empty")
             elif kind == "zip":
@@ -100,37 +107,37 @@ class Reader:
             else:
                 yield from tar_members(layer.stream, kind)
 
-    def read(self, file: str, place: Sequence[Step]) -> bytes:
-        """The bytes of a file, or of a member of it.
+    def read(self, file: str, steps: Sequence[Step]) -> bytes:
+        """Read a file, or a member of it.
 
         Args:
             file: path or URI of the file.
-            place: steps from there, none for the file itself.
+            steps: from there to the member; none for the file itself.
 
         Raises:
             DataError: the member is damaged.
             StorageError: the file cannot be read.
         """
-        if not place:
+        if not steps:
             return storage.read_bytes(file)
         with self._explained(file):
-            return _read_member(self._opened(file, place[:-1], place[-1].kind).stream, place[-1])
+            return _read_member(self._opened(file, steps[:-1], steps[-1].kind).stream, steps[-1])
 
-    def _opened(self, file: str, place: Sequence[Step], kind: str) -> _Layer:
-        kinds = (*(step.kind for step in place), kind)
+    def _opened(self, file: str, steps: Sequence[Step], kind: str) -> _Layer:
+        kinds = (*(step.kind for step in steps), kind)
         keys: list[tuple[str | Step, str]] = [
-            (file, kinds[0]), *zip(place, kinds[1:], strict=True),
+            (file, kinds[0]), *zip(steps, kinds[1:], strict=True),
         ]  # fmt: skip
         while [layer.key for layer in self._layers] != keys[: len(self._layers)]:
             self._layers.pop().packed.close()
-        for what, inner in keys[len(self._layers) :]:
-            if isinstance(what, Step):
-                packed = _open_nested(self._layers[-1].stream, what, inner)
+        for source, inner in keys[len(self._layers) :]:
+            if isinstance(source, Step):
+                packed = _open_nested(self._layers[-1].stream, source, inner)
             else:
-                packed = storage.open_file(what)
+                packed = storage.open_file(source, self._read_ahead_bytes)
             free = RATIO_COUNTS_FROM if self._layers else _STREAM_RATIO_COUNTS_FROM
             stream = Forward(packed, inner, free) if inner in UNPACKERS else packed
-            self._layers.append(_Layer((what, inner), packed, stream))
+            self._layers.append(_Layer((source, inner), packed, stream))
         return self._layers[-1]
 
     @contextmanager
@@ -179,8 +186,8 @@ def _open_nested(stream: Any, step: Step, kind: str) -> BinaryIO:
 
 
 def _in_memory(outer: Step, inner: str) -> bool:
-    """Whether an inner archive has to be read whole, or again for each way back: its bytes are not
-    in the outer file as they are, and it is not read from front to back either."""
+    """Whether an inner archive is read whole, or again for each seek backward: it is compressed in
+    the outer file, and not read from front to back either."""
     if outer.kind == "zip":
         return outer.method != STORED
     return outer.kind not in SEEKABLE and inner in SEEKABLE

@@ -1,4 +1,4 @@
-"""Streams in streams: a part of one, and what a compressed one unpacks to."""
+"""Streams within streams: a part of one, and the decompressed content of one."""
 
 import bz2
 import gzip
@@ -46,7 +46,7 @@ class Window(io.RawIOBase):
 
 
 class Forward:
-    """What a compressed tar unpacks to: sought forward by reading, backward from the beginning."""
+    """A decompressed stream: seeks forward by reading, backward by starting again."""
 
     def __init__(self, packed: BinaryIO, kind: str, free: int) -> None:
         self._packed, self._unpack = packed, UNPACKERS[kind]
@@ -64,7 +64,7 @@ class Forward:
             pass
 
     def read(self, size: int) -> bytes:
-        # Until it has succeeded, the next seek starts from the beginning.
+        # If reading fails, the next seek starts from the beginning.
         at, self._at = self._at, MAX_INT
         data = bytes(self._stream.read(size))
         self._at = at + len(data)
@@ -74,11 +74,11 @@ class Forward:
 
 
 class BombError(DataError):
-    """A compressed tar that unpacks to more than any archive of radiographs."""
+    """A stream that decompresses to more than any archive of radiographs."""
 
 
 class _Borrowed:
-    """A stream that others can read and not close: Arrow closes what it was given."""
+    """A stream that Arrow can read but not close: it closes what it is given."""
 
     closed = False
 
@@ -94,7 +94,7 @@ def _zstd(packed: BinaryIO) -> Any:
 
 
 class _Inflated:
-    """What a deflated member of a zip unpacks to, from front to back."""
+    """The content of a deflated member of a zip, from front to back."""
 
     def __init__(self, packed: BinaryIO) -> None:
         self._packed, self._inflater = packed, zlib.decompressobj(-zlib.MAX_WBITS)
@@ -118,4 +118,4 @@ UNPACKERS: Final[dict[str, Callable[[BinaryIO], Any]]] = {
     "tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open, "tar.zst": _zstd,
     INFLATED: _Inflated,
 }  # fmt: skip
-"""What unpacks a stream, by kind of archive; from front to back."""
+"""The function that decompresses a stream from front to back, by kind of archive."""

@@ -1,4 +1,4 @@
-"""Members of a tar, within bounds that `tarfile` itself does not have."""
+"""Members of a tar, within limits that `tarfile` itself does not have."""
 
 import tarfile
 from collections.abc import Iterator
@@ -19,23 +19,23 @@ from cxr.sources.archives.members import (
 from cxr.sources.archives.streams import BombError
 
 _MAX_HEADER_BYTES: Final = 16 * 2**20
-"""Of one tar member, with its long name and attributes; `tarfile` itself has no bound."""
+"""Header of one tar member, with its long name and attributes; `tarfile` has no limit."""
 
 
 def tar_members(stream: Any, kind: str) -> Iterator[Member]:
-    """Every file of a tar, unpacked already, in its order."""
-    found = 0
+    """Every file of a tar, decompressed already, in its order."""
+    num_members = 0
     try:
         headers = _Headers(stream)
-        # Never its "r|": what is compressed is passed over here, within bounds.
+        # Never mode "r|": compressed content is skipped here, within limits.
         with tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:") as archive:
             for entry in archive:
-                # Else tarfile keeps all of them.
+                # Otherwise tarfile keeps all of them.
                 archive.members = []  # type: ignore[attr-defined]
                 headers.begin_member()
                 if not 0 <= entry.size <= MAX_INT - entry.offset_data:
                     raise tarfile.ReadError("an impossible size")
-                found += 1
+                num_members += 1
                 name = printable(entry.name)
                 step = Step(kind, entry.offset_data, entry.size, entry.size, STORED, -1)
                 if entry.isdir():
@@ -54,17 +54,17 @@ def tar_members(stream: Any, kind: str) -> Iterator[Member]:
     except DAMAGE as error:
         if is_storage_failure(error):
             raise
-        # Arrow tells what is cut from what is no Zstandard stream by its text alone.
-        is_one = found or isinstance(error, EOFError) or "Truncated" in str(error)
-        not_one = Member("", None, 0, "unreadable", f"not a {kind} archive")
-        yield cut_short(found) if is_one else not_one
+        # Arrow distinguishes a truncated stream from no Zstandard stream by its text alone.
+        is_tar = num_members or isinstance(error, EOFError) or "Truncated" in str(error)
+        no_tar = Member("", None, 0, "unreadable", f"not a {kind} archive")
+        yield cut_short(num_members) if is_tar else no_tar
 
 
 class _Headers:
-    """What `tarfile` reads headers from.
+    """The stream that `tarfile` reads headers from.
 
-    By itself it follows a negative size back to read the same members for ever (CVE-2025-8194),
-    reads names of any length into memory, and takes a damaged header for the end.
+    By itself, `tarfile` follows a negative size back and reads the same members forever
+    (CVE-2025-8194), reads names of any length into memory, and takes a damaged header for the end.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -95,7 +95,7 @@ class _Headers:
         return self._last
 
     def check_end(self) -> None:
-        """Refuse an end without its mark, or one that another archive follows."""
+        """Refuse a tar without its end mark, or one that another archive follows."""
         if self._last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end")
         while block := self._stream.read(2**20):

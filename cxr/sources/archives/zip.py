@@ -1,4 +1,4 @@
-"""Members of a zip: by its directory, or by their own headers where that is lost."""
+"""Members of a zip: by its directory, or by their local headers if that is lost."""
 
 import io
 import stat
@@ -52,13 +52,13 @@ def zip_members(stream: BinaryIO) -> Iterator[Member]:
         if start != _LOCAL_SIGNATURE:
             yield Member("", None, 0, "unreadable", "not a zip archive")
             return
-        found = 0
+        num_members = 0
         for member in _walk_local_headers(stream, total):
-            found += 1
+            num_members += 1
             yield member
-        yield cut_short(found)
+        yield cut_short(num_members)
         return
-    reaching = _reaching(stream, [entry for entry in entries if _is_within(entry, total)])
+    overlapping = _overlapping(stream, [entry for entry in entries if _is_within(entry, total)])
     for entry in entries:
         # `is_dir` fails where there is no name. Some Windows programs write backslashes.
         if entry.filename.endswith("/") or (entry.filename.endswith("\\") and not entry.file_size):
@@ -75,7 +75,7 @@ def zip_members(stream: BinaryIO) -> Iterator[Member]:
             entry.compress_type, entry.CRC,
         )  # fmt: skip
         status, reason = _verdict(name, step, bool(entry.flag_bits & _ENCRYPTED))
-        if entry.header_offset in reaching:
+        if entry.header_offset in overlapping:
             status, reason = "refused", "reaches into another member, as zip bombs do"
         yield Member(name, step, step.size, status, reason)
 
@@ -84,21 +84,21 @@ def _is_within(entry: zipfile.ZipInfo, total: int) -> bool:
     return 0 <= entry.header_offset <= total - entry.compress_size
 
 
-def _reaching(stream: BinaryIO, entries: Sequence[zipfile.ZipInfo]) -> set[int]:
-    """Offsets of members whose bytes reach into another, which really begins there."""
-    found: set[int] = set()
+def _overlapping(stream: BinaryIO, entries: Sequence[zipfile.ZipInfo]) -> set[int]:
+    """Offsets of members whose bytes reach into another one."""
+    offsets: set[int] = set()
     later: list[int] = []
-    for entry in sorted(entries, key=lambda each: each.header_offset, reverse=True):
+    for entry in sorted(entries, key=lambda entry: entry.header_offset, reverse=True):
         header = _LOCAL_HEADER.size + len(entry.orig_filename)
         end = entry.header_offset + header + entry.compress_size
         while later and end > later[-1]:
             stream.seek(later[-1])
             if stream.read(len(_LOCAL_SIGNATURE)) == _LOCAL_SIGNATURE:
-                found.add(entry.header_offset)
+                offsets.add(entry.header_offset)
                 break
             later.pop()
         later.append(entry.header_offset)
-    return found
+    return offsets
 
 
 def _verdict(name: str, step: Step, encrypted: bool) -> tuple[str, str]:
@@ -108,13 +108,13 @@ def _verdict(name: str, step: Step, encrypted: bool) -> tuple[str, str]:
         return "unreadable", f"zip compression method {step.method} is not supported"
     if step.size > RATIO_COUNTS_FROM and step.size > MAX_RATIO * step.packed:
         return "refused", BOMB
-    # An archive in it has bounds of its own.
+    # An archive within it has limits of its own.
     too_large = "" if archive_kind(name) else check_size(max(step.size, step.packed))
     return "refused" if too_large else "", too_large
 
 
 def _walk_local_headers(stream: BinaryIO, total: int) -> Iterator[Member]:
-    """The whole members of a zip archive whose directory is lost."""
+    """The complete members of a zip archive whose directory is lost."""
     offset = 0
     while True:
         stream.seek(offset)
@@ -149,7 +149,7 @@ def _walk_local_headers(stream: BinaryIO, total: int) -> Iterator[Member]:
 
 
 def _inflated_end(stream: BinaryIO, start: int) -> tuple[int, int, int] | None:
-    """Packed bytes, bytes and CRC of the deflated data at an offset; None if they have no end."""
+    """Packed size, size and CRC of the deflated data at an offset; None if they do not end."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     stream.seek(start)
     packed = size = crc = 0
@@ -169,17 +169,17 @@ def _inflated_end(stream: BinaryIO, start: int) -> tuple[int, int, int] | None:
 
 
 def _descriptor_length(stream: BinaryIO, start: int) -> int:
-    """Bytes of the sizes that follow a member: with a signature or not, in 4 bytes each or 8."""
+    """Length of the data descriptor after a member: with a signature or not, 32 or 64 bits."""
     stream.seek(start)
-    read = stream.read(28)
+    data = stream.read(28)
     for length in (16, 24, 12, 20):
-        if read[length : length + 4] in (_LOCAL_SIGNATURE, *_DIRECTORY_SIGNATURES):
+        if data[length : length + 4] in (_LOCAL_SIGNATURE, *_DIRECTORY_SIGNATURES):
             return length
     return 16
 
 
 def _zip64_sizes(extra: bytes) -> tuple[int, int]:
-    """Bytes unpacked and packed by the extra field of a large member."""
+    """Size and packed size in the extra field of a large member."""
     while len(extra) >= 4:
         field, length = struct.unpack_from("<2H", extra)
         if field == 1 and length >= 16:
@@ -190,7 +190,7 @@ def _zip64_sizes(extra: bytes) -> tuple[int, int]:
 
 
 def data_offset(stream: Any, step: Step) -> int:
-    """Where the bytes of a member begin, in an archive of any kind."""
+    """The offset at which the bytes of a member begin, in an archive of any kind."""
     if step.kind != "zip":
         return step.offset
     stream.seek(step.offset)

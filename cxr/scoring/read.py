@@ -1,0 +1,98 @@
+"""The reading stage: from the rows of parts to packed pixels."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from cxr import sources
+from cxr.images.read import Image, read_images
+from cxr.scoring.parts import SCORES, pack
+
+MAX_STREAMS: Final = 8
+"""How often a compressed tar is read, each time for another range of its members."""
+
+PIXELS: Final = pa.schema(
+    [
+        *(SCORES.field(name) for name in ("uri", "sha256", "status", "reason", "warnings")),
+        *(SCORES.field(name) for name in ("width", "height", "format")),
+        ("x", pa.binary()),
+    ]
+)
+"""The columns of a part that was read: those of `SCORES` that are known, and `x`, the bytes of gray
+pixels, uint8 (image_px, image_px), null if there are none."""
+
+
+def tasks(parts: Mapping[int, pa.Table]) -> list[pa.Table]:
+    """The rows of each task: one part, or of a compressed tar a range of parts in one pass.
+
+    Args:
+        parts: rows of the manifest by part, in order.
+    """
+    streams: dict[str, list[pa.Table]] = {}
+    singles = []
+    for table in parts.values():
+        last = table.slice(len(table) - 1).select(["file", "place"]).to_pylist()[0]
+        if stream := stream_of(last):
+            streams.setdefault(stream, []).append(table)
+        else:
+            singles.append(table)
+    ranges = [
+        pa.concat_tables([tables[i] for i in indices])
+        for tables in streams.values()
+        for indices in np.array_split(
+            np.arange(len(tables)), min(MAX_STREAMS, num_cpus(), len(tables))
+        )
+    ]
+    return ranges + singles  # The longest tasks first.
+
+
+def stream_of(row: Mapping[str, Any]) -> str:
+    """The archive of a row if it can be read from front to back only, else empty."""
+    steps = [sources.Step(**step) for step in row["place"]]
+    return str(row["file"]) if sources.is_sequential(steps) else ""
+
+
+def num_cpus() -> int:
+    """CPUs of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def read_parts(batch: pa.Table, image_px: int, any_body_part: bool) -> Iterator[pa.Table]:
+    """Fetch, decode and resize the images of one or more parts.
+
+    Args:
+        batch: rows of schema `sources.INVENTORY` with their `part`, in order.
+        image_px: side of the square that the model takes.
+        any_body_part: accept DICOM files of a body part other than the chest.
+
+    Yields:
+        One row per part: {part, rows: packed PIXELS}.
+    """
+    rows = batch.to_pylist()
+    images = read_images(rows, image_px, any_body_part=any_body_part)
+    pairs = zip(rows, images, strict=True)
+    for part, pairs_of_part in itertools.groupby(pairs, key=lambda pair: pair[0]["part"]):
+        packed = pack(_pixels(list(pairs_of_part)))
+        yield pa.table({"part": [part], "rows": pa.array([packed], pa.binary())})
+
+
+def _pixels(pairs: Sequence[tuple[Mapping[str, Any], Image]]) -> pa.Table:
+    rows = [
+        {
+            "uri": row["uri"],
+            "sha256": image.sha256,
+            "status": "scored" if image.status == "ok" else image.status,
+            "reason": image.reason,
+            "warnings": list(image.warnings),
+            "width": image.width,
+            "height": image.height,
+            "format": image.format,
+            "x": None if image.pixels is None else image.pixels.tobytes(),
+        }
+        for row, image in pairs
+    ]
+    return pa.Table.from_pylist(rows, schema=PIXELS)

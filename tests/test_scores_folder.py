@@ -1,0 +1,178 @@
+"""A scores folder is resumed or refused in one line, and what was computed is never deleted."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cxr import sources, storage
+from cxr.errors import SettingsError, StorageError
+from cxr.scoring import parts
+from cxr.scoring.manifest import ScoreSettings, check_output
+from cxr.scoring.parts import FORMAT, SCORES
+
+pytestmark = pytest.mark.cluster
+
+STEPS = (
+    "list<element: struct<kind: string, offset: int64, packed: int64, size: int64,"
+    " method: int64, crc: int64>>"
+)
+FORMATS = {
+    1: {
+        "scores": {
+            "uri": "string", "sha256": "string", "status": "string", "reason": "string",
+            "prob_pneumonia": "double", "logit": "double", "prediction": "string",
+            "warnings": "list<element: string>", "width": "int64", "height": "int64",
+            "format": "string",
+        },
+        "manifest": {
+            "uri": "string", "file": "string", "place": STEPS, "size": "int64",
+            "modified_ns": "int64", "status": "string", "reason": "string",
+            "warnings": "list<element: string>",
+        },
+        "settings": ["format", "checkpoint", "inputs", "any_body_part"],
+    },
+}  # fmt: skip
+"""What is on disk in each format. Another column is another format, and has an entry of its own."""
+
+SETTINGS = ScoreSettings(("/in",), any_body_part=False, checkpoint="abc")
+
+
+def columns(schema: pa.Schema) -> dict[str, str]:
+    return {field.name: str(field.type).replace("item:", "element:") for field in schema}
+
+
+def test_columns_are_those_of_the_format() -> None:
+    assert max(FORMATS) == FORMAT
+    written = {
+        "scores": columns(SCORES),
+        "manifest": columns(sources.INVENTORY),
+        "settings": list(SETTINGS.to_json()),
+    }
+    assert written == FORMATS[FORMAT]
+    assert SETTINGS.to_json()["format"] == FORMAT
+
+
+def scores(*uris: str) -> pa.Table:
+    row: dict[str, object] = {
+        "sha256": "", "status": "unreadable", "reason": "the file is empty", "warnings": [],
+        "prob_pneumonia": None, "logit": None, "prediction": None, "width": 0, "height": 0,
+        "format": "",
+    }  # fmt: skip
+    return pa.Table.from_pylist([row | {"uri": uri} for uri in uris], schema=SCORES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A scores folder of four parts with two rows each."""
+    for part in range(4):
+        uri = parts.part_file(str(tmp_path / "scores"), part)
+        storage.write_table(uri, scores(f"{part}a", f"{part}b"))
+    storage.write_json(str(tmp_path / "settings.json"), SETTINGS.to_json())
+    return tmp_path
+
+
+@pytest.fixture
+def listed() -> dict[int, pa.Table]:
+    rows = [{"uri": f"{part}{name}", "part": part} for part in range(4) for name in "ab"]
+    return parts.by_part(pa.Table.from_pylist(rows))
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_finished_parts_are_taken_as_they_are(folder: Path, listed: dict[int, pa.Table]) -> None:
+    before = everything(folder)
+    done = parts.open_parts(str(folder / "scores"), listed)
+    assert sorted(done) == [0, 1, 2, 3]
+    assert done[2].equals(scores("2a", "2b"))
+    assert everything(folder) == before
+    assert parts.read_parts(str(folder / "scores"), {3: listed[3]})[3].equals(scores("3a", "3b"))
+
+
+def test_a_folder_that_is_not_there_has_no_parts(
+    tmp_path: Path, listed: dict[int, pa.Table]
+) -> None:
+    assert parts.open_parts(str(tmp_path / "scores"), listed) == {}
+    assert parts.read_parts(str(tmp_path / "scores"), listed) == {}
+
+
+def test_damaged_parts_are_moved_and_nothing_is_lost(
+    folder: Path, listed: dict[int, pa.Table], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file cut short, another part's rows, and a part that the manifest does not have."""
+    first, second, third, _ = sorted((folder / "scores").iterdir())
+    first.write_bytes(first.read_bytes()[:300])
+    second.write_bytes(third.read_bytes())
+    third.with_name("part-0000999.parquet").write_bytes(third.read_bytes())
+    third.with_name("part-0000002.parquet.12ab34cd.part").write_bytes(b"half")
+    (folder / "scores" / "notes.txt").write_text("mine")
+    before = everything(folder)
+    done = parts.open_parts(str(folder / "scores"), listed)
+    assert sorted(done) == [2, 3]
+    assert "damaged: 3 parts, moved to " in capsys.readouterr().out
+    kept = {path.name for path in (folder / "scores").iterdir()}
+    assert kept == {"part-0000002.parquet", "part-0000003.parquet", "notes.txt"}
+    moved = {path.name[:20]: path.read_bytes() for path in (folder / "damaged").iterdir()}
+    assert moved == {
+        name: before[f"scores/{name}"]
+        for name in ("part-0000000.parquet", "part-0000001.parquet", "part-0000999.parquet")
+    }
+
+
+def test_a_part_damaged_twice_is_kept_twice(folder: Path, listed: dict[int, pa.Table]) -> None:
+    for data in (b"one", b"two"):
+        (folder / "scores" / "part-0000001.parquet").write_bytes(data)
+        parts.open_parts(str(folder / "scores"), listed)
+    assert sorted(path.read_bytes() for path in (folder / "damaged").iterdir()) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.drop_columns(["logit"]),
+        lambda table: table.append_column("heat", pa.array([0.0, 0.0])),
+        lambda table: table.set_column(8, "width", table["width"].cast(pa.int32())),
+    ],
+    ids=["one less", "one more", "another type"],
+)
+def test_a_part_with_other_columns_is_refused_and_kept(
+    folder: Path, listed: dict[int, pa.Table], change: object
+) -> None:
+    path = folder / "scores" / "part-0000002.parquet"
+    pq.write_table(change(pq.read_table(path)), path)  # type: ignore[operator]
+    before = everything(folder)
+    message = r"part-0000002\.parquet: does not have the columns of scores of format 1\. Choose"
+    with pytest.raises(SettingsError, match=message):
+        parts.open_parts(str(folder / "scores"), listed)
+    assert everything(folder) == before
+
+
+@pytest.mark.parametrize("format", [0, FORMAT + 1, None])
+def test_a_folder_of_another_format_is_refused_and_kept(folder: Path, format: int | None) -> None:
+    storage.write_json(str(folder / "settings.json"), SETTINGS.to_json() | {"format": format})
+    before = everything(folder)
+    message = (
+        rf"holds scores of format {format}, and this version of cxr writes format {FORMAT}\."
+        r" Choose another --output, or use the version that wrote them\.$"
+    )
+    with pytest.raises(SettingsError, match=message):
+        check_output(str(folder), SETTINGS)
+    assert everything(folder) == before
+
+
+def test_a_folder_of_the_same_settings_is_resumed(folder: Path, tmp_path: Path) -> None:
+    check_output(str(folder), SETTINGS)
+    check_output(str(tmp_path / "new"), SETTINGS)
+    other = ScoreSettings(("/in",), any_body_part=True, checkpoint="abc")
+    with pytest.raises(SettingsError, match="holds scores with any_body_part False, not True"):
+        check_output(str(folder), other)
+    (folder / "settings.json").unlink()
+    with pytest.raises(StorageError, match="exists already"):
+        check_output(str(folder), SETTINGS)

@@ -217,7 +217,7 @@ RECIPES: Final[dict[str, Recipe]] = {
 """v0-v3 by name, and `best`, ours: set beforehand; a search over normalization and class weighting
 found none better (README)."""
 
-PUBLISHED: Final = ("v0", "v1", "v2", "v3")
+PUBLISHED_VERSIONS: Final = ("v0", "v1", "v2", "v3")
 """The names that `--version all` trains."""
 
 

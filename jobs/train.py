@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cxr import cli, cluster, recipes, storage
-from cxr.recipes import PUBLISHED, RECIPES, Recipe
+from cxr.recipes import PUBLISHED_VERSIONS, RECIPES, Recipe
 from cxr.reports import comparison_table
 from cxr.training.run import RunSettings, reopen, resolve, train
 
@@ -43,7 +43,7 @@ def chosen_recipes() -> tuple[TrainJob, list[Recipe]]:
     if over.recipe:
         bases = [Recipe.from_json(storage.read_bytes(over.recipe).decode())]
     else:
-        names = PUBLISHED if over.version == "all" else (over.version,)
+        names = PUBLISHED_VERSIONS if over.version == "all" else (over.version,)
         bases = [recipes.named(name) for name in names]
     jobs = [cli.parse(TrainJob, __doc__, TrainJob(settings=base)) for base in bases]
     return jobs[0], [each.settings for each in jobs]

@@ -39,7 +39,8 @@ class Recipe:
     name: str = "v2"
     """What the run and its reports call the recipe."""
     backbone: str = "vgg16"
-    """Any torchvision network with a `.features` part: alexnet, vgg16, squeezenet1_1, ..."""
+    """A network by torchvision's name: alexnet, vgg16, squeezenet1_1, densenet121, resnet50,
+    efficientnet_b0, mobilenet_v3_large, convnext_tiny, regnet_y_400mf, ..."""
     pretrained: Convolutions = "all"
     """How many leading convolutions take pretrained weights; `all` for the whole backbone."""
     frozen: Convolutions = "all"

@@ -29,7 +29,7 @@ from cxr.datasets.pixels import decode_shards
 from cxr.datasets.shards import Shards
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import parse_rule
-from cxr.models import checkpoint, classifier
+from cxr.models import checkpoint, classifier, weights
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
@@ -246,8 +246,8 @@ def load_model(recipe: Recipe, settings: RunSettings) -> Loaded:
     model = classifier.build(recipe)
     if settings.weights == "none" or recipe.pretrained == 0:
         return Loaded(recipe, model, {"source": "none", "tensors": 0})
-    state, place = classifier.read_weights(str(settings.weights), recipe.backbone, settings.cache)
-    names = classifier.load_pretrained(model, recipe, state, place)
+    state, place = weights.read_weights(str(settings.weights), recipe.backbone, settings.cache)
+    names = weights.load_pretrained(model, recipe, state, place)
     digest = classifier.digest({name: state[name] for name in names})
     return Loaded(recipe, model, {"source": place, "tensors": len(names), "sha256": digest})
 

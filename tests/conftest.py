@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from services.s3 import Store
 
 from cxr import cluster, phantoms
@@ -24,7 +25,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure() -> None:
-    """Tests and their jobs compute in float32 on every CPU: they compare the last digits."""
+    """Tests and their jobs compute in float32 on every CPU: they compare the last digits.
+
+    Tests themselves compute with one thread: with more, PyTorch waits for those that other
+    processes keep from running, and small networks take many times as long.
+    """
+    torch.set_num_threads(1)
     if not devices.BFLOAT16_FLAGS.isdisjoint(devices.cpu()[1]):
         os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 

@@ -1,7 +1,7 @@
 """Everything that defines a model and its training, and the four published versions as values.
 
-The versions are those of the 2019 experiment that this project carries on. A recipe states the
-*intent* of each, done correctly; `docs/versions.md` says where the experiment's notebooks differed.
+v0 to v3 are the versions of the 2019 experiment that this project continues. A recipe implements
+what a version *intended*; `docs/versions.md` lists where the experiment's notebooks differ from it.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ Augmentation = Literal["none", "affine"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Loading = Literal["memory", "stream"]
 
+# Loss weights of normal and pneumonia with `fixed`: those of the 2019 experiment.
 FIXED_CLASS_WEIGHTS: Final = (1.0, 0.4)
-"""Loss weights of normal and pneumonia under `fixed`, as the 2019 experiment set them."""
 
+# With `effective`, n images of a class count as (1 - beta^n) / (1 - beta): Cui et al. 2019, arXiv
+# 1901.05555.
 EFFECTIVE_NUMBER_BETA: Final = 0.999
-"""A class of n images counts as (1 - beta^n) / (1 - beta) under `effective`: Cui et al. 2019,
-arXiv 1901.05555."""
 
+# With `focal`, an image's loss is multiplied by (1 - probability of its class)^gamma: Lin et al.
+# 2017, arXiv 1708.02002, whose best value this is.
 FOCAL_GAMMA: Final = 2.0
-"""An image's loss is scaled by (1 - probability of its class)^gamma under `focal`: Lin et al. 2017,
-arXiv 1708.02002, and their best value."""
 
 
 @dataclass(frozen=True)
@@ -37,55 +37,58 @@ class Recipe:
     """One way to build and train a classifier of chest radiographs."""
 
     name: str = "v2"
-    """What the run and its reports call the recipe."""
+    """Name of the recipe in the run's folder and reports."""
     backbone: str = "vgg16"
-    """Any torchvision network with a `.features` part: alexnet, vgg16, squeezenet1_1, ..."""
+    """A network by torchvision's name: alexnet, vgg16, squeezenet1_1, densenet121, resnet50,
+    efficientnet_b0, mobilenet_v3_large, convnext_tiny, regnet_y_400mf, ..."""
     pretrained: Convolutions = "all"
-    """How many leading convolutions take pretrained weights; `all` for the whole backbone."""
+    """Number of leading convolutions that take pretrained weights; all: the whole backbone."""
     frozen: Convolutions = "all"
-    """How many leading convolutions stay as they are in training; at most `pretrained`."""
+    """Number of leading convolutions that training does not change; at most --pretrained."""
     image_px: int = 224
-    """Side of the square that each radiograph is resized to, in pixels."""
+    """Side of the square that radiographs are resized to, in pixels."""
     normalization: Normalization = "none"
-    """none: gray levels 0-255. unit: 0-1. imagenet: channel statistics of ImageNet. per_image:
-    each radiograph to mean 0 and standard deviation 1. equalize: each radiograph's histogram made
-    flat, then as imagenet."""
+    """none: gray levels 0-255. unit: 0-1. imagenet: channel statistics of ImageNet. per_image: mean
+    0 and standard deviation 1 of each radiograph. equalize: histogram equalization, then as
+    imagenet."""
     class_weighting: ClassWeighting = "none"
-    """How classes count in the loss. none; fixed: 1.0 normal, 0.4 pneumonia; balanced: inverse
-    class frequency; effective: inverse effective number of images; focal: no weights, but images
-    that are told well already count less."""
+    """Weights of the classes in the loss. none: equal. fixed: 1.0 normal, 0.4 pneumonia. balanced:
+    inverse class frequency. effective: inverse effective number of images. focal: equal, but images
+    that are classified well already count less."""
     pooling: Pooling = "flatten"
-    """How the backbone's maps reach the head: every number, or the average of each map."""
+    """Input of the head. flatten: every value of the backbone's maps. average: the mean of each
+    map."""
     hidden: tuple[int, ...] = (1024, 512)
-    """Widths of the head's dense layers before the last one, which has one unit a class."""
+    """Widths of the head's dense layers before the last one, which has one unit per class."""
     dropout: tuple[float, ...] = (0.0, 0.7, 0.5)
     """Dropout rate before each dense layer of the head, the last one included."""
     augmentation: Augmentation = "none"
-    """affine: small random rotations, shifts, zooms and exposure changes, drawn on the device."""
+    """affine: small random rotations, shifts, zooms and changes of exposure."""
     optimizer: Optimizer = "adam"
-    """The optimizer, with PyTorch's defaults but for the rates below."""
+    """The optimizer; its other settings are PyTorch's defaults."""
     learning_rate: float = 1e-3
     """Learning rate of the first step."""
     learning_rate_decay: float = 0.0
-    """Inverse-time decay a step: rate = learning_rate / (1 + learning_rate_decay * step)."""
+    """Inverse-time decay per step: rate = learning_rate / (1 + learning_rate_decay * step)."""
     weight_decay: float = 0.0
     """Weight decay, as the optimizer defines it."""
     batch_size: int = 15
-    """Radiographs a step over all workers together."""
+    """Radiographs per step, over all workers together."""
     epochs: int = 3
-    """Passes over the training data, at most."""
+    """Maximum number of passes over the training data."""
     patience: int = 5
-    """Epochs without a better validation AUC before training stops early."""
+    """Epochs without a better validation AUC after which training stops early."""
     loading: Loading = "stream"
-    """memory: training data are held in the workers' memory. stream: they are read each epoch."""
+    """memory: the training data are kept in the workers' memory. stream: they are read in every
+    epoch."""
     seed: int = 0
-    """Seed of the head's start, of dropout and of the order of radiographs."""
+    """Seed of the random weights, of dropout and of the order of radiographs."""
 
     def __post_init__(self) -> None:
-        for field, kind in get_type_hints(Recipe).items():
-            if not _is_a(getattr(self, field), kind):
+        for field, hint in get_type_hints(Recipe).items():
+            if not _is_a(getattr(self, field), hint):
                 raise SettingsError(
-                    f"{field}: {getattr(self, field)!r} is not possible. {_expected(kind)}"
+                    f"{field}: {getattr(self, field)!r} is not possible. {_expected(hint)}"
                 )
         for field in ("image_px", "batch_size", "epochs", "patience"):
             if getattr(self, field) < 1:
@@ -106,21 +109,21 @@ class Recipe:
         if len(self.dropout) != len(self.hidden) + 1:
             raise SettingsError(
                 f"dropout: {len(self.dropout)} rates for {len(self.hidden) + 1} dense layers"
-                f" (hidden {self.hidden} and the last one). Give one rate a layer, 0 for none."
+                f" (hidden {self.hidden} and the last one). Give one rate per layer, 0 for none."
             )
         if not _at_most(self.frozen, self.pretrained):
             raise SettingsError(
-                f"frozen: {self.frozen} convolutions would stay as they are, but only"
+                f"frozen: {self.frozen} convolutions would not be trained, but only"
                 f" {self.pretrained} are pretrained. Lower --frozen or raise --pretrained."
             )
 
     def to_json(self) -> str:
-        """The recipe as an indented JSON object, one key a field."""
+        """The recipe as an indented JSON object with one key per field."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """Read what `to_json` wrote; fields left out take their defaults.
+        """Read what `to_json` wrote; missing fields have their defaults.
 
         Raises:
             SettingsError: not a JSON object, an unknown field, or an impossible value.
@@ -149,26 +152,26 @@ def _at_most(inner: Convolutions, outer: Convolutions) -> bool:
     return inner != "all" and inner <= outer
 
 
-def _is_a(value: object, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
-    if args := get_args(kind):
+def _is_a(value: object, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_a(item, get_args(hint)[0]) for item in value)
+    if args := get_args(hint):
         return any(_is_a(value, arg) for arg in args)
-    if kind is float:
+    if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, hint) and not isinstance(value, bool)
 
 
-def _expected(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"Choices: {', '.join(get_args(kind))}."
-    if kind == Convolutions:
+def _expected(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"Choices: {', '.join(get_args(hint))}."
+    if hint == Convolutions:
         return "Give a number of convolutions, or all."
-    if get_origin(kind) is tuple:
-        return f"Expected a list of {get_args(kind)[0].__name__}."
-    return f"Expected {getattr(kind, '__name__', kind)}."
+    if get_origin(hint) is tuple:
+        return f"Expected a list of {get_args(hint)[0].__name__}."
+    return f"Expected {getattr(hint, '__name__', hint)}."
 
 
 _V1 = Recipe(
@@ -184,6 +187,8 @@ _V2 = dataclasses.replace(
     _V1, name="v2", learning_rate=1e-3, batch_size=15, epochs=3, loading="stream"
 )
 
+# The published versions by name, and `best`, our own, which was set beforehand: a search over
+# normalization and class weighting found no better setting (README).
 RECIPES: Final[dict[str, Recipe]] = {
     "v0": Recipe(
         name="v0",
@@ -214,18 +219,16 @@ RECIPES: Final[dict[str, Recipe]] = {
         loading="memory",
     ),
 }
-"""v0-v3 by name, and `best`, ours: set beforehand; a search over normalization and class weighting
-found none better (README)."""
 
-PUBLISHED: Final = ("v0", "v1", "v2", "v3")
-"""The names that `--version all` trains."""
+# What `--version all` stands for.
+PUBLISHED_VERSIONS: Final = ("v0", "v1", "v2", "v3")
 
 
 def named(version: str) -> Recipe:
-    """The recipe of a version.
+    """The recipe of a version, by its name in `RECIPES`.
 
     Raises:
-        SettingsError: there is none of that name.
+        SettingsError: no version has this name.
     """
     if version not in RECIPES:
         raise SettingsError(f"unknown version {version!r}. Choices: {', '.join(RECIPES)}, all.")

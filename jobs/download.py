@@ -54,9 +54,10 @@ class DownloadJob:
     backbone: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = tuple(
         sorted({recipe.backbone for recipe in RECIPES.values()})
     )
-    """Networks whose weights to fetch, by torchvision's names: any that a recipe can name."""
+    """Backbones whose weights to fetch: any that --backbone of train takes."""
     features_only: bool = False
-    """Also write the weights' convolutional part as safetensors, for machines without a network."""
+    """Also write the backbone's part of each weights file as safetensors: smaller, and safe to
+    copy to machines without internet access."""
 
     def __post_init__(self) -> None:
         if self.what != "weights" and not self.to:
@@ -87,11 +88,11 @@ def fetch_data(job: DownloadJob) -> bool:
 
 def fetch_weights(job: DownloadJob) -> None:
     for backbone in job.backbone:
-        place = weights.verified_weights(backbone, job.to or storage.default_cache(), job.mirror)
+        uri = weights.verified_weights(backbone, job.to or storage.default_cache(), job.mirror)
         if job.features_only:
-            place = weights.features_only(place)
-        print(f"weights: {place}")
-        print(f"next: python jobs/train.py --backbone {backbone} --weights {place}")
+            uri = weights.features_only(uri, backbone)
+        print(f"weights: {uri}")
+        print(f"next: python jobs/train.py --backbone {backbone} --weights {uri}")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cxr import cluster, phantoms
 from cxr.inference import devices
@@ -21,8 +22,11 @@ WITHOUT_RAY = "not cluster"
 def pytest_configure(config: pytest.Config) -> None:
     """Compute in float32 on every CPU, since tests compare the last digits; block Ray if unneeded.
 
-    With `-m "not cluster"` an import of Ray in this process is an error.
+    With `-m "not cluster"` an import of Ray in this process is an error. Tests compute with one
+    thread: with more, PyTorch waits for those that other processes keep from running, and small
+    networks take many times as long.
     """
+    torch.set_num_threads(1)
     if config.option.markexpr == WITHOUT_RAY:
         sys.modules["ray"] = None  # type: ignore[assignment]
     if not devices.BFLOAT16_FLAGS.isdisjoint(devices.cpu()[1]):

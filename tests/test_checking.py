@@ -8,7 +8,7 @@ import pytest
 
 from cxr import sources, storage
 from cxr.download import checking, dataset
-from cxr.download.publishers import PUBLISHED
+from cxr.download.publishers import PUBLISHED_COUNTS
 from cxr.reports import class_distribution
 from tests.support.radiographs import radiograph
 from tests.support.s3 import Store
@@ -88,12 +88,12 @@ def test_the_summary_says_what_differs_from_what_was_published(
     ]
 
 
-@pytest.mark.parametrize("layout", PUBLISHED)
+@pytest.mark.parametrize("layout", PUBLISHED_COUNTS)
 def test_the_published_counts_are_recognised(layout: str) -> None:
     rows = [
         {"uri": f"{split}/{i}/{n}", "split": split, "label": name, "patient": f"{split}{i}{n}",
          "subtype": "", "width": 1, "height": 1, "bytes": 1, "sha256": f"{split}{i}{n}"}
-        for split, both in PUBLISHED[layout].items()
+        for split, both in PUBLISHED_COUNTS[layout].items()
         for i, name in enumerate(("NORMAL", "PNEUMONIA"))
         for n in range(both[i])
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """A checkpoint is used as it was saved, or refused; it names no patient."""
 
+import hashlib
 import json
 from importlib import metadata
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 
 from cxr.errors import CheckpointError, SettingsError
 from cxr.models import checkpoint, classifier
@@ -67,6 +70,44 @@ def test_a_loaded_model_gives_the_same_logits_bit_for_bit(
         assert torch.equal(loaded.model(images), expected)
         assert torch.equal(saved.model(images), expected)
     assert not any(module.training for module in loaded.model.modules())
+
+
+def test_a_checkpoint_of_format_1_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    # Written here as the first version wrote it, with torchvision's own layers for reference.
+    features = torchvision.models.squeezenet1_1().features
+    head = torch.nn.Linear(512, 2)
+    state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+    state |= {f"head.3.{name}": tensor for name, tensor in head.state_dict().items()}
+    files = {"model.safetensors": safetensors.torch.save(state)}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"label": LABELS, "logit": LOGITS}), sink)
+    files["validation.parquet"] = sink.getvalue().to_pybytes()
+    settings = {
+        "name": "small", "backbone": "squeezenet1_1", "pretrained": 0, "frozen": 0, "image_px": 32,
+        "pooling": "average", "hidden": [], "dropout": [0.2], "normalization": "unit",
+    }  # fmt: skip
+    point = {
+        "rule": "youden", "threshold": 0.5, "sensitivity": 0.75, "specificity": 0.75, "n": 8,
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    description = {
+        "format": 1,
+        "recipe": settings,
+        "classes": ["NORMAL", "PNEUMONIA"],
+        "operating_point": point,
+        "temperature": 1.5,
+        "provenance": {},
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    (tmp_path / "checkpoint.json").write_text(json.dumps(description))
+    loaded = checkpoint.load(str(tmp_path))
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = head(features.eval()(images).mean(dim=(2, 3), keepdim=True).flatten(1))
+        assert torch.equal(loaded.model(images), expected)
+    assert (loaded.temperature, loaded.operating_point.threshold) == (1.5, 0.5)
+    assert (loaded.recipe.normalization, loaded.recipe.dropout) == ("unit", (0.2,))
 
 
 def test_all_that_was_saved_is_loaded(tmp_path: Path, saved: Checkpoint) -> None:
@@ -169,7 +210,15 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
         ({"format": 99}, r"format 99, this version of cxr reads 1\."),
         ({"format": 99, "sha256": None}, r"format 99, this version of cxr reads 1\."),
         ({"recipe": {"epochz": 1}}, "unknown recipe field epochz"),
-        ({"recipe": {"backbone": "alexnet", "image_px": 64}}, "not a whole checkpoint"),
+        ({"recipe": {"backbone": "alexnet", "image_px": 64}}, "not a complete checkpoint"),
+        ({"classes": None}, "lacks 'classes'"),
+        (
+            {"classes": ["PNEUMONIA", "NORMAL"]},
+            r"its outputs are \['PNEUMONIA', 'NORMAL'\], this version of cxr expects \['NORMAL',"
+            r" 'PNEUMONIA'\], in this order\.",
+        ),
+        ({"classes": ["NORMAL", "TUBERCULOSIS"]}, r"its outputs are \['NORMAL', 'TUBERCULOSIS'\]"),
+        ({"classes": "NORMAL"}, "its outputs are NORMAL"),
         ({"temperature": None}, "lacks 'temperature'"),
         ({"operating_point": {"rule": "youden"}}, "lacks 'threshold'"),
     ],
@@ -188,7 +237,7 @@ def test_a_changed_description_is_refused(
 @pytest.mark.parametrize("text", ["", "[]", "{", '"x"'])
 def test_a_damaged_description_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "checkpoint" / "checkpoint.json").write_text(text)
-    with pytest.raises(CheckpointError, match="checkpoint: not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoint: not a complete checkpoint"):
         checkpoint.load(str(tmp_path / "checkpoint"))
 
 

@@ -207,8 +207,8 @@ def _few_patients(folder: Path) -> list[str]:
 
 BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "version": (lambda _: ["--version", "v7"], 2, "v7"),
-    "network": (lambda _: ["--backbone", "alexnet9"], 1, "unknown network 'alexnet9'. Choices:"),
-    "network without features": (lambda _: ["--backbone", "resnet18"], 1, "no .features part"),
+    "network": (lambda _: ["--backbone", "alexnet9"], 1, "'alexnet9' is not available. Choices:"),
+    "other network": (lambda _: ["--backbone", "vit_b_16"], 1, "'vit_b_16' is not available"),
     "flag": (lambda _: ["--batchsize", "3"], 2, "--batchsize"),
     "normalization": (lambda _: ["--normalization", "zscore"], 2, "zscore"),
     "batch": (lambda _: ["--batch-size", "0"], 1, "batch_size: 0 is below 1"),

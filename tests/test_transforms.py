@@ -1,15 +1,21 @@
 """Normalization is torchvision's; augmentation is small, drawn by its generator and in range."""
 
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image, ImageOps
 from torchvision.models import VGG16_Weights
 
+from cxr.datasets import features
+from cxr.datasets.shards import Shards
 from cxr.errors import ImageError, SettingsError
-from cxr.models import transforms
+from cxr.models import classifier, transforms
 from cxr.models.transforms import augment, normalize
-from cxr.recipes import Normalization
+from cxr.recipes import Normalization, Recipe
 
 
 def drawn(num: int = 4, image_px: int = 32) -> torch.Tensor:
@@ -70,7 +76,45 @@ def test_equalize_is_pillows_then_imagenets() -> None:
     torch.testing.assert_close(normalize(pixels.float(), "equalize"), expected)
 
 
-@pytest.mark.parametrize("normalization", ["none", "unit", "imagenet", "per_image", "equalize"])
+# By version of the transform and normalization: red at (5, 7) and at (20, 3), then blue at both, of
+# the ramp below, whose gray levels there are 6 and 100.
+VALUES = {
+    1: {
+        "none": (6, 100, 6, 100),
+        "unit": (0.02353, 0.39216, 0.02353, 0.39216),
+        "imagenet": (-2.01516, -0.40543, -1.69987, -0.06152),
+        "per_image": (-1.03217, 0.2055, -1.03217, 0.2055),
+        "equalize": (-1.43291, 0.63918, -1.10728, 1.00166),
+    }
+}
+
+
+@pytest.mark.parametrize("normalization", get_args(Normalization))
+def test_a_version_of_the_transform_stands_for_these_numbers(normalization: Normalization) -> None:
+    # Cached features are taken for current by the version. Where a number here is to be another,
+    # raise the version. A new normalization needs a line and no other version.
+    ramp = (torch.arange(1024) ** 2 // 4112).to(torch.uint8).view(1, 1, 32, 32)
+    red, _, blue = normalize(ramp, normalization)[0]
+    values = [channel[at].item() for channel in (red, blue) for at in ((5, 7), (20, 3))]
+    expected = VALUES[transforms.VERSION][normalization]
+    assert values == pytest.approx(expected, rel=0, abs=1e-5)
+
+
+def test_features_of_another_version_of_the_transform_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = Recipe(backbone="squeezenet1_1", frozen=1, image_px=32, hidden=(), dropout=(0.0,))
+    none = pa.table({})
+    pixels = Shards("cache/pixels/a1", (32, 32), "uint8", {}, none, none)
+    frozen = features.Pass(pixels, recipe, classifier.build(recipe))
+    folder = frozen.folder(str(tmp_path))
+    assert folder.startswith(f"{tmp_path}/features/")
+    assert frozen.folder(str(tmp_path)) == folder
+    monkeypatch.setattr(transforms, "VERSION", transforms.VERSION + 1)
+    assert frozen.folder(str(tmp_path)) != folder
+
+
+@pytest.mark.parametrize("normalization", get_args(Normalization))
 def test_normalization_treats_each_image_alone(normalization: Normalization) -> None:
     pixels = drawn()
     images = normalize(pixels, normalization)

@@ -1,8 +1,8 @@
 """The frozen part of a backbone, run once over a data set and cached.
 
-Ten epochs of a head then cost hardly more than one, and versions that share backbone, weights,
-image size and normalization share the pass. All passes that are still to be run share one pool of
-actors, since starting an actor costs seconds.
+Ten epochs of a head then take hardly longer than one, and recipes with the same backbone, weights,
+image size and normalization share the features. All passes of a call share one pool of actors,
+since starting an actor takes seconds.
 """
 
 import uuid
@@ -21,7 +21,7 @@ from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import Shards, finish_shards, load_shards, read_part, shards_key
 from cxr.inference import devices
 from cxr.inference.engine import Engine
-from cxr.models import classifier
+from cxr.models import classifier, transforms
 from cxr.models.classifier import Classifier, State
 from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array, to_column
@@ -29,22 +29,27 @@ from cxr.storage.arrays import to_array, to_column
 
 @dataclass(frozen=True)
 class Pass:
-    """One frozen part to run over one set of pixels."""
+    """One frozen part and the pixels to run it over."""
 
     pixels: Shards
     recipe: Recipe
-    """Says image size and normalization."""
+    """Gives image size and normalization."""
     model: Classifier
     """With its weights; only `model.prefix` is used."""
 
     def folder(self, cache: str) -> str:
-        """Where its features belong."""
+        """The folder of its features.
+
+        The key does not tell bfloat16 from float32: which of them an actor computes in depends on
+        the processor of its node, which is not known here.
+        """
         key = shards_key(
             self.pixels,
             self.recipe.backbone,
             self.recipe.pooling,
             self.model.num_frozen,
             self.recipe.normalization,
+            transforms.VERSION,
             classifier.digest(self.model.states(frozen=True)),
         )
         return storage.join(storage.absolute(cache), "features", key)
@@ -88,46 +93,46 @@ class FeatureExtractor:
 
 
 def extract(passes: Sequence[Pass], cache: str, *, gpu: bool = False) -> list[Shards]:
-    """Run frozen parts over every image, or take what an earlier run computed.
+    """Run frozen parts over every image, or read the features that an earlier run computed.
 
     Args:
-        passes: what to run over what; equal ones are run once.
-        cache: folder or bucket prefix; on a cluster one that all nodes reach.
-        gpu: one GPU an actor, instead of CPUs.
+        passes: frozen parts and their pixels; equal ones are run once.
+        cache: folder or bucket prefix; on a cluster one that all nodes can reach.
+        gpu: run each actor on a GPU.
 
     Returns:
         For each pass, shards of features: float32 of the prefix's output shape, with the rows and
         folds of its pixels.
     """
-    folders = [each.folder(cache) for each in passes]
+    folders = [frozen.folder(cache) for frozen in passes]
     missing = {
-        folder: each
-        for folder, each in zip(folders, passes, strict=True)
+        folder: frozen
+        for folder, frozen in zip(folders, passes, strict=True)
         if load_shards(folder) is None
     }
     if missing:
         _run(missing, gpu=gpu)
-    found = [load_shards(folder) for folder in folders]
-    return [shards for shards in found if shards is not None]
+    features = [load_shards(folder) for folder in folders]
+    return [shards for shards in features if shards is not None]
 
 
 def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
     work, passes = [], list(missing.values())
     attempt = uuid.uuid4().hex[:12]
-    for number, (folder, each) in enumerate(missing.items()):
-        for fold, paths in each.pixels.parts.items():
+    for number, (folder, frozen) in enumerate(missing.items()):
+        for fold, paths in frozen.pixels.parts.items():
             for index, path in enumerate(paths):
                 target = storage.join(folder, attempt, f"fold={fold}", f"{index:06}.parquet")
                 row: dict[str, list[Any]] = {
                     "number": [number], "fold": [fold], "path": [path], "target": [target],
                 }  # fmt: skip
                 work.append(pa.table(row))
-    num_images = sum(len(each.pixels.table) for each in passes)
+    num_images = sum(len(frozen.pixels.table) for frozen in passes)
     pool = cluster.pool(len(work), devices.CPU_THREADS, gpu=gpu)
-    recipes = [each.recipe for each in passes]
+    recipes = [frozen.recipe for frozen in passes]
     names = ", ".join(dict.fromkeys(recipe.backbone for recipe in recipes))
     with ClusterProgress(f"frozen convolutions of {names}", num_images) as progress:
-        states = [ray.put(each.model.states(frozen=True)) for each in passes]
+        states = [ray.put(frozen.model.states(frozen=True)) for frozen in passes]
         done: Any = (
             ray.data.from_blocks(work)
             .map_batches(
@@ -142,10 +147,10 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
             .take_all()
         )
     written = sorted((row["number"], row["fold"], row["target"]) for row in done)
-    for number, (folder, each) in enumerate(missing.items()):
+    for number, (folder, frozen) in enumerate(missing.items()):
         parts: dict[int, list[str]] = {}
         for done_number, fold, target in written:
             if done_number == number:
                 parts.setdefault(fold, []).append(target)
-        shape = each.model.prefix_shape(each.recipe.image_px)
-        finish_shards(folder, shape, "float32", parts, each.pixels.table, each.pixels.failed)
+        shape = frozen.model.prefix_shape(frozen.recipe.image_px)
+        finish_shards(folder, shape, "float32", parts, frozen.pixels.table, frozen.pixels.failed)

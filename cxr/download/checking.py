@@ -11,7 +11,7 @@ from typing import Final
 import pyarrow as pa
 
 from cxr import labels, storage
-from cxr.download.publishers import PUBLISHED, Counts
+from cxr.download.publishers import PUBLISHED_COUNTS, Counts
 from cxr.errors import StorageError
 from cxr.images.read import Image, read_image
 from cxr.progress import Progress
@@ -72,7 +72,7 @@ class Findings:
     @property
     def as_published(self) -> bool:
         """Whether every split has the published number of each class."""
-        return self.counts == PUBLISHED[self.layout]
+        return self.counts == PUBLISHED_COUNTS[self.layout]
 
     @property
     def duplicates(self) -> tuple[list[list[str]], list[list[str]]]:
@@ -147,7 +147,7 @@ def differences(before: pa.Table, after: pa.Table) -> list[str]:
 
 def summary(findings: Findings) -> str:
     """The counts as a table, and irregularities, in a few lines."""
-    published = PUBLISHED[findings.layout]
+    published = PUBLISHED_COUNTS[findings.layout]
     lines = [
         f"{'split':6}{'NORMAL':>9}{'PNEUMONIA':>11}{'bacteria':>10}{'virus':>8}{'patients':>10}"
     ]

@@ -33,7 +33,7 @@ Cite: Kermany, Daniel; Zhang, Kang; Goldbaum, Michael (2018), "Labeled Optical C
 Counts = dict[str, tuple[int, int]]
 """Images of each split: normal, pneumonia."""
 
-PUBLISHED: Final[dict[str, Counts]] = {
+PUBLISHED_COUNTS: Final[dict[str, Counts]] = {
     "Kaggle": {"train": (1341, 3875), "val": (8, 8), "test": (234, 390)},
     "Mendeley Data": {"train": (1349, 3883), "test": (234, 390)},
 }

@@ -1,1 +1,1 @@
-"""Running a network over images: devices, and the actor that holds a model."""
+"""Running a network over images: the device, the engine, and the actor that holds a model."""

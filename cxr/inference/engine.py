@@ -13,12 +13,15 @@ from cxr.recipes import Normalization
 
 
 def forward(network: nn.Module, pixels: torch.Tensor, normalization: Normalization) -> torch.Tensor:
-    """Normalize a batch and run a network over it: the one way in training and inference.
+    """Normalize a batch and run a network over it; used by training and inference alike.
 
     Args:
         network: takes images, float32 (N, 3, H, W), channels last.
         pixels: gray levels 0-255, uint8 or float32, (N, 1, H, W), on the network's device.
         normalization: as in `transforms.normalize`.
+
+    Returns:
+        The network's outputs, (N, ...).
     """
     images = transforms.normalize(pixels, normalization)
     outputs: torch.Tensor = network(images.contiguous(memory_format=torch.channels_last))
@@ -26,15 +29,15 @@ def forward(network: nn.Module, pixels: torch.Tensor, normalization: Normalizati
 
 
 class Engine:
-    """Runs a network, or the frozen part of one, over any number of images, batch by batch."""
+    """Runs a whole network, or the frozen part of one, over any number of images in batches."""
 
     def __init__(self, network: nn.Module, normalization: Normalization, *, gpu: bool) -> None:
-        """Bring the network onto the device.
+        """Move the network to the device.
 
         Args:
-            network: its outputs are the engine's.
+            network: a classifier, or its `prefix`; changed in place.
             normalization: of the pixels.
-            gpu: compute on the GPU that Ray gave this process.
+            gpu: compute on the GPU that Ray assigned to this process.
         """
         self.device = devices.device(gpu)
         self.batch_size = devices.batch_size(gpu)

@@ -1,4 +1,4 @@
-"""The actor that holds a trained classifier: one model a process, loaded once."""
+"""The actor that holds a trained classifier: one per process, loaded once."""
 
 from functools import cached_property
 
@@ -29,21 +29,21 @@ class Predictor:
         gpu: bool,
         counter: "ActorHandle[Counter]",
     ) -> None:
-        """Arguments are what crosses from the driver.
+        """Remember what the driver has sent.
 
         Args:
             recipe: of the classifier.
             state: its tensors.
             threads: of this process.
-            gpu: compute on the GPU that Ray gave this process.
-            counter: told how many rows are done.
+            gpu: compute on the GPU that Ray assigned to this process.
+            counter: counts the rows that are done.
         """
         torch.set_num_threads(threads)
         self.recipe, self.state, self.gpu, self.counter = recipe, state, gpu, counter
 
     @cached_property
     def engine(self) -> Engine:
-        """Built with the first rows: an actor that gets none does not wait for the weights."""
+        """Built with the first rows, so an actor without rows does not wait for the weights."""
         model = classifier.build(self.recipe)
         tensors: State = ray.get(self.state)
         model.load_state_dict(dict(tensors))
@@ -57,10 +57,10 @@ class Predictor:
         return batch.drop_columns(["x"]).append_column("logit", column)
 
     def logits(self, column: pa.ChunkedArray) -> NDArray[np.float64]:
-        """Log-odds of pneumonia, (N,); NaN where a row has no pixels.
+        """Log-odds of pneumonia, float64 (N,); NaN where a row has no pixels.
 
         Args:
-            column: bytes of gray pixels, uint8 (image_px, image_px), or null.
+            column: N rows, gray pixels as bytes, uint8 (image_px, image_px), or null.
         """
         has_pixels = np.asarray(pc.is_valid(column))
         logits: NDArray[np.float64] = np.full(len(column), np.nan)

@@ -1,9 +1,9 @@
-"""A trained classifier as a folder: weights with all that is needed to use and to judge them.
+"""A trained classifier as a folder: its weights, and all that is needed to use and assess them.
 
 model.safetensors    weights of backbone and head together, by the classifier's names
 checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
-validation.parquet   label, logit, subtype and a running patient number of each validation image:
-                     enough to choose another operating point, nothing that names a patient
+validation.parquet   label, logit, subtype and a consecutive patient number of each validation
+                     image: enough to choose another operating point, nothing that names a patient
 """
 
 import dataclasses
@@ -27,14 +27,16 @@ from cxr.models import classifier
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
 
+# Raise it when the folder's files or their content change, and read or refuse the older ones.
 FORMAT: Final = 1
 
+# Packages whose versions a checkpoint records.
 PACKAGES: Final = ("cxr", "ray", "torch", "torchvision", "pillow", "pydicom", "numpy")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained classifier and what is known of it."""
+    """A trained classifier with its calibration, operating point and provenance."""
 
     recipe: Recipe
     model: Classifier
@@ -43,12 +45,12 @@ class Checkpoint:
     provenance: dict[str, Any]
     """Data, weights, metrics on validation, package versions, settings of the run."""
     validation: pa.Table
-    """A row a validation image: label, logit, subtype, patient (a running number)."""
+    """One row per validation image: label, logit, subtype, patient (a consecutive number)."""
     fingerprint: str
-    """SHA-256 of checkpoint.json, which holds that of the weights."""
+    """SHA-256 of checkpoint.json, which contains the SHA-256 of the other files."""
 
     def choose(self, rule: str | None) -> OperatingPoint:
-        """The stored operating point, or another chosen on the same validation images."""
+        """The stored operating point, or one chosen by another rule on the same images."""
         if rule is None or rule == self.operating_point.rule:
             return self.operating_point
         y_true = np.asarray(self.validation["label"])
@@ -67,14 +69,14 @@ def save(
     """Calibrate on the validation images, choose the operating point and write the folder.
 
     Args:
-        folder: path or URI; `checkpoint.json` is written last, so that a half-written folder is
+        folder: path or URI; `checkpoint.json` is written last, so that an incomplete folder is
             not taken for a checkpoint.
-        recipe: that of the model.
+        recipe: of the model.
         model: with its trained weights.
         validation: label (int64), logit (float64), subtype, patient of each validation image;
-            patients are numbered, and nothing else of the table is kept.
+            patients are numbered, and no other column is kept.
         provenance: JSON values that say where the model comes from.
-        rule: of the operating point.
+        rule: by which the operating point is chosen.
     """
     y_true = np.asarray(validation["label"])
     logits = np.asarray(validation["logit"])
@@ -123,15 +125,16 @@ def save(
 
 
 def exists(folder: str) -> bool:
-    """True where a whole checkpoint lies."""
+    """Whether a folder holds a complete checkpoint."""
     return storage.kind(storage.join(folder, "checkpoint.json")) == "file"
 
 
 def load(folder: str) -> Checkpoint:
-    """Read what `save` wrote.
+    """Read a checkpoint that `save` has written, with this version of cxr or an older one.
 
     Raises:
-        CheckpointError: the folder is none, or a file of it is missing, changed or too new.
+        CheckpointError: the folder is no checkpoint, a file of it is missing or changed, its format
+            is a newer one, or its classes are not `labels.CLASSES`.
     """
     if not exists(folder):
         raise CheckpointError(
@@ -145,11 +148,16 @@ def load(folder: str) -> Checkpoint:
             raise CheckpointError(
                 f"{folder}: format {content['format']}, this version of cxr reads {FORMAT}."
             )
+        if content["classes"] != list(CLASSES):
+            raise CheckpointError(
+                f"{folder}: its outputs are {content['classes']}, this version of cxr expects"
+                f" {list(CLASSES)}, in this order. Train it again."
+            )
         files = {name: storage.read_bytes(storage.join(folder, name)) for name in content["sha256"]}
         for name, expected in content["sha256"].items():
-            if (found := hashlib.sha256(files[name]).hexdigest()) != expected:
+            if (actual := hashlib.sha256(files[name]).hexdigest()) != expected:
                 raise CheckpointError(
-                    f"{folder}/{name}: changed since it was written (SHA-256 {found[:12]}...,"
+                    f"{folder}/{name}: changed since it was written (SHA-256 {actual[:12]}...,"
                     f" not {expected[:12]}...). Copy the checkpoint again."
                 )
         recipe = Recipe.from_json(json.dumps(content["recipe"]))
@@ -171,11 +179,11 @@ def load(folder: str) -> Checkpoint:
             f"{folder}: checkpoint.json or a file it lists lacks {error}."
         ) from None
     except (ValueError, TypeError, RuntimeError, CxrError, pa.ArrowException) as error:
-        raise CheckpointError(f"{folder}: not a whole checkpoint: {error}") from None
+        raise CheckpointError(f"{folder}: not a complete checkpoint: {error}") from None
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that figures depend on."""
+    """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 

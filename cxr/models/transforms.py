@@ -1,4 +1,4 @@
-"""From gray pixels to what a backbone was trained on, in batches on the device."""
+"""From gray pixels to the scale that a backbone was trained on, in batches on the device."""
 
 from typing import Final, get_args
 
@@ -8,16 +8,20 @@ from torchvision.transforms.v2.functional import equalize
 from cxr.errors import ImageError, SettingsError
 from cxr.recipes import Normalization
 
+# Raise it when `normalize` returns other numbers for an existing normalization, so that features
+# which were cached before are not used. A new normalization does not need it.
+VERSION: Final = 1
+
+# Channel statistics of ImageNet as in torchvision's classification presets.
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-"""Channel statistics of ImageNet as in torchvision's classification presets."""
 
+# Bounds of the augmentation, within the variation of positioning and exposure in practice: degrees,
+# share of the image's side, relative change. No mirroring: the side of the heart carries meaning.
 MAX_ROTATION_DEG: Final = 7.0
 MAX_SHIFT: Final = 0.05
 MAX_ZOOM: Final = 0.1
 MAX_EXPOSURE: Final = 0.15
-"""Bounds of the augmentation, within what positioning and exposure vary in practice: degrees, share
-of the image's side, and relative change. No mirroring: the heart's side carries meaning."""
 
 
 def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tensor:
@@ -41,36 +45,34 @@ def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tenso
         raise ImageError(f"expected gray pixels (N, 1, H, W), found {tuple(pixels.shape)}.")
     if pixels.dtype not in (torch.uint8, torch.float32):
         raise ImageError(f"expected gray levels as uint8 or float32, found {pixels.dtype}.")
-    if normalization not in get_args(Normalization):
-        raise SettingsError(
-            f"unknown normalization {normalization!r}."
-            f" Choices: {', '.join(get_args(Normalization))}."
-        )
     gray = pixels.float()
-    if normalization == "none":
-        return gray.expand(-1, 3, -1, -1)
-    if normalization == "unit":
-        return (gray / 255).expand(-1, 3, -1, -1)
-    if normalization == "per_image":
-        mean = gray.mean(dim=(2, 3), keepdim=True)
-        std = gray.std(dim=(2, 3), keepdim=True, correction=0)
-        return ((gray - mean) / std.clamp(min=1.0)).expand(-1, 3, -1, -1)
-    if normalization == "equalize":
-        gray = equalize(gray.round().clamp(0, 255).to(torch.uint8)).float()
-    mean = torch.tensor(IMAGENET_MEAN, device=gray.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=gray.device).view(1, 3, 1, 1)
-    return (gray / 255 - mean) / std
+    match normalization:
+        case "none":
+            return gray.expand(-1, 3, -1, -1)
+        case "unit":
+            return (gray / 255).expand(-1, 3, -1, -1)
+        case "imagenet":
+            return _as_imagenet(gray)
+        case "per_image":
+            mean = gray.mean(dim=(2, 3), keepdim=True)
+            std = gray.std(dim=(2, 3), keepdim=True, correction=0)
+            return ((gray - mean) / std.clamp(min=1.0)).expand(-1, 3, -1, -1)
+        case "equalize":
+            return _as_imagenet(equalize(gray.round().clamp(0, 255).to(torch.uint8)).float())
+        case _:
+            choices = ", ".join(get_args(Normalization))
+            raise SettingsError(f"unknown normalization {normalization!r}. Choices: {choices}.")
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Vary position and exposure of each radiograph by a little, at random.
+    """Vary the position and exposure of each radiograph slightly, at random.
 
     Args:
         pixels: gray levels 0-255, uint8, (N, 1, S, S).
-        generator: source of the random numbers, on the CPU, so that every device draws the same.
+        generator: of the random numbers; on the CPU, so that they are the same for every device.
 
     Returns:
-        float32 (N, 1, S, S), gray levels 0-255; what moves in from outside is black.
+        float32 (N, 1, S, S), gray levels 0-255; what is beyond the image's border is black.
     """
     n = len(pixels)
     draw = (torch.rand(6, n, generator=generator) * 2 - 1).to(pixels.device)
@@ -85,3 +87,9 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     contrast = (1 + draw[4] * MAX_EXPOSURE).view(n, 1, 1, 1)
     brightness = (draw[5] * MAX_EXPOSURE * 128).view(n, 1, 1, 1)
     return ((moved - 128) * contrast + 128 + brightness).clamp(0, 255)
+
+
+def _as_imagenet(gray: torch.Tensor) -> torch.Tensor:
+    mean = torch.tensor(IMAGENET_MEAN, device=gray.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=gray.device).view(1, 3, 1, 1)
+    return (gray / 255 - mean) / std

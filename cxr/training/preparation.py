@@ -13,7 +13,7 @@ from cxr import sources, storage
 from cxr.datasets import features
 from cxr.datasets.folds import assign_folds, take
 from cxr.datasets.pixels import decode_shards
-from cxr.models import classifier
+from cxr.models import classifier, weights
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
 from cxr.training.settings import DataSettings, RunSettings, SharedSettings
@@ -60,8 +60,8 @@ def load_model(recipe: Recipe, settings: SharedSettings) -> tuple[Classifier, di
     model = classifier.build(recipe)
     if settings.weights == "none" or recipe.pretrained == 0:
         return model, {"source": "none", "tensors": 0}
-    state, source = classifier.read_weights(str(settings.weights), recipe.backbone, settings.cache)
-    names = classifier.load_pretrained(model, recipe, state, source)
+    state, source = weights.read_weights(str(settings.weights), recipe.backbone, settings.cache)
+    names = weights.load_pretrained(model, recipe, state, source)
     digest = classifier.digest({name: state[name] for name in names})
     return model, {"source": source, "tensors": len(names), "sha256": digest}
 
@@ -91,11 +91,11 @@ def prepare(
         gpu: run the frozen parts on GPUs.
     """
     plans: list[Plan] = []
-    for recipe, (model, weights) in zip(recipes, models, strict=True):
+    for recipe, (model, origin) in zip(recipes, models, strict=True):
         started = time.monotonic()
         print(
             f"{recipe.name}: {recipe.backbone} at {recipe.image_px} px,"
-            f" {weights['tensors']} pretrained tensors, frozen convolutions: {recipe.frozen},"
+            f" {origin['tensors']} pretrained tensors, frozen convolutions: {recipe.frozen},"
             f" normalization: {recipe.normalization}, loading: {recipe.loading}",
             flush=True,
         )
@@ -108,7 +108,7 @@ def prepare(
                 train_folds=tuple(k for k in range(settings.folds) if k != settings.fold),
                 validation_folds=(settings.fold,),
                 output=storage.join(settings.folder, recipe.name),
-                weights=weights,
+                weights=origin,
                 seconds=time.monotonic() - started,
             )
         )

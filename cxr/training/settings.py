@@ -11,7 +11,7 @@ from cxr.cluster.settings import CachedComputeSettings
 from cxr.errors import SettingsError
 from cxr.metrics import parse_rule
 from cxr.models import classifier
-from cxr.recipes import PUBLISHED, Recipe
+from cxr.recipes import PUBLISHED_VERSIONS, Recipe
 
 Version = Literal["all", "v0", "v1", "v2", "v3", "best"]
 
@@ -34,7 +34,7 @@ class RecipeChoice:
         """
         if self.recipe:
             return [Recipe.from_json(storage.read_bytes(self.recipe).decode())]
-        names = PUBLISHED if self.version == "all" else (self.version,)
+        names = PUBLISHED_VERSIONS if self.version == "all" else (self.version,)
         return [recipes.named(name) for name in names]
 
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from cxr.inference import devices
 from cxr.inference.engine import Engine
-from cxr.inference.predictor import Predictor
 from cxr.models import classifier, transforms
 from cxr.recipes import RECIPES, Recipe
 
@@ -77,11 +76,14 @@ def test_an_engine_normalizes_as_it_is_told(pixels: NDArray[np.uint8], normaliza
     assert np.array_equal(outputs, expected.numpy())
 
 
+@pytest.mark.cluster
 def test_a_row_without_pixels_has_no_logit_and_the_others_have_their_own(
     pixels: NDArray[np.uint8],
 ) -> None:
     model = classifier.build(RECIPE).eval()
     unused: Any = None
+    from cxr.inference.predictor import Predictor  # Imports Ray.
+
     predictor = Predictor(RECIPE, unused, 1, False, unused)
     predictor.engine = Engine(copy.deepcopy(model), RECIPE.normalization, gpu=False)
     column = [None, *(image.tobytes() for image in pixels[:2]), None, pixels[2].tobytes()]

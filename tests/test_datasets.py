@@ -288,3 +288,17 @@ def test_a_small_image_is_stretched_to_the_square(tmp_path: Path) -> None:
     ramp = np.tile(np.arange(200, dtype=np.uint8), (100, 1))
     Image.fromarray(ramp).save(tmp_path / "wide.png")
     assert read(str(tmp_path / "wide.png")).shape == (IMAGE_PX, IMAGE_PX)
+
+
+def test_features_of_another_version_of_the_transform_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = Recipe(backbone="squeezenet1_1", frozen=1, image_px=32, hidden=(), dropout=(0.0,))
+    none = pa.table({})
+    pixels = Shards("cache/pixels/a1", (32, 32), "uint8", {}, none, none)
+    frozen = features.Pass(pixels, recipe, classifier.build(recipe))
+    folder = frozen.folder(str(tmp_path))
+    assert folder.startswith(f"{tmp_path}/features/")
+    assert frozen.folder(str(tmp_path)) == folder
+    monkeypatch.setattr(transforms, "VERSION", transforms.VERSION + 1)
+    assert frozen.folder(str(tmp_path)) != folder

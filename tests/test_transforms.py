@@ -1,21 +1,17 @@
 """Normalization is torchvision's; augmentation is small, drawn by its generator and in range."""
 
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image, ImageOps
 from torchvision.models import VGG16_Weights
 
-from cxr.datasets import features
-from cxr.datasets.shards import Shards
 from cxr.errors import ImageError, SettingsError
-from cxr.models import classifier, transforms
+from cxr.models import transforms
 from cxr.models.transforms import augment, normalize
-from cxr.recipes import Normalization, Recipe
+from cxr.recipes import Normalization
 
 
 def drawn(num: int = 4, image_px: int = 32) -> torch.Tensor:
@@ -98,20 +94,6 @@ def test_a_version_of_the_transform_stands_for_these_numbers(normalization: Norm
     values = [channel[at].item() for channel in (red, blue) for at in ((5, 7), (20, 3))]
     expected = VALUES[transforms.VERSION][normalization]
     assert values == pytest.approx(expected, rel=0, abs=1e-5)
-
-
-def test_features_of_another_version_of_the_transform_are_not_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    recipe = Recipe(backbone="squeezenet1_1", frozen=1, image_px=32, hidden=(), dropout=(0.0,))
-    none = pa.table({})
-    pixels = Shards("cache/pixels/a1", (32, 32), "uint8", {}, none, none)
-    frozen = features.Pass(pixels, recipe, classifier.build(recipe))
-    folder = frozen.folder(str(tmp_path))
-    assert folder.startswith(f"{tmp_path}/features/")
-    assert frozen.folder(str(tmp_path)) == folder
-    monkeypatch.setattr(transforms, "VERSION", transforms.VERSION + 1)
-    assert frozen.folder(str(tmp_path)) != folder
 
 
 @pytest.mark.parametrize("normalization", get_args(Normalization))

@@ -20,7 +20,7 @@ import tyro
 
 from cxr import cli, storage
 from cxr.download import checking, dataset, publishers
-from cxr.download.dataset import Wanted
+from cxr.download.dataset import ArchiveSource
 from cxr.download.publishers import Archive, Source
 from cxr.download.transfer import Origin
 from cxr.errors import SettingsError
@@ -70,13 +70,13 @@ def fetch_data(job: DownloadJob) -> bool:
     """Whether the counts are those that the source has published."""
     if urlsplit(job.url).scheme in ("http", "https"):
         name = posixpath.basename(unquote(urlsplit(job.url).path)) or "archive.zip"
-        wanted = Wanted(Archive(name, Origin(job.url, sha256=job.sha256)))
+        source = ArchiveSource(Archive(name, Origin(job.url, sha256=job.sha256)))
     elif job.url:
-        wanted = Wanted(None, job.url, job.sha256)
+        source = ArchiveSource(None, job.url, job.sha256)
     else:
-        wanted = Wanted(publishers.archive(job.source, job.mirror))
+        source = ArchiveSource(publishers.archive(job.source, job.mirror))
     print(publishers.LICENSE, flush=True)
-    found = dataset.get(wanted, job.to)
+    found = dataset.get(source, job.to)
     picture, manifest = storage.join(job.to, "classes.png"), storage.join(job.to, dataset.MANIFEST)
     storage.write_bytes(picture, class_distribution(found.counts))
     print(checking.summary(found))

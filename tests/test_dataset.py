@@ -288,12 +288,12 @@ def test_two_jobs_into_buckets_do_not_share_what_is_on_its_way(
     publisher.files["b/a.zip"] = b"another file of this name"
     to = s3.bucket()
     for path, words in (("a.zip", ""), ("b/a.zip", "another")):
-        wanted = dataset.Wanted(Archive("a.zip", Origin(f"{publisher.url}/{path}")))
-        place = dataset._obtain(wanted, f"{to}/{words}")
+        source = dataset.ArchiveSource(Archive("a.zip", Origin(f"{publisher.url}/{path}")))
+        place = dataset._obtain(source, f"{to}/{words}")
         assert Path(place).read_bytes() == publisher.files[path]
     publisher.files.clear()
     with pytest.raises(DownloadError):
-        dataset._obtain(wanted, f"{to}/elsewhere")
+        dataset._obtain(source, f"{to}/elsewhere")
 
 
 # --- weights -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 
 from cxr import cluster, storage
 from cxr.cluster.counter import ClusterProgress, Counter
-from cxr.datasets.shards import Shards, finish_shards, load_shards, read_part, shards_key
+from cxr.datasets.shards import Shards, finish_shards, load_shards, part_file, read_part, shards_key
 from cxr.inference import devices
 from cxr.inference.engine import Engine
 from cxr.models import classifier, transforms
@@ -105,24 +105,25 @@ def extract(passes: Sequence[Pass], cache: str, *, gpu: bool = False) -> list[Sh
         folds of its pixels.
     """
     folders = [frozen.folder(cache) for frozen in passes]
+    cached = {folder: load_shards(folder) for folder in dict.fromkeys(folders)}
+    features = {folder: shards for folder, shards in cached.items() if shards is not None}
     missing = {
         folder: frozen
         for folder, frozen in zip(folders, passes, strict=True)
-        if load_shards(folder) is None
+        if folder not in features
     }
     if missing:
-        _run(missing, gpu=gpu)
-    features = [load_shards(folder) for folder in folders]
-    return [shards for shards in features if shards is not None]
+        features |= _run(missing, gpu=gpu)
+    return [features[folder] for folder in folders]
 
 
-def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
+def _run(missing: dict[str, Pass], *, gpu: bool) -> dict[str, Shards]:
     work, passes = [], list(missing.values())
     attempt = uuid.uuid4().hex[:12]
     for number, (folder, frozen) in enumerate(missing.items()):
         for fold, paths in frozen.pixels.parts.items():
             for index, path in enumerate(paths):
-                target = storage.join(folder, attempt, f"fold={fold}", f"{index:06}.parquet")
+                target = part_file(folder, attempt, fold, index)
                 row: dict[str, list[Any]] = {
                     "number": [number], "fold": [fold], "path": [path], "target": [target],
                 }  # fmt: skip
@@ -147,10 +148,14 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> None:
             .take_all()
         )
     written = sorted((row["number"], row["fold"], row["target"]) for row in done)
+    features = {}
     for number, (folder, frozen) in enumerate(missing.items()):
         parts: dict[int, list[str]] = {}
         for done_number, fold, target in written:
             if done_number == number:
                 parts.setdefault(fold, []).append(target)
         shape = frozen.model.prefix_shape(frozen.recipe.image_px)
-        finish_shards(folder, shape, "float32", parts, frozen.pixels.table, frozen.pixels.failed)
+        features[folder] = finish_shards(
+            folder, shape, "float32", parts, frozen.pixels.table, frozen.pixels.failed
+        )
+    return features

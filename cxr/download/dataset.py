@@ -27,7 +27,7 @@ _ADVICE: Final = (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ArchiveSource:
     """The source of the set: a published file, or one that the user names."""
 
     archive: Archive | None
@@ -48,11 +48,11 @@ class Wanted:
         return self.archive.origin.sha256 if self.archive else self.sha256
 
 
-def get(wanted: Wanted, to: str) -> Findings:
+def get(source: ArchiveSource, to: str) -> Findings:
     """Download the set, or verify that it is complete.
 
     Args:
-        wanted: the source.
+        source: where the set comes from.
         to: folder or bucket prefix. Its `.download` folder, or for a bucket the cache folder of
             this machine, holds the archive until all of it is unpacked and checked.
 
@@ -65,7 +65,7 @@ def get(wanted: Wanted, to: str) -> Findings:
         StorageError: the folder cannot be written, or holds something else.
     """
     to = storage.absolute(to)
-    _check_folder(wanted, to)
+    _check_folder(source, to)
     manifest = storage.join(to, MANIFEST)
     if storage.kind(manifest) == "file":
         before, findings = storage.read_table(manifest), checking.examine(to)
@@ -78,14 +78,14 @@ def get(wanted: Wanted, to: str) -> Findings:
         storage.delete_file(manifest)
     storage.write_bytes(storage.join(to, _LICENSE_FILE), LICENSE.encode())
     storage.write_json(
-        storage.join(to, _SOURCE), {"address": wanted.address, "sha256": wanted.expected}
+        storage.join(to, _SOURCE), {"address": source.address, "sha256": source.expected}
     )
-    archive = _obtain(wanted, to)
+    archive = _obtain(source, to)
     try:
         planned = unpacking.plan(archive)
         done = unpacking.unpack(archive, planned, to)
     except DataError as error:
-        if wanted.archive is None:
+        if source.archive is None:
             raise
         aside = Path(archive + ".wrong")
         Path(archive).replace(aside)
@@ -94,47 +94,47 @@ def get(wanted: Wanted, to: str) -> Findings:
           f" {unpacking.listed(planned.passed_over)}", flush=True)  # fmt: skip
     findings = checking.examine(to)
     storage.write_table(manifest, findings.manifest)
-    if wanted.archive:
+    if source.archive:
         Path(archive).unlink()
         _remove_if_empty(Path(archive).parent)
     return findings
 
 
-def _obtain(wanted: Wanted, to: str) -> str:
+def _obtain(source: ArchiveSource, to: str) -> str:
     """The path or URI of the whole archive."""
-    if wanted.archive is None:
-        if wanted.sha256:
-            with storage.open_file(wanted.file) as file:
+    if source.archive is None:
+        if source.sha256:
+            with storage.open_file(source.file) as file:
                 actual = sha256(file)
-            if actual != wanted.sha256:
+            if actual != source.sha256:
                 raise DownloadError(
-                    f"{wanted.file}: has SHA-256 {actual}, not {wanted.sha256}: damaged, or another"
+                    f"{source.file}: has SHA-256 {actual}, not {source.sha256}: damaged, or another"
                     " file. It is not used."
                 )
-        return wanted.file
-    name = wanted.archive.name
+        return source.file
+    name = source.archive.name
     here = Path(to, ".download", name)
     if "://" in to:
         # Another job's file may have this name.
-        both = hashlib.sha256(f"{to} {wanted.address}".encode()).hexdigest()
+        both = hashlib.sha256(f"{to} {source.address}".encode()).hexdigest()
         here = storage.scratch(both[:12]) / name
-    fetch(wanted.archive.origin, here, _ADVICE)
+    fetch(source.archive.origin, here, _ADVICE)
     return str(here)
 
 
-def _check_folder(wanted: Wanted, to: str) -> None:
+def _check_folder(source: ArchiveSource, to: str) -> None:
     """Refuse a folder with radiographs from another source: they would be mixed.
 
     Raises:
         StorageError: it has some.
     """
-    source = storage.join(to, _SOURCE)
-    if storage.kind(source) == "file":
-        before = storage.read_json(source)
-        same = before.get("address") == wanted.address
-        if not same and (not wanted.expected or before.get("sha256") != wanted.expected):
+    source_uri = storage.join(to, _SOURCE)
+    if storage.kind(source_uri) == "file":
+        before = storage.read_json(source_uri)
+        same = before.get("address") == source.address
+        if not same and (not source.expected or before.get("sha256") != source.expected):
             raise StorageError(
-                f"{to}: holds what came from {before.get('address')}, not {wanted.address}. Choose"
+                f"{to}: holds what came from {before.get('address')}, not {source.address}. Choose"
                 " another --to."
             )
         return

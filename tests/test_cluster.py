@@ -4,13 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cxr import cluster
 from cxr.cluster import Workers, parse_workers, resources
 from cxr.errors import CxrError, SettingsError
-from tests.support.jobs import run
+from tests.support.jobs import ROOT, run
 
 NODES = """
 import json, os, sys, threading, time
@@ -121,6 +122,36 @@ def test_nodes_are_waited_for_may_leave_and_may_join(
     uris = [uri for part in parts for uri in pq.read_table(part)["uri"].to_pylist()]
     expected = sorted(str(path) for path in copies.rglob("*.jpeg"))
     assert sorted(uris) == expected
+
+
+class Nothing:
+    """An actor that returns what it gets."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return batch
+
+
+@pytest.mark.parametrize("num_gpus", [0, 1])
+def test_ray_data_accepts_every_pool(ray_cluster: None, num_gpus: int) -> None:
+    """Ray Data refuses actors on GPUs without a batch size when the stage is added, not run."""
+    import ray.data
+
+    pool = cluster.Pool(1, 1, cluster.Share(1, 0.8, num_gpus))
+    mapped = pool.map(ray.data.from_blocks([pa.table({"x": [1]})]), Nothing, ("a",))
+    if not num_gpus:
+        assert mapped.take_all() == [{"x": 1}]
+
+
+def test_actors_get_their_batches_from_a_pool_alone() -> None:
+    """What Ray Data demands of actors on GPUs is met in one place."""
+    paths = (ROOT / "cxr").rglob("*.py")
+    naming = {
+        path.relative_to(ROOT).as_posix() for path in paths if "num_gpus=" in path.read_text()
+    }
+    assert naming == {"cxr/cluster/resources.py"}
 
 
 def test_workers_are_a_number_or_a_range() -> None:

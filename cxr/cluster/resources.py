@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -48,12 +49,34 @@ class Pool:
     share: Share
     """What each gets."""
 
-    @property
-    def strategy(self) -> "ray.data.ActorPoolStrategy":
-        """Ray Data's name for it."""
+    def map(
+        self,
+        dataset: "ray.data.Dataset",
+        actor: type,
+        args: Sequence[object],
+        batch_size: int | None = None,
+    ) -> "ray.data.Dataset":
+        """Send the batches of a dataset, as Arrow tables, through actors of the pool.
+
+        Args:
+            dataset: read lazily, as the result is.
+            actor: a class whose instances are called with a batch.
+            args: of its constructor.
+            batch_size: rows of a batch; None for as many as come together, or on a GPU, where Ray
+                Data demands a number, for one.
+        """
         import ray.data
 
-        return ray.data.ActorPoolStrategy(min_size=self.min_size, max_size=self.max_size)
+        mapped: ray.data.Dataset = dataset.map_batches(
+            actor,
+            fn_constructor_args=args,
+            batch_format="pyarrow",
+            batch_size=batch_size or (1 if self.share.num_gpus else None),
+            compute=ray.data.ActorPoolStrategy(min_size=self.min_size, max_size=self.max_size),
+            num_cpus=self.share.num_cpus,
+            num_gpus=self.share.num_gpus,
+        )
+        return mapped
 
 
 @dataclass(frozen=True)

@@ -134,19 +134,11 @@ def _run(missing: dict[str, Pass], *, gpu: bool) -> dict[str, Shards]:
     names = ", ".join(dict.fromkeys(recipe.backbone for recipe in recipes))
     with ClusterProgress(f"frozen convolutions of {names}", num_images) as progress:
         states = [ray.put(frozen.model.states(frozen=True)) for frozen in passes]
-        done: Any = (
-            ray.data.from_blocks(work)
-            .map_batches(
-                FeatureExtractor,
-                fn_constructor_args=(recipes, states, pool.share.threads, gpu, progress.counter),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=pool.strategy,
-                num_cpus=pool.share.num_cpus,
-                num_gpus=pool.share.num_gpus,
-            )
-            .take_all()
-        )
+        done: Any = pool.map(
+            ray.data.from_blocks(work),
+            FeatureExtractor,
+            (recipes, states, pool.share.threads, gpu, progress.counter),
+        ).take_all()
     written = sorted((row["number"], row["fold"], row["target"]) for row in done)
     features = {}
     for number, (folder, frozen) in enumerate(missing.items()):

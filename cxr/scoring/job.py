@@ -125,17 +125,13 @@ def _run(
         # and predicts in turn, and none waits for a core. GPUs are fed by separate tasks.
         num_cpus=1 if gpu else share.num_cpus,
     )
-    scored = pixels.map_batches(
+    scored = pool.map(
+        pixels,
         PartPredictor,
-        fn_constructor_args=(
+        (
             checkpoint.recipe, state, share.threads, gpu, counter, checkpoint.temperature,
             point.threshold,
         ),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=pool.strategy,
-        num_cpus=share.num_cpus,
-        num_gpus=share.num_gpus,
     )  # fmt: skip
     cluster.execute(
         lambda: scored.write_datasink(

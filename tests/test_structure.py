@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -145,7 +146,11 @@ def test_no_utils() -> None:
 def test_packages_that_do_not_name_ray_work_without_it() -> None:
     names = without("ray")
     assert {"recipes", "storage", "sources", "images", "models", "metrics"} <= set(names)
-    import_without(("ray",), names)
+    if "ray" in sys.modules and sys.modules["ray"] is None:  # Blocked for all of these tests.
+        for module in [module for name in names for module in modules(name)]:
+            importlib.import_module(module)
+    else:
+        import_without(("ray",), names)
 
 
 def test_packages_that_do_not_name_pytorch_work_without_it() -> None:

@@ -80,7 +80,7 @@ def get(source: ArchiveSource, to: str) -> Findings:
     storage.write_json(
         storage.join(to, _SOURCE), {"address": source.address, "sha256": source.expected}
     )
-    archive = _obtain(source, to)
+    archive = obtain(source, to)
     try:
         planned = unpacking.plan(archive)
         done = unpacking.unpack(archive, planned, to)
@@ -100,7 +100,7 @@ def get(source: ArchiveSource, to: str) -> Findings:
     return findings
 
 
-def _obtain(source: ArchiveSource, to: str) -> str:
+def obtain(source: ArchiveSource, to: str) -> str:
     """The path or URI of the whole archive."""
     if source.archive is None:
         if source.sha256:

@@ -137,6 +137,12 @@ def test_the_library_never_imports_jobs_tests_or_benchmarks() -> None:
             assert not {name.split(".")[0] for name in imported(path)} & outside, path.name
 
 
+def test_tests_are_named_after_the_package_that_they_test() -> None:
+    others = {"jobs", "benchmarks", "deploy", "docs", "structure"}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        assert path.stem.split("_")[1] in others | set(packages()), path.name
+
+
 def test_no_utils() -> None:
     assert not {"utils", "helpers", "common", "misc"} & {
         path.stem for paths in packages().values() for path in paths

@@ -101,7 +101,11 @@ def get(source: ArchiveSource, to: str) -> Findings:
 
 
 def obtain(source: ArchiveSource, to: str) -> str:
-    """The path or URI of the whole archive."""
+    """Fetch the archive, or check the one that is here already; its path or URI.
+
+    Raises:
+        DownloadError: it cannot be fetched, or has another SHA-256 than expected.
+    """
     if source.archive is None:
         if source.sha256:
             with storage.open_file(source.file) as file:

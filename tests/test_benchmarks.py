@@ -1,14 +1,12 @@
 """The GPU benchmark runs anywhere, on the few libraries that a GPU machine has."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
 from cxr.recipes import Normalization
-
-ROOT = Path(__file__).parents[1]
+from tests.support.jobs import ROOT, run
 
 PROGRAM = """
 import runpy, sys
@@ -20,12 +18,10 @@ print("brought in:", *sorted({"ray", "tyro", "pydicom"} & set(sys.modules)))
 
 def test_gpu_benchmark_runs_quickly_on_a_cpu_without_ray_tyro_or_pydicom(tmp_path: Path) -> None:
     script, output = ROOT / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(script), "--quick", "--output", str(output)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    words = [sys.executable, "-c", PROGRAM, str(script), "--quick", "--output", str(output)]
+    ended = run(words, timeout_s=120, OMP_NUM_THREADS="1")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
     assert lines[-1].strip() == "brought in:"
     assert any("images/s" in line for line in lines)
     results = json.loads(output.read_text())

@@ -83,7 +83,7 @@ def check_ray_commands(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_aws(text: str) -> None:
     """cluster.yaml."""
-    config = yaml.safe_load(text)
+    config = yaml.load(text, Loader=yaml.CSafeLoader)
     check_ray_schema(config)
     head_start = check_ray_commands(config)
     assert set(re.findall(r"\b[A-Z]{6,}\b", re.sub(r"#.*|README", "", text))) == {"REGION"}
@@ -144,7 +144,7 @@ def check_run_instances(node: dict[str, Any]) -> None:
 
 def check_onprem(text: str) -> None:
     """deploy/onprem.yaml."""
-    config = yaml.safe_load(text)
+    config = yaml.load(text, Loader=yaml.CSafeLoader)
     check_ray_schema(config)
     head_start = check_ray_commands(config)
     # A blank is no part of another word, so that it can be filled in by search and replace.
@@ -158,7 +158,7 @@ def check_onprem(text: str) -> None:
 
 def check_rayjob(text: str) -> None:
     """deploy/rayjob.yaml."""
-    objects = {each["kind"]: each for each in yaml.safe_load_all(text)}
+    objects = {each["kind"]: each for each in yaml.load_all(text, Loader=yaml.CSafeLoader)}
     assert set(objects) == set(rayjob_rules.OBJECTS)
     for kind, each in objects.items():
         jsonschema.validate(each, rayjob_rules.OBJECTS[kind])
@@ -269,7 +269,7 @@ def listed(value: Any) -> list[Any]:
 
 def check_iam(text: str) -> None:
     """deploy/iam.yaml."""
-    template = yaml.safe_load(text)
+    template = yaml.load(text, Loader=yaml.CSafeLoader)
     assert set(template) == {"Description", "Parameters", "Resources"}
     assert set(template["Parameters"]) == {"Bucket"}
     resources = template["Resources"]

@@ -80,7 +80,7 @@ def get(source: ArchiveSource, to: str) -> Findings:
     storage.write_json(
         storage.join(to, _SOURCE), {"address": source.address, "sha256": source.expected}
     )
-    archive = _obtain(source, to)
+    archive = obtain(source, to)
     try:
         planned = unpacking.plan(archive)
         done = unpacking.unpack(archive, planned, to)
@@ -100,8 +100,12 @@ def get(source: ArchiveSource, to: str) -> Findings:
     return findings
 
 
-def _obtain(source: ArchiveSource, to: str) -> str:
-    """The path or URI of the whole archive."""
+def obtain(source: ArchiveSource, to: str) -> str:
+    """Fetch the archive, or check the one that is here already; its path or URI.
+
+    Raises:
+        DownloadError: it cannot be fetched, or has another SHA-256 than expected.
+    """
     if source.archive is None:
         if source.sha256:
             with storage.open_file(source.file) as file:

@@ -114,7 +114,7 @@ def build(recipe: Recipe) -> Classifier:
         SettingsError: the backbone is not in the registry or has fewer convolutions than the recipe
             names, or the image is too small for it.
     """
-    model = _skeleton(recipe).to_empty(device="cpu")
+    model = skeleton(recipe).to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         _initialize(model, backbones.family(recipe.backbone))
@@ -123,7 +123,7 @@ def build(recipe: Recipe) -> Classifier:
 
 def check(recipe: Recipe) -> None:
     """Raise what `build` would raise, without spending memory on weights."""
-    _skeleton(recipe)
+    skeleton(recipe)
 
 
 def leading_convolutions(
@@ -178,7 +178,12 @@ def _inside_out(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]
     yield name, module
 
 
-def _skeleton(recipe: Recipe) -> Classifier:
+def skeleton(recipe: Recipe) -> Classifier:
+    """A classifier without numbers, on the meta device: its layers, and which of them are frozen.
+
+    Raises:
+        SettingsError: the recipe cannot be built.
+    """
     backbone = backbones.create(recipe.backbone)
     with torch.device("meta"):
         head = _head(recipe, backbone, _map_shape(backbone, recipe))

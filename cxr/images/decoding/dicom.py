@@ -18,7 +18,7 @@ from cxr.images.decoding.tags import code, whole
 from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError
 
 # The largest accepted image of 16 bits, and its header.
-_MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 16 * 2**20
+MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 16 * 2**20
 
 # All that is kept of the header: nothing that names a patient.
 _TAGS: list[Any] = [
@@ -107,9 +107,9 @@ def _read_header(data: bytes) -> Any:
     syntax, start = _transfer_syntax(data)
     if syntax == _DEFLATED:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated = inflater.decompress(data[start:], _MAX_INFLATED_BYTES)
+        inflated = inflater.decompress(data[start:], MAX_INFLATED_BYTES)
         if inflater.unconsumed_tail:
-            megabytes = _MAX_INFLATED_BYTES // 10**6
+            megabytes = MAX_INFLATED_BYTES // 10**6
             raise RejectedError("refused", f"inflates to more than {megabytes} MB")
         if not inflater.eof:
             raise RejectedError("unreadable", "the deflated DICOM file is cut short")

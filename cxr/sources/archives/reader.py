@@ -27,7 +27,7 @@ from cxr.sources.archives.streams import INFLATED, UNPACKERS, Forward, Window
 from cxr.sources.archives.tar import tar_members
 from cxr.sources.archives.zip import data_offset, zip_members
 
-_STREAM_RATIO_COUNTS_FROM: Final = 2**30
+STREAM_RATIO_COUNTS_FROM: Final = 2**30
 """As `RATIO_COUNTS_FROM`, for a whole compressed tar, which may hold many copies of an image; about
 a second of decompression."""
 
@@ -135,7 +135,7 @@ class Reader:
                 packed = _open_nested(self._layers[-1].stream, source, inner)
             else:
                 packed = storage.open_file(source, self._read_ahead_bytes)
-            free = RATIO_COUNTS_FROM if self._layers else _STREAM_RATIO_COUNTS_FROM
+            free = RATIO_COUNTS_FROM if self._layers else STREAM_RATIO_COUNTS_FROM
             stream = Forward(packed, inner, free) if inner in UNPACKERS else packed
             self._layers.append(_Layer((source, inner), packed, stream))
         return self._layers[-1]

@@ -119,7 +119,7 @@ def test_the_prefix_of_vgg16_has_the_frozen_convolutions(
     vgg16: Classifier, frozen: Convolutions, num_layers: int, shape: tuple[int, ...]
 ) -> None:
     model = copy.deepcopy(vgg16)
-    model.num_frozen = classifier._skeleton(recipe("vgg16", 64, "all", frozen)).num_frozen
+    model.num_frozen = classifier.skeleton(recipe("vgg16", 64, "all", frozen)).num_frozen
     assert model.num_frozen == num_layers
     assert convolutions(model.prefix) == (13 if frozen == "all" else frozen)
     assert model.prefix_shape(224) == shape

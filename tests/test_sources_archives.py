@@ -576,7 +576,7 @@ def test_a_compressed_tar_is_not_unpacked_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     kind, make = MAKERS[name]
-    monkeypatch.setattr(reader_module, "_STREAM_RATIO_COUNTS_FROM", 2**20)
+    monkeypatch.setattr(reader_module, "STREAM_RATIO_COUNTS_FROM", 2**20)
     data = make({"a.png": b"abc", "zeros.png": bytes(20 * 2**20), "lost.png": b"x"})
     rows = listed(saved(tmp_path, f"a.{kind}", data))
     assert [inside(row) for row in rows] == ["a.png", "zeros.png", ""]

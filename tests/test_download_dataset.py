@@ -289,11 +289,11 @@ def test_two_jobs_into_buckets_do_not_share_what_is_on_its_way(
     to = s3.bucket()
     for path, words in (("a.zip", ""), ("b/a.zip", "another")):
         source = dataset.ArchiveSource(Archive("a.zip", Origin(f"{publisher.url}/{path}")))
-        place = dataset._obtain(source, f"{to}/{words}")
+        place = dataset.obtain(source, f"{to}/{words}")
         assert Path(place).read_bytes() == publisher.files[path]
     publisher.files.clear()
     with pytest.raises(DownloadError):
-        dataset._obtain(source, f"{to}/elsewhere")
+        dataset.obtain(source, f"{to}/elsewhere")
 
 
 # --- weights -------------------------------------------------------------------------------------

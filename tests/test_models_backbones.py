@@ -213,7 +213,7 @@ def test_relatives_of_a_resnet_have_its_layers(backbone: str) -> None:
     with torch.device("meta"):
         network = torchvision.models.get_model(backbone, weights=None)
     family = backbones.family(backbone)
-    model = classifier._skeleton(recipe(backbone))
+    model = classifier.skeleton(recipe(backbone))
     expected = {key for key in network.state_dict() if not key.startswith("fc.")}
     features = [name for name in model.state_dict() if name.startswith("features.")]
     assert {family.published_key(name) for name in features} == expected
@@ -255,14 +255,14 @@ def test_relatives_of_a_resnet_have_its_layers(backbone: str) -> None:
 def test_the_first_convolutions_are_frozen_and_the_cut_is_between_blocks(
     backbone: str, frozen: int, names: set[str], num_frozen: int, last_layer: str
 ) -> None:
-    model = classifier._skeleton(recipe(backbone, frozen))
+    model = classifier.skeleton(recipe(backbone, frozen))
     assert frozen_names(model) == {f"features.{name}" for name in names}
     assert model.num_frozen == num_frozen
     assert list(model.layers)[num_frozen - 1] == f"features.{last_layer}"
 
 
 def test_frozen_blocks_stay_in_evaluation_mode() -> None:
-    model = classifier._skeleton(recipe("resnet18", 4)).train()
+    model = classifier.skeleton(recipe("resnet18", 4)).train()
     training = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.training}
     assert {f"features.{name}" for name in ("bn1", "layer1.0.bn1", "layer1.0.bn2")} & training == (
         set()
@@ -272,8 +272,8 @@ def test_frozen_blocks_stay_in_evaluation_mode() -> None:
 
 
 def test_the_norm_after_pooling_is_frozen_with_the_last_convolution() -> None:
-    assert "head.norm" in frozen_names(classifier._skeleton(recipe("convnext_tiny", 22)))
-    assert "head.norm" not in frozen_names(classifier._skeleton(recipe("convnext_tiny", 21)))
+    assert "head.norm" in frozen_names(classifier.skeleton(recipe("convnext_tiny", 22)))
+    assert "head.norm" not in frozen_names(classifier.skeleton(recipe("convnext_tiny", 21)))
 
 
 # Random starts ------------------------------------------------------------------------------------

@@ -594,7 +594,7 @@ def test_empty_box_in_a_jp2_file_does_not_hang() -> None:
 def test_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dicom(np.zeros((3000, 3000), np.uint8), DEFLATED)
     assert len(data) < 20_000
-    monkeypatch.setattr(dicom_room, "_MAX_INFLATED_BYTES", 1_000_000)
+    monkeypatch.setattr(dicom_room, "MAX_INFLATED_BYTES", 1_000_000)
     assert decode(data).status == "refused"
     assert decode(data).reason == "inflates to more than 1 MB"
 

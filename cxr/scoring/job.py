@@ -116,7 +116,8 @@ def _run(
     share = pool.share
     point = checkpoint.operating_point
     state = ray.put(dict(checkpoint.model.state_dict()))
-    pixels = ray.data.from_blocks(tasks(missing)).map_batches(
+    work = tasks(missing)
+    pixels = ray.data.from_blocks(work).map_batches(
         read_parts,
         fn_args=(checkpoint.recipe.image_px, settings.any_body_part),
         batch_format="pyarrow",
@@ -138,7 +139,8 @@ def _run(
             PartSink(folder),
             ray_remote_args={"num_cpus": READ_CPUS},
             # A process takes seconds to start, and without a limit Ray started ten.
-            concurrency=max(MIN_WRITERS, pool.min_size),
+            # Ray warns of a limit above the number of tasks.
+            concurrency=min(len(work), max(MIN_WRITERS, pool.min_size)),
         )
     )
 

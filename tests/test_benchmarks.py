@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 from cxr.recipes import Normalization
 from tests.support.jobs import ROOT, run
 
@@ -16,6 +18,7 @@ print("brought in:", *sorted({"ray", "tyro", "pydicom"} & set(sys.modules)))
 """
 
 
+@pytest.mark.cluster
 def test_gpu_benchmark_runs_quickly_on_a_cpu_without_ray_tyro_or_pydicom(tmp_path: Path) -> None:
     script, output = ROOT / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
     words = [sys.executable, "-c", PROGRAM, str(script), "--quick", "--output", str(output)]

@@ -171,6 +171,4 @@ def _frame(process: int, shape: tuple[int, ...], bits: int, quantization: int) -
 def _table(place: int, table: dict[int, tuple[int, int]]) -> bytes:
     ordered = sorted(table, key=lambda symbol: (table[symbol][1], table[symbol][0]))
     counts = Counter(length for _, length in table.values())
-    return _segment(
-        0xC4, bytes((place, *(counts[length] for length in range(1, 17)), *ordered))
-    )
+    return _segment(0xC4, bytes((place, *(counts[length] for length in range(1, 17)), *ordered)))

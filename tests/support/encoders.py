@@ -1,7 +1,8 @@
-"""JPEG streams that no library at hand writes: lossless, and of 12 bits."""
+"""Images that no library of the project writes: JPEG lossless or of 12 bits, 16 bits in colors."""
 
 import heapq
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -172,3 +173,95 @@ def _table(place: int, table: dict[int, tuple[int, int]]) -> bytes:
     ordered = sorted(table, key=lambda symbol: (table[symbol][1], table[symbol][0]))
     counts = Counter(length for _, length in table.values())
     return _segment(0xC4, bytes((place, *(counts[length] for length in range(1, 17)), *ordered)))
+
+
+# --- 16 bits to a channel ------------------------------------------------------------------------
+
+CHANNELS = {"gray": 1, "gray and alpha": 2, "rgb": 3, "rgba": 4}
+
+
+def in_channels(gray: NDArray[np.uint16], channels: str) -> NDArray[np.uint16]:
+    """Gray levels, (H, W), as channels, all alike and opaque, (H, W, C)."""
+    levels = np.repeat(gray[..., None], CHANNELS[channels], axis=2)
+    if channels in ("gray and alpha", "rgba"):
+        levels[..., -1] = 65535
+    return levels
+
+
+def deep_png(levels: NDArray[np.uint16]) -> bytes:
+    """A PNG of gray, gray and alpha, RGB or RGBA with 16 bits each, (H, W, C).
+
+    Rows are filtered in turn by each of the five filters, all of which look back by a pixel, but
+    for Paeth's. Source: W3C PNG specification, section 9.
+    """
+    rows, columns, channels = levels.shape
+    raw = levels.astype(">u2").view(np.uint8).reshape(rows, -1).astype(np.int64)
+    left = np.pad(raw, ((0, 0), (2 * channels, 0)))[:, : raw.shape[1]]
+    above = np.pad(raw, ((1, 0), (0, 0)))[:rows]
+    filtered = (raw, raw - left, raw - above, raw - (left + above) // 2)
+    body = b"".join(
+        bytes((row % 4,)) + (filtered[row % 4][row] % 256).astype(np.uint8).tobytes()
+        for row in range(rows)
+    )
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", columns, rows, 16, color, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(body)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def deep_tiff(
+    levels: NDArray[np.uint16], order: str = "<", deflated: bool = False, planes: int = 1
+) -> bytes:
+    """A TIFF of gray, gray and alpha, RGB or RGBA with 16 bits each, (H, W, C), in one strip.
+
+    Args:
+        levels: what is written.
+        order: `"<"` or `">"`.
+        deflated: with the horizontal predictor, as most programs write it.
+        planes: 1 for pixels in a row, 2 claims separate planes.
+    """
+    rows, columns, channels = levels.shape
+    predicted = np.diff(levels, axis=1, prepend=np.uint16(0)) if deflated else levels
+    raw = predicted.astype(f"{order}u2").tobytes()
+    strip = zlib.compress(raw) if deflated else raw
+    bits_at, strip_at = 8, 16
+    entries = [
+        (256, 4, 1, columns),
+        (257, 4, 1, rows),
+        (258, 3, channels, 16 if channels == 1 else bits_at),
+        (259, 3, 1, 8 if deflated else 1),
+        (262, 3, 1, 2 if channels > 2 else 1),
+        (273, 4, 1, strip_at),
+        (277, 3, 1, channels),
+        (278, 4, 1, rows),
+        (279, 4, 1, len(strip)),
+        (284, 3, 1, planes),
+        (317, 3, 1, 2 if deflated else 1),
+    ]
+    if channels in (2, 4):
+        entries.append((338, 3, 1, 2))
+    if channels == 2:  # Two values of 16 bits stand in the entry itself.
+        entries[2] = (258, 3, 2, 16 | 16 << 16)
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        short = kind == 3 and count == 1
+        packed = struct.pack(f"{order}HH" if short else f"{order}I", *((value, 0)[: 1 + short]))
+        directory += struct.pack(f"{order}HHI", tag, kind, count) + packed
+    directory_at = strip_at + len(strip) + len(strip) % 2
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, directory_at)
+    bits = struct.pack(f"{order}4H", 16, 16, 16, 16)
+    return head + bits + strip + bytes(len(strip) % 2) + directory + bytes(4)
+
+
+def bmp_with_alpha(bgra: NDArray[np.uint8]) -> bytes:
+    """A BMP of 32 bits with masks for color and alpha (version 4), of BGRA, (H, W, 4)."""
+    rows, columns, _ = bgra.shape
+    body = bgra[::-1].tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, columns, rows, 1, 32, 3, len(body), 2835, 2835, 0, 0)
+    header += masks + b"BGRs" + bytes(48)
+    offset = 14 + len(header)
+    return struct.pack("<2sIHHI", b"BM", offset + len(body), 0, 0, offset) + header + body

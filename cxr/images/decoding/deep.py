@@ -38,7 +38,8 @@ def teach_gray_alpha() -> None:
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened image that is not loaded has 16 bits to a channel."""
-    return image.mode in GRAY_16 or ";16" in _raw_mode(image) or _is_gray_alpha_tiff(image)
+    in_tiff = getattr(image, "tag_v2", {}).get(_TIFF_BITS, ())
+    return image.mode in GRAY_16 or ";16" in _raw_mode(image) or 16 in in_tiff
 
 
 def to_8_bits(image: Image.Image, reopen: Callable[[], Image.Image], facts: Facts) -> Image.Image:
@@ -53,7 +54,7 @@ def to_8_bits(image: Image.Image, reopen: Callable[[], Image.Image], facts: Fact
         An image of mode L, LA, RGB or RGBA.
 
     Raises:
-        RejectedError: it is laid out in a way that Pillow misreads.
+        RejectedError: its channels are in separate planes, which Pillow reads as of 8 bits.
     """
     tags = getattr(image, "tag_v2", {})
     if tags.get(_TIFF_PLANES, 1) != 1 and image.mode not in GRAY_16:
@@ -96,10 +97,6 @@ def _with_raw_mode(image: Image.Image, raw_mode: str) -> Image.Image:
         for tile in opened.tile
     ]
     return image
-
-
-def _is_gray_alpha_tiff(image: Image.Image) -> bool:
-    return getattr(image, "tag_v2", {}).get(_TIFF_BITS) == (16, 16)
 
 
 def _byte_order(image: Image.Image) -> str:

@@ -253,6 +253,11 @@ def test_jpeg_with_thousands_of_scans_is_refused() -> None:
     last = data.rindex(b"\xff\xda")
     bomb = data[:last] + data[last:-2] * 200 + data[-2:]
     assert decode(bomb).reason == "a JPEG with more than 100 scans"
+    # Nor has a sequential one any reason for more than its components.
+    data = sequential_jpeg(in_16_bits(12), 12, 16)
+    bomb = data[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 200 + data[-2:]
+    assert decode(bomb).reason == "a JPEG with more than 100 scans"
+    assert decode(data + bomb).status == "ok"  # Behind the end, anything may stand.
 
 
 def test_the_name_that_a_file_pretends_by_its_content_is_not_believed() -> None:
@@ -465,6 +470,25 @@ def test_a_hole_in_jpeg_2000_is_unreadable(lossy: bool) -> None:
     for hole in (bytes(512), random.Random(0).randbytes(4096)):
         decoded = decode(whole[:at] + hole + whole[at + len(hole) :])
         assert (decoded.status, decoded.reason) == ("unreadable", DAMAGED)
+
+
+def test_run_lengths_that_do_not_give_the_picture_are_unreadable(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    native = pydicom.dcmread(BytesIO(dicom(grained(), **WINDOW_12)))
+    native.compress(RLE, generate_instance_uid=False)
+    buffer = BytesIO()
+    native.save_as(buffer)
+    whole = buffer.getvalue()
+    expected = np.rint(grained() / 4095 * 255)
+    assert_shows(decode(whole), expected)
+    chance = random.Random(0)
+    for share in (0.15, 0.3, 0.5, 0.7, 0.9):
+        for hole in (bytes(512), chance.randbytes(512), b"\xff" * 512):
+            at = int(share * len(whole))
+            decoded = decode(whole[:at] + hole + whole[at + 512 :])
+            assert (decoded.status, decoded.reason) == ("unreadable", DAMAGED)
+    assert capfd.readouterr().err == ""  # Not a panic of the decoder, which would be printed.
 
 
 def test_blank_jpeg_2000_pictures_are_not_taken_for_holes() -> None:

@@ -8,12 +8,13 @@ or shifted. libjpeg warns of it, but neither Pillow nor pylibjpeg passes the war
 import re
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from cxr.images.decoding.verdict import Facts, RejectedError
+from cxr.images.decoding.verdict import MAX_JPEG_SCANS, Facts, RejectedError
 
 # ITU-T T.81 table B.1, ITU-T T.87: the second byte of the marker of a frame header.
 LOSSLESS = 0xC3
@@ -25,6 +26,9 @@ _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0x
 _ANY_LOSSLESS = (LOSSLESS, 0xC7, 0xCB, 0xCF)
 
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
+
+DAMAGED = "the compressed data are damaged or cut short"
+NOT_CHECKED = "an unusual JPEG: damage in it would not be noticed"
 
 # What libjpeg-turbo says of sound data: of a header that it takes as usual, and of a subsampling
 # that its simpler interface, which simplejpeg calls, does not know.
@@ -94,13 +98,15 @@ def mend_scan_headers(stream: bytes, header: FrameHeader) -> bytes:
     """
     if header.process not in _SEQUENTIAL:
         return stream
+    mended = None
     at = header.offset
     while 0 <= (at := stream.find(b"\xff\xda", at)) <= len(stream) - 4:
         end = at + 2 + struct.unpack_from(">H", stream, at + 2)[0]
         if at + 8 <= end <= len(stream) and stream[end - 3 : end] != b"\x00\x3f\x00":
-            stream = stream[: end - 3] + b"\x00\x3f\x00" + stream[end:]
+            mended = mended or bytearray(stream)
+            mended[end - 3 : end] = b"\x00\x3f\x00"
         at += 2
-    return stream
+    return bytes(mended) if mended else stream
 
 
 def decode_strictly(
@@ -119,15 +125,19 @@ def decode_strictly(
         nothing: the compressed data are read as with 8, for damage alone.
 
     Raises:
-        RejectedError: the data are damaged, or of a process that cannot be decoded.
+        RejectedError: the data are damaged, of a process that cannot be decoded, or of so many
+            scans that decoding would take hours.
         NotCheckedError: they cannot be decoded by this decoder.
     """
     if header.process not in (*_SEQUENTIAL, *_PROGRESSIVE, LOSSLESS):
         raise RejectedError("unreadable", "a JPEG process that cannot be decoded")
+    end = stream.find(b"\xff\xd9", header.offset)
+    if stream.count(b"\xff\xda", header.offset, end if end > 0 else len(stream)) > MAX_JPEG_SCANS:
+        raise RejectedError("refused", f"a JPEG with more than {MAX_JPEG_SCANS} scans")
     before = stream[: header.offset]
     if not header.is_scalable or any(bytes((0xFF, other)) in before for other in _ANY_LOSSLESS):
         # simplejpeg 1.9 reserves memory for the reduced size, and libjpeg-turbo writes a lossless
-        # JPEG at its full size. The second condition is for headers that each could read otherwise.
+        # JPEG at its full size. The second condition is for headers that could be read in two ways.
         min_width = min_height = 0
     stream = in_8_bits(stream, header)
     color = "GRAY" if header.components == 1 else "RGB"
@@ -138,12 +148,12 @@ def decode_strictly(
     except ValueError as error:
         if any(known in str(error) for known in _NO_DAMAGE):
             raise NotCheckedError from None
-        raise RejectedError("unreadable", "the compressed data are damaged or cut short") from None
+        raise RejectedError("unreadable", DAMAGED) from None
     return pixels[..., 0] if header.components == 1 else pixels
 
 
 def checked(stream: bytes, facts: Facts) -> bytes:
-    """A JPEG or JPEG 2000 stream that is not damaged as far as can be told, mended if need be.
+    """A JPEG or JPEG 2000 stream in which no damage is noticed, with its scan headers mended.
 
     JPEG-LS is passed on: its decoder raises.
 
@@ -155,7 +165,7 @@ def checked(stream: bytes, facts: Facts) -> bytes:
         return stream
     header = read_frame_header(stream)
     if header is None:
-        raise RejectedError("unreadable", "the compressed data are damaged or cut short")
+        raise RejectedError("unreadable", DAMAGED)
     if header.process == JPEG_LS:
         return stream
     stream = mend_scan_headers(stream, header)
@@ -181,10 +191,39 @@ def _check_last_byte(stream: bytes, header: FrameHeader) -> None:
         decode_strictly(data[:-1] + stream[end:], header, 1, 1)
     except RejectedError:
         return
-    raise RejectedError("unreadable", "the compressed data are damaged or cut short")
+    raise RejectedError("unreadable", DAMAGED)
 
 
-NOT_CHECKED = "an unusual JPEG: damage in it would not be noticed"
+def check_rle(frame: bytes, num_pixels: int) -> None:
+    """Reject a frame of run lengths whose segments do not give a byte for each pixel.
+
+    pylibjpeg-rle ignores what is too much, and panics where it does not. Damage within bytes that
+    are stored as they are cannot be noticed. Source: DICOM PS3.5 annex G.
+
+    Raises:
+        RejectedError: a segment gives more or fewer, or has bytes left other than zeros.
+    """
+    damaged = RejectedError("unreadable", DAMAGED)
+    if len(frame) < 64:
+        raise damaged
+    num_segments, *offsets = struct.unpack_from("<16I", frame)
+    if not 1 <= num_segments <= 15:
+        raise damaged
+    for start, end in pairwise((*offsets[:num_segments], len(frame))):
+        at, left = start, num_pixels
+        while left > 0 and at < end <= len(frame):
+            control = frame[at]
+            if control < 128:
+                left -= control + 1
+                at += control + 2
+            elif control > 128:
+                left -= 257 - control
+                at += 2
+            else:
+                at += 1
+        if left or at > end or frame[at:end].strip(b"\0"):
+            raise damaged
+
 
 # Markers of packets, ITU-T T.800 table A.1; no other pair from 0xFF90 on can stand in packets.
 _FORBIDDEN = re.compile(rb"\xff[\x90\x93-\xff]")
@@ -197,7 +236,7 @@ def _check_jpeg2000(stream: bytes) -> None:
     Found so are holes of zeros and most random bytes: of 512 about 60 %, of 4,096 all. What passes
     is decoded to noise in one block of the wavelet. Source: ITU-T T.800 annex A.
     """
-    damaged = RejectedError("unreadable", "the compressed data are damaged or cut short")
+    damaged = RejectedError("unreadable", DAMAGED)
     max_zeros: int | None = None
     at, end_of_part = 2, 0
     while at + 4 <= len(stream):

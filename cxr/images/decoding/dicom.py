@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 
-from cxr.images.decoding.codestream import checked
+from cxr.images.decoding.codestream import check_rle, checked
 from cxr.images.decoding.presentation import shown
 from cxr.images.decoding.tags import code, whole
 from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError
@@ -194,7 +194,9 @@ def _read_first_frame(
             raise RejectedError("unreadable", "less pixel data than the header claims")
     elif syntax in (*_JPEG, *_JPEG_2000, _RLE):
         frame = _first_code_stream(header, syntax, rows, columns, frames)
-        if syntax != _RLE:
+        if syntax == _RLE:
+            check_rle(frame, rows * columns)
+        else:
             frame = checked(frame, facts)
         # Alone, so that what is decoded is what was checked.
         header.PixelData = encapsulate([frame])

@@ -15,7 +15,7 @@ from cxr.images.decoding.codestream import (
     read_frame_header,
 )
 from cxr.images.decoding.gray import bits_in_use, scale_levels, to_gray
-from cxr.images.decoding.verdict import MAX_JPEG_SCANS, Facts, RejectedError
+from cxr.images.decoding.verdict import Facts, RejectedError
 
 
 def jpeg_header(data: bytes) -> FrameHeader:
@@ -50,8 +50,6 @@ def decode_jpeg(
     Raises:
         RejectedError: it is damaged, in color, or of a process that cannot be decoded.
     """
-    if "progressive" in image.info and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise RejectedError("refused", f"a JPEG with more than {MAX_JPEG_SCANS} scans")
     data = mend_scan_headers(data, header)
     if header.precision > 8:
         return _decode_deep(data, header, facts)

@@ -1,11 +1,17 @@
 """Whether the strips or tiles of a TIFF are all there and not damaged."""
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
 
-from cxr.images.decoding.codestream import NotCheckedError, decode_strictly, read_frame_header
+from cxr.images.decoding.codestream import (
+    DAMAGED,
+    NotCheckedError,
+    decode_strictly,
+    read_frame_header,
+)
 from cxr.images.decoding.verdict import RejectedError
 
 _COMPRESSION = 259
@@ -35,38 +41,46 @@ def check_tiff(data: bytes, image: Image.Image) -> None:
     if compression != _JPEG and compression not in _DEFLATE:
         return
     tables = opened.tag_v2.get(_JPEG_TABLES, b"")
+    # 4 channels of 16 bits, and as much again for tiles that reach over the edges.
+    budget = 16 * image.width * image.height + 2**20
     for strip in _strips(data, opened.tag_v2):
         if compression == _JPEG:
             _check_jpeg(tables[:-2] + strip[2:] if len(tables) > 4 else strip)
         else:
-            # Of 4 bytes at most in a 16-bit RGBA picture, and of padded tiles.
-            _check_deflate(strip, 16 * image.width * image.height + 2**20)
+            budget -= _check_deflate(strip, budget)
 
 
-def _strips(data: bytes, tags: Any) -> list[bytes]:
+def _strips(data: bytes, tags: Any) -> Iterator[bytes]:
+    """The compressed strips or tiles, no more than the file has bytes for."""
+    num_bytes = 0
     for offsets, lengths in zip(_OFFSETS, _LENGTHS, strict=True):
-        if offsets in tags and lengths in tags:
-            pairs = zip(tags[offsets], tags[lengths], strict=False)
-            return [data[offset : offset + length] for offset, length in pairs]
-    return []
+        for offset, length in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False):
+            num_bytes += length
+            if num_bytes > len(data):
+                return  # Each byte several times: hours of work in a small file.
+            yield data[offset : offset + length]
 
 
 def _check_jpeg(stream: bytes) -> None:
     header = read_frame_header(stream)
     if header is None:
-        raise RejectedError("unreadable", "the compressed data are damaged or cut short")
+        raise RejectedError("unreadable", DAMAGED)
     try:
         decode_strictly(stream, header, 1, 1)
     except NotCheckedError:
         return  # libtiff writes no such streams.
 
 
-def _check_deflate(strip: bytes, max_bytes: int) -> None:
+def _check_deflate(strip: bytes, max_bytes: int) -> int:
+    """The number of bytes that a strip inflates to, its checksum compared."""
     inflater = zlib.decompressobj()
-    inflated = 0
+    num_bytes = 0
     try:
-        while strip and not inflater.eof and inflated < max_bytes:
-            inflated += len(inflater.decompress(strip, 2**20))
+        while strip and not inflater.eof:
+            num_bytes += len(inflater.decompress(strip, 2**20))
             strip = inflater.unconsumed_tail
+            if num_bytes > max_bytes:
+                raise RejectedError("unreadable", DAMAGED)
     except zlib.error:
-        raise RejectedError("unreadable", "the compressed data are damaged or cut short") from None
+        raise RejectedError("unreadable", DAMAGED) from None
+    return num_bytes

@@ -4,7 +4,7 @@
     python -m benchmarks.fuzz --only 1234            # repeat one mutation and describe it
 
 Intact files are damaged at random, headers more than bodies: real JPEG and DICOM files, and small
-JPEG, PNG and DICOM files in many encodings, made from one radiograph so that most decodes take
+files of every format in many encodings, made from one radiograph so that most decodes take
 milliseconds. Without real files, phantoms are drawn. A mutation is determined by `--seed`, its own
 number and the files.
 
@@ -36,8 +36,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+import jpeg_ls
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import Dataset
@@ -50,15 +52,27 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
 )
 
 from cxr import cli, phantoms
 from cxr.errors import CxrError, SettingsError
 from cxr.images.decoding import Decoded, decode
+from tests.support.encoders import (
+    CHANNELS,
+    bmp_with_alpha,
+    deep_png,
+    deep_tiff,
+    in_channels,
+    lossless_jpeg,
+    sequential_jpeg,
+)
 from tests.support.radiographs import dicom, saved
 
-Kind = Literal["jpeg", "png", "dicom"]
+Kind = Literal["jpeg", "png", "tiff", "bmp", "dicom"]
 Outcome = Literal["pixels", "refused", "unreadable", "hung", "died", "raised"]
 
 BAD: Final = ("hung", "died", "raised")
@@ -154,7 +168,8 @@ def read_seeds(data: Path | None) -> list[Seed]:
     with Image.open(BytesIO(seeds[0].data)) as image:
         # Sides that differ and are not a multiple of a block.
         picture = image.convert("L").resize((100, 116))
-    return [*seeds, *made_jpegs(picture), *made_pngs(picture), *made_dicoms(picture)]
+    made = (made_jpegs, made_pngs, made_tiffs, made_bmps, made_dicoms)
+    return [*seeds, *(seed for make in made for seed in make(picture))]
 
 
 def _read(kind: Kind, file: Path, data: Path) -> Seed:
@@ -169,6 +184,10 @@ def _phantom(px: int) -> Image.Image:
     return Image.fromarray(phantoms.draw(np.random.default_rng(px), "bacteria", px).pixels)
 
 
+def deepened(picture: Image.Image) -> NDArray[np.uint16]:
+    return np.asarray(picture).astype(np.uint16) * 16
+
+
 def made_jpegs(picture: Image.Image) -> list[Seed]:
     oriented = Image.Exif()
     oriented[0x0112] = 6
@@ -179,6 +198,9 @@ def made_jpegs(picture: Image.Image) -> list[Seed]:
         "progressive": saved(color, "JPEG", progressive=True),
         "restart markers": saved(picture, "JPEG", restart_marker_blocks=4),
         "oriented": saved(picture, "JPEG", exif=oriented),
+        "lossless": lossless_jpeg(np.asarray(picture), 8),
+        "lossless of 12 bit": lossless_jpeg(deepened(picture), 12, restart_rows=20),
+        "12 bit": sequential_jpeg(deepened(picture), 12, 24),
     }
     return [Seed("jpeg", f"made {name}", data) for name, data in made.items()]
 
@@ -201,11 +223,35 @@ def made_pngs(picture: Image.Image) -> list[Seed]:
         "gray transparent": saved(picture, "PNG", transparency=0),
         "gray alpha": saved(alpha, "PNG"),
         "color": saved(picture.convert("RGB"), "PNG"),
+        "16 bit color": deep_png(in_channels(deepened(picture), "rgb")),
+        "16 bit gray alpha": deep_png(in_channels(deepened(picture), "gray and alpha")),
         "color alpha": saved(alpha.convert("RGBA"), "PNG"),
         "comments": saved(picture, "PNG", pnginfo=commented, exif=oriented),
         "animated": saved(picture, "PNG", save_all=True, append_images=[picture.rotate(9)]),
     }
     return [Seed("png", f"made {name}", data) for name, data in made.items()]
+
+
+def made_tiffs(picture: Image.Image) -> list[Seed]:
+    deep = deepened(picture)
+    compressions = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+    made = {name: saved(picture, "TIFF", compression=name) for name in compressions}
+    made["jpeg in color"] = saved(picture.convert("RGB"), "TIFF", compression="jpeg")
+    for channels in CHANNELS:
+        levels = in_channels(deep, channels)
+        made[f"16 bit {channels}"] = deep_tiff(levels)
+        made[f"16 bit {channels} deflated"] = deep_tiff(levels, ">", deflated=True)
+    return [Seed("tiff", f"made {name}", data) for name, data in made.items()]
+
+
+def made_bmps(picture: Image.Image) -> list[Seed]:
+    gray = np.asarray(picture)
+    made = {
+        "gray": saved(picture, "BMP"),
+        "color": saved(picture.convert("RGB"), "BMP"),
+        "alpha": bmp_with_alpha(np.dstack((gray, gray, gray, np.zeros_like(gray)))),
+    }
+    return [Seed("bmp", f"made {name}", data) for name, data in made.items()]
 
 
 def made_dicoms(picture: Image.Image) -> list[Seed]:
@@ -233,6 +279,9 @@ def made_dicoms(picture: Image.Image) -> list[Seed]:
         "deflated": dicom(deep, DeflatedExplicitVRLittleEndian, **window),
         "rle": _rle(dicom(deep, ExplicitVRLittleEndian, **window)),
         "jpeg baseline": dicom(gray, JPEGBaseline8Bit, jpeg),
+        "jpeg extended": dicom(deep, JPEGExtended12Bit, sequential_jpeg(deep, 12, 24), **window),
+        "jpeg lossless": dicom(deep, JPEGLosslessSV1, lossless_jpeg(deep, 12), **window),
+        "jpeg-ls": dicom(deep, JPEGLSLossless, bytes(jpeg_ls.encode_array(deep)), **window),
         "jpeg 2000": dicom(gray, JPEG2000Lossless, j2k),
         "jpeg 2000 deep": dicom(deep, JPEG2000Lossless, deep_j2k, **window),
         "jpeg 2000 in boxes": dicom(gray, JPEG2000Lossless, saved(picture, "JPEG2000")),

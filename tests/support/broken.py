@@ -12,11 +12,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jpeg_ls
 import numpy as np
 from PIL import Image
 
 from tests.support.archives import tarred, zipped, zipped_to_pipe, zstd
-from tests.support.radiographs import dicom, drawn, in_16_bits, png_claiming, saved
+from tests.support.encoders import (
+    bmp_with_alpha,
+    deep_png,
+    deep_tiff,
+    in_channels,
+    lossless_jpeg,
+    sequential_jpeg,
+)
+from tests.support.radiographs import (
+    JPEG_2000,
+    JPEG_BASELINE,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    dicom,
+    drawn,
+    gray_rgb,
+    in_16_bits,
+    png_claiming,
+    saved,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +92,10 @@ WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 DICOM = dicom(in_16_bits(12), **WINDOW)
 TWO_FRAMES = dicom(np.stack([in_16_bits(12)] * 2), NumberOfFrames=2, **WINDOW)
 
+LARGE_JPEG = saved(drawn(600, 500), "JPEG", quality=90)
+
 CUT = "damaged or cut short"
+DAMAGED_DATA = "the compressed data are damaged or cut short"
 DAMAGED_HERE = "the archive is damaged or cut short here"
 DAMAGED = "the archive is cut short or damaged"
 NO_PICTURE = "not a JPEG, PNG, TIFF, BMP or DICOM file"
@@ -86,6 +109,30 @@ def jpeg_claiming(side: int) -> bytes:
 
 def with_wrong_byte(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+def with_hole(data: bytes, share: float = 0.5) -> bytes:
+    """A file that has lost a sector of 512 bytes."""
+    at = int(share * len(data))
+    return data[:at] + bytes(512) + data[at + 512 :]
+
+
+def encoded_jpeg_ls(pixels: np.ndarray) -> bytes:
+    return bytes(jpeg_ls.encode_array(pixels))
+
+
+def letterboxed() -> np.ndarray:
+    """The drawn picture in a square of mid gray."""
+    square = np.full((200, 200), 128, np.uint8)
+    square[25:175, 35:165] = drawn()
+    return square
+
+
+def marked(levels: np.ndarray) -> np.ndarray:
+    """With a small marker as bright as can be."""
+    marked = levels.copy()
+    marked[5:11, 5:11] = 65535
+    return marked
 
 
 def with_alpha() -> bytes:
@@ -244,6 +291,52 @@ TABLE: tuple[Broken, ...] = (
            dicom(in_16_bits(12), WindowCenter=2048, WindowWidth=-1),
            warned("impossible window in the file, ignored")),
     Broken("DICOM of two frames.dcm", TWO_FRAMES, warned("first of 2 frames")),
+    Broken("JPEG with a hole.jpg", with_hole(LARGE_JPEG), unreadable(DAMAGED_DATA)),
+    Broken("progressive JPEG with a hole.jpg",
+           with_hole(saved(drawn(600, 500), "JPEG", quality=90, progressive=True), 0.3),
+           unreadable(DAMAGED_DATA)),
+    Broken("lossless JPEG with a hole.jpg", with_hole(lossless_jpeg(drawn(600, 500), 8)),
+           unreadable(DAMAGED_DATA)),
+    Broken("DICOM of JPEG with a hole.dcm",
+           dicom(drawn(600, 500), JPEG_BASELINE, with_hole(LARGE_JPEG)), unreadable(DAMAGED_DATA)),
+    Broken("DICOM of lossless JPEG with a hole.dcm",
+           dicom(drawn(600, 500), JPEG_LOSSLESS, with_hole(lossless_jpeg(drawn(600, 500), 8))),
+           unreadable(DAMAGED_DATA)),
+    Broken("DICOM of JPEG-LS with a hole.dcm",
+           dicom(drawn(600, 500), JPEG_LS, with_hole(encoded_jpeg_ls(drawn(600, 500)))),
+           unreadable("the pixel data cannot be decoded")),
+    Broken("DICOM of JPEG 2000 with a hole.dcm",
+           dicom(drawn(600, 500), JPEG_2000,
+                 with_hole(saved(drawn(600, 500), "JPEG2000", no_jp2=True))),
+           unreadable(DAMAGED_DATA)),
+    Broken("TIFF of JPEG with a hole.tif",
+           with_hole(saved(drawn(600, 500), "TIFF", compression="jpeg", quality=90)),
+           unreadable(DAMAGED_DATA)),
+    Broken("TIFF deflated with a hole.tif",
+           with_hole(saved(drawn(600, 500), "TIFF", compression="tiff_adobe_deflate")),
+           unreadable(DAMAGED_DATA)),
+    Broken("a TIFF of 16 bits in planes.tif",
+           deep_tiff(in_channels(in_16_bits(16), "rgb"), planes=2),
+           unreadable("channels in separate planes")),
+    Broken("a JPEG-LS file.jpg", encoded_jpeg_ls(drawn()), unreadable("a JPEG-LS file")),
+    # Odd, and scored.
+    Broken("letterboxed.jpg", saved(letterboxed(), "JPEG", quality=90), SCORED),
+    Broken("12 bits.jpg", sequential_jpeg(in_16_bits(12), 12, 16), SCORED),
+    Broken("lossless.jpg", lossless_jpeg(drawn(), 8), SCORED),
+    Broken("14 of 16 bits in RGB.png", deep_png(in_channels(in_16_bits(14), "rgb")),
+           warned("14 of 16 bits in use")),
+    Broken("12 of 16 bits with alpha.tif",
+           deep_tiff(in_channels(in_16_bits(12), "gray and alpha")),
+           warned("12 of 16 bits in use")),
+    Broken("12 of 16 bits and a marker.png", saved(marked(in_16_bits(12)), "PNG"),
+           warned("12 of 16 bits in use but for a few pixels")),
+    Broken("alpha of nothing.bmp",
+           bmp_with_alpha(np.dstack([drawn()] * 3 + [np.zeros_like(drawn())])),
+           warned("the same transparency everywhere")),
+    Broken("sepia.jpg", saved((gray_rgb() * (1, 0.85, 0.6)).astype(np.uint8), "JPEG"),
+           warned("tinted in one hue")),
+    Broken("an odd JFIF version.jpg", JPEG.replace(b"JFIF\0\1", b"JFIF\0\7"),
+           warned("damage in it would not be noticed")),
     # No chest radiographs.
     Broken("DICOMDIR",
            DICOM.replace(b"1.2.840.10008.5.1.4.1.1.1\0", b"1.2.840.10008.1.3.10\0\0\0\0\0\0"),

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 
+from cxr.images.decoding.codestream import check_rle, checked
 from cxr.images.decoding.presentation import shown
 from cxr.images.decoding.tags import code, whole
 from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError
@@ -63,6 +64,8 @@ _NATIVE = (_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, _EXPLICIT_BIG)
 _RLE = "1.2.840.10008.1.2.5"
 
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81))
+
+_JPEG_LS = _JPEG[-2:]
 
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 
@@ -191,6 +194,10 @@ def _read_first_frame(
             raise RejectedError("unreadable", "less pixel data than the header claims")
     elif syntax in (*_JPEG, *_JPEG_2000, _RLE):
         frame = _first_code_stream(header, syntax, rows, columns, frames)
+        if syntax == _RLE:
+            check_rle(frame, rows * columns)
+        else:
+            frame = checked(frame, facts)
         # Alone, so that what is decoded is what was checked.
         header.PixelData = encapsulate([frame])
         header.NumberOfFrames = 1
@@ -199,7 +206,9 @@ def _read_first_frame(
     else:
         raise RejectedError("unreadable", "a transfer syntax that cannot be decoded")
     try:
-        stored, _ = get_decoder(syntax).as_array(header, index=0)
+        # pydicom would ask one decoder after another until one does not notice the damage.
+        plugin = "pyjpegls" if syntax in _JPEG_LS else ""
+        stored, _ = get_decoder(syntax).as_array(header, index=0, decoding_plugin=plugin)
     except Exception as error:
         name = type(error).__name__
         raise RejectedError("unreadable", f"the pixel data cannot be decoded ({name})") from None

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ from cxr.recipes import RECIPES
 from tests.support.checkpoints import write_checkpoint
 from tests.support.files import repeat
 from tests.support.jobs import command, run
+
+Part = Literal["decode", "nvjpeg", "engine", "score", "train"]
 
 IMAGE_PX: Final = 224
 MEASURE_S: Final = 5.0
@@ -58,6 +60,8 @@ class GpuJobsBenchmark:
     """Files to score."""
     versions: tuple[str, ...] = ("v0", "v2")
     """Recipes whose networks score and train."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """What is measured."""
     epochs: int = 3
     """Epochs of each training."""
     batch_size: int = 64
@@ -199,6 +203,8 @@ def main() -> None:
             *((f"train {v}", partial(train_rate, v, job, scratch)) for v in job.versions),
         ]
         for title, measure in measurements:
+            if title.split()[0] not in job.parts:
+                continue
             try:
                 rows[title] = measure()
             except CxrError as error:  # Keep the other rows.

@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from cxr.cluster import Workers
 from cxr.datasets.shards import read_part
 from cxr.errors import SettingsError
+from cxr.progress import Progress
 from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array
 from cxr.training import loop, trainer
@@ -289,10 +290,11 @@ def test_a_search_at_random_needs_no_optuna(
         workers=Workers(1, 1), gpu=False, stops=False,
     )  # fmt: skip
     asked = space.parse(("normalization",), None)
-    tuner.build_tuner(shared, asked, [], asked.settings, 5, str(tmp_path / "ray"))
+    progress = Progress("trials", 5, lines=False)
+    tuner.build_tuner(shared, asked, [], asked.settings, 5, str(tmp_path / "ray"), progress)
     drawn = dataclasses.replace(asked, sampler="optuna", sampled=("learning_rate",))
     with pytest.raises(ImportError, match="optuna"):
-        tuner.build_tuner(shared, drawn, [], [], 5, str(tmp_path / "ray"))
+        tuner.build_tuner(shared, drawn, [], [], 5, str(tmp_path / "ray"), progress)
 
 
 def test_a_search_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:

@@ -47,10 +47,7 @@ def run_trials(shared: Shared, asked: Space, output: str) -> dict[str, str]:
         return {}
     state = storage.join(output, "ray")
     with Progress("trials", num_left, lines=False) as progress:
-        tuner = build_tuner(
-            shared, asked, finished, waiting, num_left, state, _TrialLines(progress, num_left)
-        )
-        grid = tuner.fit()
+        grid = build_tuner(shared, asked, finished, waiting, num_left, state, progress).fit()
     storage.delete(state)
     return _reasons(grid, shared.folds)
 
@@ -62,7 +59,7 @@ def build_tuner(
     waiting: Sequence[Setting],
     num_left: int,
     state: str,
-    callback: tune.Callback | None = None,
+    progress: Progress,
 ) -> tune.Tuner:
     """Ray Tune's run of the trials that are left.
 
@@ -73,7 +70,7 @@ def build_tuner(
         waiting: settings that are known beforehand; none where Optuna draws them.
         num_left: trials to run.
         state: folder that Ray Tune keeps its own state in.
-        callback: called when a trial ends.
+        progress: counts the trials that ended.
     """
     drawn: dict[str, Any] = {}
     if asked.sampler == "optuna":
@@ -93,7 +90,7 @@ def build_tuner(
             name=f"tune-{int(time.time())}",
             **storage.run_storage(state),
             verbose=0,
-            callbacks=[callback] if callback else None,
+            callbacks=[_TrialLines(progress, num_left)],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
@@ -158,6 +155,11 @@ class _TrialLines(tune.Callback):
     def __init__(self, progress: Progress, total: int) -> None:
         self.progress, self.total, self.best = progress, total, -1.0
         self.started = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its settings for a restoration by its own means, which we never ask for.
+        # A bar on a terminal cannot be pickled.
+        return {}
 
     def on_trial_complete(
         self,

@@ -2,8 +2,8 @@
 
 import contextlib
 import csv
-import gc
 import dataclasses
+import gc
 import hashlib
 import io
 import json

@@ -111,14 +111,17 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
     out = scored_while_it_fails(s3, trained, inputs, output)
     assert "scored 108 of 108; refused 0; unreadable 0" in out
     assert {"scores.csv", "summary.json", "index.html"} <= below(output)
-    logits = {row["uri"]: row["logit"] for row in scores(output).to_pylist()}
-    assert len(logits) == 108
+    logits: dict[str, dict[str, float]] = {"small set": {}, "train.zip!": {}}
+    for row in scores(output).to_pylist():
+        # The URIs of the scores name the proxy.
+        source = "train.zip!" if "train.zip!" in row["uri"] else "small set"
+        logits[source][row["uri"].partition(f"{source}/")[2]] = row["logit"]
+    plain, zipped = logits.values()
+    assert (len(plain), len(zipped)) == (60, 48)
+    assert {name: plain[name] for name in zipped} == zipped
     for row in predictions:
-        assert logits[row["uri"]] == pytest.approx(row["logit"], abs=1e-4)
-    zipped = [uri for uri in logits if ".zip!/" in uri]
-    assert len(zipped) == 48
-    for uri in zipped:
-        assert logits[uri] == logits[f"{data}/{uri.partition('.zip!/')[2]}"]
+        name = row["uri"].partition("small set/")[2]
+        assert plain[name] == pytest.approx(row["logit"], abs=1e-4)
     assert {path.name for path in nowhere.iterdir()} <= {"matplotlib"}  # Its list of fonts.
 
 

@@ -26,6 +26,8 @@ from tests.support.encoders import (
     sequential_jpeg,
 )
 from tests.support.radiographs import (
+    BIG_ENDIAN,
+    DEFLATED,
     JPEG_2000,
     JPEG_BASELINE,
     JPEG_LOSSLESS,
@@ -90,6 +92,14 @@ JPEG = saved(drawn(), "JPEG", quality=90)
 TIFF = saved(drawn(), "TIFF")
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 DICOM = dicom(in_16_bits(12), **WINDOW)
+WITH_OVERLAY = in_16_bits(12) | np.where(np.indices((150, 130))[0] < 20, 1 << 12, 0).astype("u2")
+PADDED = np.where(np.indices((150, 130))[0] < 20, 0, 4095 - in_16_bits(12)).astype("u2")
+RAMP = np.arange(256, dtype="u2") * 257
+PALETTE: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"} | {
+    f"{color}PaletteColorLookupTable{part}": value
+    for color in ("Red", "Green", "Blue")
+    for part, value in {"Descriptor": [256, 0, 16], "Data": RAMP.tobytes()}.items()
+}
 TWO_FRAMES = dicom(np.stack([in_16_bits(12)] * 2), NumberOfFrames=2, **WINDOW)
 
 LARGE_JPEG = saved(drawn(600, 500), "JPEG", quality=90)
@@ -342,6 +352,37 @@ TABLE: tuple[Broken, ...] = (
            DICOM.replace(b"1.2.840.10008.5.1.4.1.1.1\0", b"1.2.840.10008.1.3.10\0\0\0\0\0\0"),
            refused("a DICOMDIR index")),
     Broken("CT.dcm", dicom(in_16_bits(12), Modality="CT", **WINDOW), refused("modality CT")),
+    Broken("DICOM with High Bit 15.dcm",
+           dicom(in_16_bits(12) << 4, BitsStored=12, HighBit=15, **WINDOW),
+           warned("High Bit is not Bits Stored - 1")),
+    Broken("DICOM with an overlay.dcm", dicom(WITH_OVERLAY, BitsStored=12, HighBit=11, **WINDOW),
+           warned("such as an overlay, masked")),
+    Broken("DICOM with Bits Stored 10 of 12.dcm",
+           dicom(in_16_bits(12), BitsStored=10, HighBit=9, **WINDOW),
+           warned("Bits Stored contradicts the pixels")),
+    Broken("big endian without preamble.dcm",
+           dicom(in_16_bits(12), BIG_ENDIAN, **WINDOW)[132:], SCORED),
+    Broken("DICOM that names the deflated syntax elsewhere.dcm",
+           dicom(in_16_bits(12), AvailableTransferSyntaxUID=DEFLATED, **WINDOW), SCORED),
+    Broken("DICOM of two polarities.dcm",
+           dicom(in_16_bits(12), PresentationLUTShape="INVERSE", **WINDOW),
+           warned("Presentation LUT Shape disagree")),
+    Broken("DICOM with padding.dcm",
+           dicom(PADDED, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0, **WINDOW),
+           warned("pixel padding shown as black")),
+    Broken("DICOM with a window for 8 bits.dcm",
+           dicom(in_16_bits(12), WindowCenter=128, WindowWidth=256),
+           warned("makes the image nearly constant")),
+    Broken("gray palette.dcm", dicom(drawn(), **PALETTE), SCORED),
+    Broken("torace.dcm", dicom(in_16_bits(12), BodyPartExamined="TORACE", **WINDOW), SCORED),
+    Broken("unknown part.dcm", dicom(in_16_bits(12), BodyPartExamined="WILHELM", **WINDOW),
+           warned("an unknown body part")),
+    Broken("genou.dcm", dicom(in_16_bits(12), BodyPartExamined="GENOU", **WINDOW),
+           refused("body part KNEE, not the chest")),
+    Broken("lateral.dcm", dicom(in_16_bits(12), ViewPosition="LL", **WINDOW),
+           refused("a lateral view, not a frontal one")),
+    Broken("seitlich.dcm", dicom(in_16_bits(12), SeriesDescription="Thorax seitl.", **WINDOW),
+           refused("a lateral view, not a frontal one")),
     Broken("hip.dcm", dicom(in_16_bits(12), BodyPartExamined="HIP", **WINDOW),
            refused("body part HIP, not the chest")),
     Broken("color photograph.jpg", colored(), refused("a color picture, not a radiograph")),

@@ -179,6 +179,12 @@ def overlapping() -> bytes:
     return bytes(changed)
 
 
+def last_part(data: bytes) -> bytes:
+    """The same zip as if others came before: its number stands in the record that ends it."""
+    at = data.rindex(b"PK\5\6")
+    return data[: at + 4] + b"\1\0" + data[at + 6 :]
+
+
 def linked() -> bytes:
     """A zip with a symbolic link in it."""
     buffer = io.BytesIO()
@@ -400,7 +406,12 @@ TABLE: tuple[Broken, ...] = (
     Broken("a WebP called.jpg", saved(drawn(), "WEBP"), unreadable(NO_PICTURE)),
     Broken("a page of an error called.jpg", b"<html>404 Not Found</html>", unreadable(NO_PICTURE)),
     Broken("a zip called.dcm", zipped({"a.png": PNG}), unreadable(NO_PICTURE)),
-    Broken("packed.dcm.gz", gzip.compress(DICOM), unreadable(NO_PICTURE)),
+    Broken("packed.dcm.gz", gzip.compress(DICOM), unreadable("a file of type gzip, which is not")),
+    Broken("images.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), unreadable("a file of type 7z,")),
+    Broken("images.rar", b"Rar!\x1a\7" + bytes(99), unreadable("a file of type RAR, which is not")),
+    Broken("images.tar.lz4", b"\x04\x22\x4d\x18" + bytes(99), unreadable("a file of type lz4,")),
+    Broken("images.z01", b"PK\7\x08" + bytes(99), unreadable("a part of a split zip; join")),
+    Broken("images.zip.001", zipped({"a.png": PNG})[:900], unreadable("a part of a split .zip")),
     Broken("huge.png", large,
            refused("larger than 512 MiB")),
     Broken("notes.txt", b"notes", (), {".txt": 1}),
@@ -460,6 +471,14 @@ TABLE: tuple[Broken, ...] = (
            in_both_headers(zipped({"a.png": PNG, "b.png": PNG}), "<I", 14, 16, 1),
            (*unreadable("the member's checksum is wrong", "a.png"), *scored("b.png"))),
     Broken("cut off.zip", cut(zipped(NOISE)), CUT_ZIP),
+    Broken("two joined.zip", zipped({"a.png": PNG}) + zipped({"b.png": PNG}),
+           scored("a.png", "b.png")),
+    Broken("joined and cut off.zip", zipped({"a.png": PNG}) + zipped({"b.png": PNG})[:-200],
+           (*scored("a.png"), *unreadable("one of the zips joined in this file is damaged"))),
+    Broken("the last part of a split.zip", last_part(zipped({"a.png": PNG})),
+           unreadable("the last part of a split zip; join the parts first")),
+    Broken("a RAR called.zip", b"Rar!\x1a\7" + bytes(99),
+           unreadable("not a zip archive, but a file of type RAR")),
     Broken("cut off, sizes after the data.zip", cut(zipped_to_pipe(NOISE)), CUT_ZIP),
     Broken("damaged directory.zip",
            zipped({"a.png": PNG, "b.png": PNG}).replace(b"PK\1\2", b"PK\0\0"),

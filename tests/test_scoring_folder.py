@@ -150,7 +150,9 @@ def test_a_part_with_other_columns_is_refused_and_kept(
     path = folder / "scores" / "part-0000002.parquet"
     pq.write_table(change(pq.read_table(path)), path)  # type: ignore[operator]
     before = everything(folder)
-    message = r"part-0000002\.parquet: does not have the columns of scores of format 1\. Choose"
+    message = (
+        rf"part-0000002\.parquet: does not have the columns of scores of format {FORMAT}\. Choose"
+    )
     with pytest.raises(SettingsError, match=message):
         parts.open_parts(str(folder / "scores"), listed)
     assert everything(folder) == before

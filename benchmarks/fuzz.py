@@ -469,7 +469,7 @@ def work(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     for whole in seeds:  # Import the decoders that load lazily.
         if len(whole.data) <= LARGE_BYTES:
-            decode(whole.data, any_body_part=True)
+            decode(whole.data, any_body_part=True, any_view=True)
     most = _memory("VmSize") + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for number in numbers:
@@ -487,7 +487,7 @@ def work(
 def attempt(data: bytes) -> tuple[Outcome, str]:
     """Decode, and check the result; the outcome and its reason."""
     try:
-        decoded = decode(data, any_body_part=True)
+        decoded = decode(data, any_body_part=True, any_view=True)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # Also the panics of decoders in Rust.

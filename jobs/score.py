@@ -36,6 +36,8 @@ class ScoreJob:
     """Folder or bucket prefix for the scores: empty, or that of the same command before."""
     any_body_part: bool = False
     """Score DICOM files whose header names another body part than the chest, too."""
+    any_view: bool = False
+    """Score DICOM files whose header names a lateral or oblique view, too."""
     update: bool = False
     """List the inputs again and score what is new in them."""
     max_failed_fraction: float = 1.0
@@ -58,8 +60,8 @@ def main() -> None:
     output = storage.absolute(job.output)
     cluster.connect()
     done = score(
-        job.input, trained, output, any_body_part=job.any_body_part, update=job.update,
-        gpu=cluster.use_gpu(job.compute.gpu),
+        job.input, trained, output, any_body_part=job.any_body_part, any_view=job.any_view,
+        update=job.update, gpu=cluster.use_gpu(job.compute.gpu),
     )  # fmt: skip
     print(f"report: {storage.join(output, 'index.html')}")
     print(

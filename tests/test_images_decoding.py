@@ -813,6 +813,7 @@ def test_padding_does_not_count_for_the_range() -> None:
     levels[:, :30] = 60000
     low, high = np.percentile(levels[:, 30:], (0.5, 99.5))
     expected = ((levels - low) / (high - low)).clip(0, 1) * 255
+    expected[:, :30] = 0
     assert_shows(decode(dicom(levels, PixelPaddingValue=60000)), expected)
 
 
@@ -839,7 +840,7 @@ def test_impossible_windows_are_ignored_and_warned_of(written: bytes, warning: s
 def test_window_that_shows_nothing_is_ignored_and_warned_of() -> None:
     decoded = decode(dicom(in_16_bits(12), WindowCenter=60000, WindowWidth=10))
     assert decoded.status == "ok"
-    assert decoded.warnings == ("the window in the file shows nothing, ignored",)
+    assert decoded.warnings == ("a window in the file makes the image nearly constant, ignored",)
 
 
 def test_first_of_several_frames_is_taken_and_said() -> None:
@@ -854,8 +855,7 @@ def test_first_of_several_frames_is_taken_and_said() -> None:
     [
         ({"Modality": "CT"}, "modality CT, not CR, DX, DR or RG"),
         ({"Modality": "WILHELM"}, "modality of another kind, not CR, DX, DR or RG"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "a color picture, not a radiograph"),
-        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "a color picture, not a"),
+        ({"SamplesPerPixel": 4, "PhotometricInterpretation": "CMYK"}, "a color picture, not a"),
         ({"BitsAllocated": 32, "BitsStored": 32}, "neither 8 nor 16 bits allocated for a pixel"),
         ({"Rows": 65535, "Columns": 65535}, "65535 x 65535 pixels; the limit is 80 million"),
         ({"Rows": 60}, "130 x 60 pixels; a side is below 64"),
@@ -880,7 +880,7 @@ def test_chest_by_any_name_is_accepted(part: str) -> None:
 
 @pytest.mark.parametrize(
     ("part", "named"),
-    [("HIP", "HIP"), ("TSPINE", "TSPINE"), ("RIBS", "RIBS"), ("WILHELM", "another")],
+    [("HIP", "HIP"), ("TSPINE", "TSPINE"), ("RIBS", "RIBS")],
 )
 def test_other_body_parts_are_refused_unless_wanted(part: str, named: str) -> None:
     data = dicom(drawn(), BodyPartExamined=part)

@@ -265,6 +265,7 @@ def test_other_settings_into_the_same_output_are_refused(
         (other, ("--input", str(archive)), "checkpoint"),
         (small_checkpoint, ("--input", str(archive / "loose")), "inputs"),
         (small_checkpoint, ("--input", str(archive), "--any-body-part", "True"), "any_body_part"),
+        (small_checkpoint, ("--input", str(archive), "--any-view"), "any_view"),
     ):
         ended = score(checkpoint_folder, copied, *words)
         assert ended.code == 1

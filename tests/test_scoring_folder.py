@@ -1,5 +1,6 @@
 """A scores folder is resumed or refused in one line, and what was computed is never deleted."""
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,9 +35,10 @@ FORMATS = {
         "settings": ["format", "checkpoint", "inputs", "any_body_part"],
     },
 }  # fmt: skip
+FORMATS[2] = FORMATS[1] | {"settings": [*FORMATS[1]["settings"], "any_view"]}
 """What is on disk in each format. Another column is another format, and has an entry of its own."""
 
-SETTINGS = ScoreSettings(("/in",), any_body_part=False, checkpoint="abc")
+SETTINGS = ScoreSettings(("/in",), any_body_part=False, any_view=False, checkpoint="abc")
 
 
 def columns(schema: pa.Schema) -> dict[str, str]:
@@ -148,7 +150,9 @@ def test_a_part_with_other_columns_is_refused_and_kept(
     path = folder / "scores" / "part-0000002.parquet"
     pq.write_table(change(pq.read_table(path)), path)  # type: ignore[operator]
     before = everything(folder)
-    message = r"part-0000002\.parquet: does not have the columns of scores of format 1\. Choose"
+    message = (
+        rf"part-0000002\.parquet: does not have the columns of scores of format {FORMAT}\. Choose"
+    )
     with pytest.raises(SettingsError, match=message):
         parts.open_parts(str(folder / "scores"), listed)
     assert everything(folder) == before
@@ -170,9 +174,12 @@ def test_a_folder_of_another_format_is_refused_and_kept(folder: Path, format: in
 def test_a_folder_of_the_same_settings_is_resumed(folder: Path, tmp_path: Path) -> None:
     check_output(str(folder), SETTINGS)
     check_output(str(tmp_path / "new"), SETTINGS)
-    other = ScoreSettings(("/in",), any_body_part=True, checkpoint="abc")
-    with pytest.raises(SettingsError, match="holds scores with any_body_part False, not True"):
-        check_output(str(folder), other)
+    for option, other in (
+        ("any_body_part", dataclasses.replace(SETTINGS, any_body_part=True)),
+        ("any_view", dataclasses.replace(SETTINGS, any_view=True)),
+    ):
+        with pytest.raises(SettingsError, match=f"holds scores with {option} False, not True"):
+            check_output(str(folder), other)
     (folder / "settings.json").unlink()
     with pytest.raises(StorageError, match="exists already"):
         check_output(str(folder), SETTINGS)

@@ -11,7 +11,7 @@ import tarfile
 import tracemalloc
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,134 @@ def test_an_archive_two_levels_deep_is_explained(tmp_path: Path, name: str) -> N
         ),
         (f"middle.{kind}!/seen.png", "", ""),
     ]
+
+
+ONE: Files = {"one.png": noise(3_000, 10)}
+MORE: Files = {"two.png": noise(70_000, 11), "folder/three.dcm": noise(90_000, 12)}
+LAST: Files = {"four.png": noise(500, 13)}
+DAMAGED_ZIP = "one of the zips joined in this file is damaged; {} members found"
+
+
+def moved(data: bytes, offset: int) -> bytes:
+    """A zip whose offsets count from a place before its beginning, as `zip -A` writes them."""
+    changed = bytearray(data)
+    end = changed.rindex(b"PK\5\6")
+    at = struct.unpack_from("<I", changed, end + 16)[0]
+    struct.pack_into("<I", changed, end + 16, at + offset)
+    while changed[at : at + 4] == b"PK\1\2":
+        local = struct.unpack_from("<I", changed, at + 42)[0]
+        struct.pack_into("<I", changed, at + 42, local + offset)
+        at += 46 + sum(struct.unpack_from("<3H", changed, at + 28))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("make", [zipped, zipped_64, zipped_to_pipe])
+@pytest.mark.parametrize("between", [b"", b"garbage" * 100])
+def test_members_of_joined_zips_are_all_read(
+    tmp_path: Path, make: Callable[[Files], bytes], between: bytes
+) -> None:
+    one, more, last = make(ONE), make(MORE), make(LAST)
+    program = b"MZ" + noise(5_000, 14)
+    for name, data, files in (
+        ("two", one + between + more, ONE | MORE),
+        ("three", one + between + more + between + last, ONE | MORE | LAST),
+        ("small behind", more + between + last, MORE | LAST),
+        ("empty behind", more + between + make({}), MORE),
+        ("empty before", make({}) + between + more, MORE),
+        ("behind a program", program + one + between + more, ONE | MORE),
+        ("one behind a program", program + more, MORE),
+    ):
+        rows = listed(saved(tmp_path, f"{name}.zip", data))
+        assert {inside(row): row["status"] for row in rows} == dict.fromkeys(files, ""), name
+        assert read_all(rows) == files, name
+
+
+def test_joined_zips_with_offsets_of_the_whole_file_are_read(tmp_path: Path) -> None:
+    one = zipped(ONE)
+    rows = listed(saved(tmp_path, "a.zip", one + moved(zipped(MORE), len(one))))
+    assert read_all(rows) == ONE | MORE
+
+
+def test_joined_zips_of_the_same_names_have_a_row_each(tmp_path: Path) -> None:
+    rows = listed(saved(tmp_path, "a.zip", zipped(ONE) + zipped({"one.png": b"other"})))
+    assert [inside(row) for row in rows] == ["one.png", "one.png#2"]
+    assert rows[1]["warnings"] == ["member 2 of this name in the archive"]
+    assert read_all(rows) == ONE | {"one.png#2": b"other"}
+
+
+@pytest.mark.parametrize(
+    ("cut", "found"), [(40, 0), (30_000, 0), (69_990, 0), (80_000, 1), (-30, 2)]
+)
+def test_what_joined_zips_lack_has_a_row(tmp_path: Path, cut: int, found: int) -> None:
+    rows = listed(saved(tmp_path, "a.zip", zipped(ONE) + zipped(MORE)[:cut]))
+    complete = ONE | dict(list(MORE.items())[:found])
+    assert read_all(rows) == complete
+    *_, last = rows
+    assert (last["uri"], last["status"]) == (str(tmp_path / "a.zip"), "unreadable")
+    if 0 < cut < 2**16:
+        assert last["reason"] == DAMAGED_ZIP.format(found)
+    # The first one is damaged.
+    rows = listed(saved(tmp_path, "b.zip", zipped(ONE)[:2_000] + zipped(MORE)))
+    assert read_all(rows) == MORE
+    assert [row["reason"] for row in rows if row["status"]] == [DAMAGED_ZIP.format(0)]
+
+
+def test_thousands_of_joined_zips_are_explained(tmp_path: Path) -> None:
+    rows = listed(saved(tmp_path, "a.zip", zipped({}) * 5_000 + zipped(ONE)))
+    assert [(inside(row), row["reason"]) for row in rows if row["status"]] == [
+        ("", "more than 100 zips in one file")
+    ]
+    assert read_all(rows) == ONE
+
+
+def test_parts_of_a_split_zip_are_named(tmp_path: Path) -> None:
+    data = bytearray(zipped(MORE))
+    at = data.rindex(b"PK\5\6")
+    struct.pack_into("<2H", data, at + 4, 2, 2)
+    join = "join the parts first: zip -s 0 NAME.zip --out JOINED.zip"
+    for name, content, reason in (
+        ("a.zip", bytes(data[100_000:]), f"the last part of a split zip; {join}"),
+        ("b.zip", b"PK\7\x08" + bytes(data[:100_000]), f"a part of a split zip; {join}"),
+    ):
+        (row,) = listed(saved(tmp_path, name, content))
+        assert (row["status"], row["reason"]) == ("unreadable", reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *(("a.7z", "type 7z"), ("A.RAR", "type RAR"), ("a.tar.lz4", "type lz4")),
+        *(("a.tar.lzma", "type LZMA"), ("a.tar.br", "type Brotli"), ("a.tar.Z", "type compress")),
+        *(("a.cab", "type cabinet"), ("a.iso", "type disk image"), ("a.dcm.gz", "type gzip")),
+        *(("a.z01", "a part of a split zip"), ("a.z12", "a part of a split zip")),
+        *(("a.zip.001", "a part of a split .zip"), ("a.7z.002", "a part of a split .7z")),
+        *(("a.tar.gz.003", "a part of a split .gz"), ("a.part2.rar", "a part of a split RAR")),
+    ],
+)
+def test_archives_that_are_not_read_are_named(tmp_path: Path, name: str, words: str) -> None:
+    path = saved(tmp_path, name, b"any bytes")
+    outer = saved(tmp_path, "outer.zip", zipped({name: b"any bytes"}))
+    for row in (*sources.list_inputs([str(path)]).table().to_pylist(), *listed(outer)):
+        assert row["status"] == "unreadable"
+        assert words in row["reason"]
+        assert "unpack it" in row["reason"] or "join the parts first" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "words"),
+    [
+        ("zip", b"Rar!\x1a\7\1\0", "not a zip archive, but a file of type RAR"),
+        ("zip", b"7z\xbc\xaf\x27\x1c", "not a zip archive, but a file of type 7z"),
+        ("tar", gzip.compress(b"x"), "not a tar archive, but a file of type gzip"),
+        ("tar.gz", b"BZh9", "not a tar.gz archive, but a file of type bzip2"),
+        ("tar.gz", b"PK\3\4", "not a tar.gz archive, but a file of type zip"),
+    ],
+)
+def test_an_archive_with_the_suffix_of_another_is_named(
+    tmp_path: Path, kind: str, start: bytes, words: str
+) -> None:
+    (row,) = listed(saved(tmp_path, f"a.{kind}", start + bytes(99)))
+    assert (row["status"], row["reason"]) == ("unreadable", words)
 
 
 @pytest.mark.parametrize("outer", MAKERS)

@@ -58,7 +58,7 @@ def folder() -> Iterator[Path]:
 
 
 def test_every_file_that_may_be_an_image_is_listed(tmp_path: Path) -> None:
-    names = ("1.2.840.10008.7", "a.JPG", "b.png", "c.dcm", "d/e.dicom", "film.gz", "no_suffix")
+    names = ("1.2.840.10008.7", "a.JPG", "b.png", "c.dcm", "d/e.dicom", "film.raw", "no_suffix")
     plant(tmp_path, *names)
     found = sources.list_inputs([str(tmp_path)])
     table = found.table()
@@ -76,6 +76,25 @@ def test_junk_and_evident_other_files_are_counted_by_kind(tmp_path: Path) -> Non
     found = sources.list_inputs([str(tmp_path)])
     assert list(found.files) == [f"{tmp_path}/a.png"]
     assert found.skipped == {".txt": 2, ".csv": 1, "hidden or system file": 6}
+
+
+SYSTEM_FOLDERS = (
+    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "System Volume Information"),
+    *(".Trashes", ".Spotlight-V100", ".snapshot", "~snapshot", ".AppleDouble", "lost+found"),
+)
+
+
+def test_thumbnails_and_bins_of_network_drives_are_counted(tmp_path: Path) -> None:
+    names = [f"{folder}/a.png/SYNOPHOTO_THUMB_M.jpg" for folder in SYSTEM_FOLDERS]
+    plant(tmp_path, "a.png", *names, *(f"deeper/{name}" for name in names))
+    found = sources.list_inputs([str(tmp_path)])
+    assert list(found.files) == [f"{tmp_path}/a.png"]
+    assert found.skipped == {"hidden or system file": 2 * len(SYSTEM_FOLDERS)}
+    path = tmp_path / "a.zip"
+    path.write_bytes(zipped(dict.fromkeys(("a.png", *names), b"x")))
+    table, skipped = sources.list_archive(str(path), None)
+    assert table["uri"].to_pylist() == [f"{path}!/a.png"]
+    assert skipped == {"hidden or system file": len(SYSTEM_FOLDERS)}
 
 
 def test_the_same_junk_is_counted_in_archives(tmp_path: Path) -> None:

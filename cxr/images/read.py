@@ -57,19 +57,22 @@ class Image:
         return f"{self.status}: {self.reason}" if self.reason else ""
 
 
-def read_image(row: Row, image_px: int, *, any_body_part: bool = False) -> Image:
+def read_image(
+    row: Row, image_px: int, *, any_body_part: bool = False, any_view: bool = False
+) -> Image:
     """Fetch, decode and resize one listed file.
 
     Args:
         row: of a listing, with the values of `COLUMNS`.
         image_px: side of the square.
         any_body_part: accept DICOM files of a body part other than the chest.
+        any_view: accept DICOM files of lateral and oblique views.
 
     Raises:
         UnavailableError: the object store cannot be reached; the file may be read later.
     """
     with Reader() as reader:
-        return _to_image(row, _fetch(reader, row), image_px, any_body_part)
+        return _to_image(row, _fetch(reader, row), image_px, any_body_part, any_view)
 
 
 def read_images(
@@ -77,6 +80,7 @@ def read_images(
     image_px: int,
     *,
     any_body_part: bool = False,
+    any_view: bool = False,
     read_ahead_bytes: int = storage.READ_AHEAD_BYTES,
 ) -> Iterator[Image]:
     """Read listed files in their order, fetching the next ones while one is decoded.
@@ -85,6 +89,7 @@ def read_images(
         rows: of a listing, with the values of `COLUMNS`; members of an archive best in its order.
         image_px: side of the square.
         any_body_part: accept DICOM files of a body part other than the chest.
+        any_view: accept DICOM files of lateral and oblique views.
         read_ahead_bytes: as `Reader` takes them.
 
     Raises:
@@ -102,10 +107,10 @@ def read_images(
             waiting.append((row, pool.submit(_fetch, reader, row)))
             if len(waiting) > FETCH_AHEAD:
                 next_row, fetched = waiting.popleft()
-                yield _to_image(next_row, fetched.result(), image_px, any_body_part)
+                yield _to_image(next_row, fetched.result(), image_px, any_body_part, any_view)
         while waiting:
             next_row, fetched = waiting.popleft()
-            yield _to_image(next_row, fetched.result(), image_px, any_body_part)
+            yield _to_image(next_row, fetched.result(), image_px, any_body_part, any_view)
 
 
 def read_all(
@@ -113,6 +118,7 @@ def read_all(
     image_px: int,
     *,
     any_body_part: bool = False,
+    any_view: bool = False,
     read_ahead_bytes: int = storage.READ_AHEAD_BYTES,
 ) -> list[Image]:
     """Read listed files of any order: archive members are read in the order of their archive.
@@ -121,6 +127,7 @@ def read_all(
         rows: of a listing, with the values of `COLUMNS`.
         image_px: side of the square.
         any_body_part: accept DICOM files of a body part other than the chest.
+        any_view: accept DICOM files of lateral and oblique views.
         read_ahead_bytes: as `Reader` takes them.
 
     Returns:
@@ -134,6 +141,7 @@ def read_all(
         [rows[index] for index in order],
         image_px,
         any_body_part=any_body_part,
+        any_view=any_view,
         read_ahead_bytes=read_ahead_bytes,
     )
     by_index = dict(zip(order, images, strict=True))
@@ -165,12 +173,14 @@ def _fetch(reader: Reader, row: Row) -> bytes | str:
         return f"cannot be read ({type(error).__name__})"
 
 
-def _to_image(row: Row, data: bytes | str, image_px: int, any_body_part: bool) -> Image:
+def _to_image(
+    row: Row, data: bytes | str, image_px: int, any_body_part: bool, any_view: bool
+) -> Image:
     warnings = tuple(row["warnings"])
     if isinstance(data, str):
         status: Status = row["status"] or "unreadable"
         return Image(status, data, warnings, "", 0, 0, "", None)
-    decoded = decode(data, min_px=image_px, any_body_part=any_body_part)
+    decoded = decode(data, min_px=image_px, any_body_part=any_body_part, any_view=any_view)
     return Image(
         decoded.status,
         decoded.reason,

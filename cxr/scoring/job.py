@@ -45,6 +45,7 @@ def score(
     output: str,
     *,
     any_body_part: bool = False,
+    any_view: bool = False,
     update: bool = False,
     gpu: bool = False,
 ) -> Summary:
@@ -55,6 +56,7 @@ def score(
         checkpoint: whose model, temperature and operating point are used.
         output: folder, path or URI: empty, or that of a job with the same settings.
         any_body_part: also score DICOM files of body parts other than the chest.
+        any_view: also score DICOM files of lateral and oblique views.
         update: list the inputs again, and add what is new.
         gpu: compute on GPUs.
 
@@ -66,7 +68,10 @@ def score(
     started = time.time()
     output = storage.absolute(output)
     settings = ScoreSettings(
-        tuple(storage.absolute(uri) for uri in inputs), any_body_part, checkpoint.fingerprint
+        tuple(storage.absolute(uri) for uri in inputs),
+        any_body_part,
+        any_view,
+        checkpoint.fingerprint,
     )
     check_output(output, settings)
     manifest, skipped = open_manifest(output, settings, update=update)
@@ -119,7 +124,7 @@ def _run(
     work = tasks(missing)
     pixels = ray.data.from_blocks(work).map_batches(
         read_parts,
-        fn_args=(checkpoint.recipe.image_px, settings.any_body_part),
+        fn_args=(checkpoint.recipe.image_px, settings.any_body_part, settings.any_view),
         batch_format="pyarrow",
         batch_size=None,
         # On CPUs the same claim as the predictors', so that Ray Data fuses the two: a process reads

@@ -31,6 +31,7 @@ class ScoreSettings:
 
     inputs: tuple[str, ...]
     any_body_part: bool
+    any_view: bool
     checkpoint: str
     """Fingerprint."""
     format: int = FORMAT
@@ -42,6 +43,7 @@ class ScoreSettings:
             "checkpoint": self.checkpoint,
             "inputs": list(self.inputs),
             "any_body_part": self.any_body_part,
+            "any_view": self.any_view,
         }
 
 

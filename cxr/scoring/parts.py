@@ -19,9 +19,9 @@ import pyarrow as pa
 from cxr import storage
 from cxr.errors import CxrError, SettingsError, UnavailableError
 
-FORMAT: Final = 1
-"""Raised when the columns of the scores or of the manifest change: a folder of another format is
-refused."""
+FORMAT: Final = 2
+"""Raised when the columns of the scores or of the manifest change, or the settings: a folder of
+another format is refused."""
 
 SCORES: Final = pa.schema(
     [

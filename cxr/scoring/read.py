@@ -61,19 +61,22 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def read_parts(batch: pa.Table, image_px: int, any_body_part: bool) -> Iterator[pa.Table]:
+def read_parts(
+    batch: pa.Table, image_px: int, any_body_part: bool, any_view: bool
+) -> Iterator[pa.Table]:
     """Fetch, decode and resize the images of one or more parts.
 
     Args:
         batch: rows of schema `sources.INVENTORY` with their `part`, in order.
         image_px: side of the square that the model takes.
         any_body_part: accept DICOM files of a body part other than the chest.
+        any_view: accept DICOM files of lateral and oblique views.
 
     Yields:
         One row per part: {part, rows: packed PIXELS}.
     """
     rows = batch.to_pylist()
-    images = read_images(rows, image_px, any_body_part=any_body_part)
+    images = read_images(rows, image_px, any_body_part=any_body_part, any_view=any_view)
     pairs = zip(rows, images, strict=True)
     for part, pairs_of_part in itertools.groupby(pairs, key=lambda pair: pair[0]["part"]):
         packed = pack(_pixels(list(pairs_of_part)))

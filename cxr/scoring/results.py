@@ -188,7 +188,9 @@ def _suspicious(
     """The images of the highest scores, read again for their thumbnails."""
     top = scored.take(pc.select_k_unstable(scored, NUM_SUSPICIOUS, [("logit", "descending")]))
     listed = manifest.filter(pc.is_in(manifest["uri"], top["uri"])).to_pylist()
-    images = read_all(listed, image_px, any_body_part=settings.any_body_part)
+    images = read_all(
+        listed, image_px, any_body_part=settings.any_body_part, any_view=settings.any_view
+    )
     thumbnails = {
         row["uri"]: thumbnail(image.pixels)
         for row, image in zip(listed, images, strict=True)

@@ -18,7 +18,7 @@ from cxr.errors import DataError, StorageError, UnavailableError
 from cxr.sources.archives import SEPARATOR, Member, Reader, Step, archive_kind, check_size
 from cxr.sources.archives import printable as printable_name
 from cxr.sources.manifests import beside, read_manifest, required, texts
-from cxr.sources.names import passed_over
+from cxr.sources.names import passed_over, unread_archive
 from cxr.storage import File, s3
 
 INVENTORY: Final = pa.schema(
@@ -364,6 +364,8 @@ class _ArchiveLister:
         """Add the row of a path; an empty one stands for the file itself."""
         if size == 0 and not status:
             status, reason = "unreadable", "the file is empty"
+        if not status and (archive := unread_archive(path)):
+            status, reason = "unreadable", archive
         self.rows.append(
             {
                 "uri": f"{self.file}{SEPARATOR}{path}" if path else self.file, "file": self.file,
@@ -383,6 +385,8 @@ def _file_row(file: File) -> dict[str, Any]:
     status, reason = ("unreadable", file.problem) if file.problem else ("", "")
     if file.size == 0:
         status, reason = "unreadable", "the file is empty"
+    elif archive := unread_archive(file.uri):
+        status, reason = "unreadable", archive
     elif too_large := check_size(file.size):
         status, reason = "refused", too_large
     return {

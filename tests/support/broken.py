@@ -26,6 +26,8 @@ from tests.support.encoders import (
     sequential_jpeg,
 )
 from tests.support.radiographs import (
+    BIG_ENDIAN,
+    DEFLATED,
     JPEG_2000,
     JPEG_BASELINE,
     JPEG_LOSSLESS,
@@ -90,6 +92,14 @@ JPEG = saved(drawn(), "JPEG", quality=90)
 TIFF = saved(drawn(), "TIFF")
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 DICOM = dicom(in_16_bits(12), **WINDOW)
+WITH_OVERLAY = in_16_bits(12) | np.where(np.indices((150, 130))[0] < 20, 1 << 12, 0).astype("u2")
+PADDED = np.where(np.indices((150, 130))[0] < 20, 0, 4095 - in_16_bits(12)).astype("u2")
+RAMP = np.arange(256, dtype="u2") * 257
+PALETTE: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"} | {
+    f"{color}PaletteColorLookupTable{part}": value
+    for color in ("Red", "Green", "Blue")
+    for part, value in {"Descriptor": [256, 0, 16], "Data": RAMP.tobytes()}.items()
+}
 TWO_FRAMES = dicom(np.stack([in_16_bits(12)] * 2), NumberOfFrames=2, **WINDOW)
 
 LARGE_JPEG = saved(drawn(600, 500), "JPEG", quality=90)
@@ -167,6 +177,12 @@ def overlapping() -> bytes:
         at = data.index(b"PK\1\2", at + 4)
         struct.pack_into("<I", changed, at + 42, 0)
     return bytes(changed)
+
+
+def last_part(data: bytes) -> bytes:
+    """The same zip as if others came before: its number stands in the record that ends it."""
+    at = data.rindex(b"PK\5\6")
+    return data[: at + 4] + b"\1\0" + data[at + 6 :]
 
 
 def linked() -> bytes:
@@ -342,6 +358,37 @@ TABLE: tuple[Broken, ...] = (
            DICOM.replace(b"1.2.840.10008.5.1.4.1.1.1\0", b"1.2.840.10008.1.3.10\0\0\0\0\0\0"),
            refused("a DICOMDIR index")),
     Broken("CT.dcm", dicom(in_16_bits(12), Modality="CT", **WINDOW), refused("modality CT")),
+    Broken("DICOM with High Bit 15.dcm",
+           dicom(in_16_bits(12) << 4, BitsStored=12, HighBit=15, **WINDOW),
+           warned("High Bit is not Bits Stored - 1")),
+    Broken("DICOM with an overlay.dcm", dicom(WITH_OVERLAY, BitsStored=12, HighBit=11, **WINDOW),
+           warned("such as an overlay, masked")),
+    Broken("DICOM with Bits Stored 10 of 12.dcm",
+           dicom(in_16_bits(12), BitsStored=10, HighBit=9, **WINDOW),
+           warned("Bits Stored contradicts the pixels")),
+    Broken("big endian without preamble.dcm",
+           dicom(in_16_bits(12), BIG_ENDIAN, **WINDOW)[132:], SCORED),
+    Broken("DICOM that names the deflated syntax elsewhere.dcm",
+           dicom(in_16_bits(12), AvailableTransferSyntaxUID=DEFLATED, **WINDOW), SCORED),
+    Broken("DICOM of two polarities.dcm",
+           dicom(in_16_bits(12), PresentationLUTShape="INVERSE", **WINDOW),
+           warned("Presentation LUT Shape disagree")),
+    Broken("DICOM with padding.dcm",
+           dicom(PADDED, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0, **WINDOW),
+           warned("pixel padding shown as black")),
+    Broken("DICOM with a window for 8 bits.dcm",
+           dicom(in_16_bits(12), WindowCenter=128, WindowWidth=256),
+           warned("makes the image nearly constant")),
+    Broken("gray palette.dcm", dicom(drawn(), **PALETTE), SCORED),
+    Broken("torace.dcm", dicom(in_16_bits(12), BodyPartExamined="TORACE", **WINDOW), SCORED),
+    Broken("unknown part.dcm", dicom(in_16_bits(12), BodyPartExamined="WILHELM", **WINDOW),
+           warned("an unknown body part")),
+    Broken("genou.dcm", dicom(in_16_bits(12), BodyPartExamined="GENOU", **WINDOW),
+           refused("body part KNEE, not the chest")),
+    Broken("lateral.dcm", dicom(in_16_bits(12), ViewPosition="LL", **WINDOW),
+           refused("a lateral view, not a frontal one")),
+    Broken("seitlich.dcm", dicom(in_16_bits(12), SeriesDescription="Thorax seitl.", **WINDOW),
+           refused("a lateral view, not a frontal one")),
     Broken("hip.dcm", dicom(in_16_bits(12), BodyPartExamined="HIP", **WINDOW),
            refused("body part HIP, not the chest")),
     Broken("color photograph.jpg", colored(), refused("a color picture, not a radiograph")),
@@ -359,7 +406,12 @@ TABLE: tuple[Broken, ...] = (
     Broken("a WebP called.jpg", saved(drawn(), "WEBP"), unreadable(NO_PICTURE)),
     Broken("a page of an error called.jpg", b"<html>404 Not Found</html>", unreadable(NO_PICTURE)),
     Broken("a zip called.dcm", zipped({"a.png": PNG}), unreadable(NO_PICTURE)),
-    Broken("packed.dcm.gz", gzip.compress(DICOM), unreadable(NO_PICTURE)),
+    Broken("packed.dcm.gz", gzip.compress(DICOM), unreadable("a file of type gzip, which is not")),
+    Broken("images.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), unreadable("a file of type 7z,")),
+    Broken("images.rar", b"Rar!\x1a\7" + bytes(99), unreadable("a file of type RAR, which is not")),
+    Broken("images.tar.lz4", b"\x04\x22\x4d\x18" + bytes(99), unreadable("a file of type lz4,")),
+    Broken("images.z01", b"PK\7\x08" + bytes(99), unreadable("a part of a split zip; join")),
+    Broken("images.zip.001", zipped({"a.png": PNG})[:900], unreadable("a part of a split .zip")),
     Broken("huge.png", large,
            refused("larger than 512 MiB")),
     Broken("notes.txt", b"notes", (), {".txt": 1}),
@@ -419,6 +471,14 @@ TABLE: tuple[Broken, ...] = (
            in_both_headers(zipped({"a.png": PNG, "b.png": PNG}), "<I", 14, 16, 1),
            (*unreadable("the member's checksum is wrong", "a.png"), *scored("b.png"))),
     Broken("cut off.zip", cut(zipped(NOISE)), CUT_ZIP),
+    Broken("two joined.zip", zipped({"a.png": PNG}) + zipped({"b.png": PNG}),
+           scored("a.png", "b.png")),
+    Broken("joined and cut off.zip", zipped({"a.png": PNG}) + zipped({"b.png": PNG})[:-200],
+           (*scored("a.png"), *unreadable("one of the zips joined in this file is damaged"))),
+    Broken("the last part of a split.zip", last_part(zipped({"a.png": PNG})),
+           unreadable("the last part of a split zip; join the parts first")),
+    Broken("a RAR called.zip", b"Rar!\x1a\7" + bytes(99),
+           unreadable("not a zip archive, but a file of type RAR")),
     Broken("cut off, sizes after the data.zip", cut(zipped_to_pipe(NOISE)), CUT_ZIP),
     Broken("damaged directory.zip",
            zipped({"a.png": PNG, "b.png": PNG}).replace(b"PK\1\2", b"PK\0\0"),

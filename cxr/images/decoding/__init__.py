@@ -25,7 +25,9 @@ from cxr.images.decoding.verdict import (
 __all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "decode"]
 
 
-def decode(data: bytes, *, min_px: int = 224, any_body_part: bool = False) -> Decoded:
+def decode(
+    data: bytes, *, min_px: int = 224, any_body_part: bool = False, any_view: bool = False
+) -> Decoded:
     """Decode one radiograph from the bytes of its file.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where both sides stay at `min_px` or more
@@ -37,6 +39,7 @@ def decode(data: bytes, *, min_px: int = 224, any_body_part: bool = False) -> De
         data: the whole file.
         min_px: side of the square that the caller will resize to.
         any_body_part: accept DICOM files whose header names another body part than the chest.
+        any_view: accept DICOM files whose header names a lateral or oblique view.
 
     Returns:
         The pixels, or the reason why there are none; no exception for any bytes.
@@ -52,7 +55,7 @@ def decode(data: bytes, *, min_px: int = 224, any_body_part: bool = False) -> De
         with NO_WARNINGS:
             if facts.format == "dicom":
                 with NO_LOGS:
-                    pixels = decode_dicom(data, facts, any_body_part)
+                    pixels = decode_dicom(data, facts, any_body_part, any_view)
             else:
                 pixels = decode_raster(data, facts, min_px)
         refuse_flat(pixels)
@@ -92,13 +95,15 @@ def _is_bare_dicom(data: bytes) -> bool:
     """Whether the bytes plausibly are a DICOM data set without preamble and `DICM`.
 
     Such a file starts with an element of group 0002 or 0008: explicit with a two-letter value
-    representation, or implicit with the small length of a code, date or identifier.
+    representation, in either byte order, or implicit with the small length of a code, date or
+    identifier.
     """
     if len(data) < 16:
         return False
-    group, element, length = struct.unpack_from("<HHI", data)
+    order = "<" if data[1] == 0 else ">"
+    group, element, length = struct.unpack_from(f"{order}HHI", data)
     if group not in (0x0002, 0x0008) or element > 0x0100:
         return False
     if data[4:6] in (b"UL", b"OB", b"UI", b"CS", b"SH", b"LO", b"DA", b"TM", b"DT", b"AE"):
         return True
-    return bool(group == 0x0008 and element <= 0x0020 and length <= 128)
+    return bool(order == "<" and group == 0x0008 and element <= 0x0020 and length <= 128)

@@ -1,52 +1,83 @@
 """DICOM, by pydicom: the header, what it is refused for, and the first frame's stored values."""
 
-import re
 import struct
 import zlib
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, get_frame
+from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.tag import Tag
 
+from cxr.images.decoding.bits import read_cells
 from cxr.images.decoding.codestream import check_rle, checked
+from cxr.images.decoding.gray import to_gray
 from cxr.images.decoding.presentation import shown
 from cxr.images.decoding.tags import code, whole
 from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError
+from cxr.images.decoding.views import (
+    refuse_other_body_parts,
+    refuse_other_modalities,
+    refuse_other_views,
+)
 
 # The largest accepted image of 16 bits, and its header.
 MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 16 * 2**20
 
-# All that is kept of the header: nothing that names a patient.
-_TAGS: list[Any] = [
-    "SOPClassUID",
-    "Modality",
-    "PresentationIntentType",
-    "BodyPartExamined",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "ModalityLUTSequence",
-    "VOILUTSequence",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "PixelData",
+# All that is read of the header. Texts are compared with fixed lists and never kept.
+_TAGS = [
+    Tag(keyword)
+    for keyword in (
+        "SpecificCharacterSet",
+        "SOPClassUID",
+        "Modality",
+        "PresentationIntentType",
+        "StudyDescription",
+        "SeriesDescription",
+        "AnatomicRegionSequence",
+        "BodyPartExamined",
+        "ProtocolName",
+        "AcquisitionDeviceProcessingDescription",
+        "ViewPosition",
+        "PatientOrientation",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "PlanarConfiguration",
+        "NumberOfFrames",
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+        "WindowCenter",
+        "WindowWidth",
+        "VOILUTFunction",
+        "RescaleIntercept",
+        "RescaleSlope",
+        "ModalityLUTSequence",
+        "VOILUTSequence",
+        "RedPaletteColorLookupTableDescriptor",
+        "GreenPaletteColorLookupTableDescriptor",
+        "BluePaletteColorLookupTableDescriptor",
+        "RedPaletteColorLookupTableData",
+        "GreenPaletteColorLookupTableData",
+        "BluePaletteColorLookupTableData",
+        "SegmentedRedPaletteColorLookupTableData",
+        "SegmentedGreenPaletteColorLookupTableData",
+        "SegmentedBluePaletteColorLookupTableData",
+        "ViewCodeSequence",
+        "PresentationLUTShape",
+        "PixelData",
+    )
 ]
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -65,50 +96,70 @@ _RLE = "1.2.840.10008.1.2.5"
 
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81))
 
+_LOSSY_JPEG = _JPEG[:2]
+
 _JPEG_LS = _JPEG[-2:]
 
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 
-# Computed radiography, digital radiography (DR: its retired code) and scanned film.
-_RADIOGRAPHY = ("CR", "DX", "DR", "RG")
-
-# In any part of the name: CHEST, CHEST PA, CHESTABDOMEN (infants). Not ribs or thoracic spine,
-# which are exposed and angled for bone.
-_CHEST = re.compile("CHEST|THORAX|TORAX|LUNG")
-
-# The values that a reason may quote. Any other is not quoted: a wrongly filled tag may hold a name.
-_MODALITIES = (
-    "CT ECG ES IO IVUS MG MR NM OCT OP OPT OT PR PT PX RF RTDOSE RTIMAGE RTPLAN RTSTRUCT SC SEG "
-    "SM SR US XA XC"
-)
-
-_BODY_PARTS = (
-    "ABDOMEN ANKLE ARM BREAST CALCANEUS CERVICALSPINE CLAVICLE COCCYX CSPINE ELBOW EXTREMITY EYE "
-    "FEMUR FINGER FOOT FOREARM HAND HEAD HIP HUMERUS JAW KNEE LEG LSPINE LUMBARSPINE NECK PELVIS "
-    "RIB RIBS SACRUM SCAPULA SHOULDER SKULL SPINE STERNUM THIGH THORACICSPINE THUMB TIBIA TOE "
-    "TSPINE WRIST"
-)
+_COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
-def decode_dicom(data: bytes, facts: Facts, any_body_part: bool) -> NDArray[np.uint8]:
+def decode_dicom(
+    data: bytes, facts: Facts, any_body_part: bool, any_view: bool
+) -> NDArray[np.uint8]:
     """Decode the first frame; gray levels 0-255, uint8, (H, W)."""
     header = _read_header(data)
-    if header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
-        raise RejectedError("refused", "a DICOMDIR index; its references are not followed")
     rows, columns = whole(header, "Rows"), whole(header, "Columns")
     facts.width, facts.height = columns, rows
-    _refuse_other_views(header, facts, any_body_part)
+    refuse_other_modalities(header, facts)
+    refuse_other_body_parts(header, facts, any_body_part)
+    refuse_other_views(header, facts, any_view)
+    samples = whole(header, "SamplesPerPixel") or 1
+    photometric = code(header, "PhotometricInterpretation")
+    in_color = samples == 3 and photometric in _COLOR
+    if not in_color and (
+        samples != 1 or photometric not in ("", "MONOCHROME1", "MONOCHROME2", "PALETTECOLOR")
+    ):
+        raise RejectedError("refused", "a color picture, not a radiograph")
+    if code(header, "PresentationIntentType") == "FORPROCESSING":
+        facts.warnings.append("raw detector levels, not processed for viewing")
     if "PixelData" not in header or not rows or not columns:
         raise RejectedError("unreadable", "the DICOM file holds no pixel data")
     facts.set_size(columns, rows)
-    stored = _read_first_frame(header, rows, columns, facts)
+    if not photometric:
+        facts.warnings.append("no photometric interpretation in the file; taken as bone bright")
+    header.SamplesPerPixel = samples
+    cells, coded_bits, lossy = _decode_first_frame(header, rows, columns, facts)
+    stored = read_cells(cells, coded_bits, lossy, header, facts)
+    if in_color:
+        rgb = (stored >> max(0, header.BitsStored - 8)).astype(np.uint8)
+        return to_gray(Image.fromarray(rgb), facts)
+    if photometric == "PALETTECOLOR":
+        return to_gray(Image.fromarray(_colored(stored, header)), facts)
     return shown(stored, header, facts)
+
+
+def _colored(stored: NDArray[np.integer[Any]], header: Any) -> NDArray[np.uint8]:
+    """The colors of a palette, RGB, uint8, (H, W, 3)."""
+    try:
+        rgb = apply_color_lut(stored, header)
+    except Exception as error:
+        name = type(error).__name__
+        raise RejectedError("unreadable", f"the palette cannot be decoded ({name})") from None
+    # Palettes of 8 bits in words of 16 often say 16.
+    levels: NDArray[np.uint8] = (rgb >> (8 if rgb.max() > 255 else 0)).astype(np.uint8)
+    return levels
 
 
 def _read_header(data: bytes) -> Any:
     """The data set with `_TAGS` only and a transfer syntax, inflated within limits."""
-    syntax, start = _transfer_syntax(data)
+    meta, start = _read_meta(data)
+    if meta.get(_MEDIA_STORAGE) == _DICOMDIR:
+        raise RejectedError("refused", "a DICOMDIR index; its references are not followed")
+    syntax = meta.get(_TRANSFER_SYNTAX, "")
     if syntax == _DEFLATED:
+        # Not by pydicom, which would inflate without a limit.
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         inflated = inflater.decompress(data[start:], MAX_INFLATED_BYTES)
         if inflater.unconsumed_tail:
@@ -116,84 +167,95 @@ def _read_header(data: bytes) -> Any:
             raise RejectedError("refused", f"inflates to more than {megabytes} MB")
         if not inflater.eof:
             raise RejectedError("unreadable", "the deflated DICOM file is cut short")
-        data, syntax = inflated, _EXPLICIT_LITTLE
-    elif _DEFLATED.encode() in data:
-        # pydicom would inflate it without a limit.
-        raise RejectedError("unreadable", "the DICOM file's meta information is damaged")
-    header: Any = pydicom.dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
-    if "TransferSyntaxUID" not in header.file_meta:
-        implicit, little = header.original_encoding
-        guess = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE if little else _EXPLICIT_BIG
-        header.file_meta.TransferSyntaxUID = syntax or guess
+        data, syntax, start = inflated, _EXPLICIT_LITTLE, 0
+    if syntax in ("", *_NATIVE):
+        native = _encoding(data, start) or syntax
+        if native in _NATIVE:
+            syntax = native
+    stream = BytesIO(data)
+    stream.seek(start)
+    # Not `dcmread`, which decides by itself whether and where there is meta information.
+    header: Any = read_dataset(
+        stream, syntax == _IMPLICIT_LITTLE, syntax != _EXPLICIT_BIG, specific_tags=list(_TAGS)
+    )
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = syntax
     return header
 
 
-def _transfer_syntax(data: bytes) -> tuple[str, int]:
-    """The transfer syntax in the file meta information, and the offset of the data set after it.
+_MEDIA_STORAGE, _TRANSFER_SYNTAX = 0x0002, 0x0010
+
+
+def _read_meta(data: bytes) -> tuple[dict[int, str], int]:
+    """The identifiers in the file meta information, and the offset of the data set after it.
 
     Source: DICOM PS3.10 section 7.1: group 0002, always explicit little endian.
     """
-    syntax = ""
+    identifiers = {}
     at = 132 if data[128:132] == b"DICM" else 0
     while at + 12 <= len(data) and data[at : at + 2] == b"\x02\0":
         element = struct.unpack_from("<H", data, at + 2)[0]
-        if data[at + 4 : at + 6] in (b"OB", b"UN", b"UT", b"SQ", b"OW"):
+        if not data[at + 4 : at + 6].isalpha():  # Implicit, against the standard.
+            value, length = at + 8, struct.unpack_from("<I", data, at + 4)[0]
+        elif data[at + 4 : at + 6] in (b"OB", b"UN", b"UT", b"SQ", b"OW"):
             value, length = at + 12, struct.unpack_from("<I", data, at + 8)[0]
         else:
             value, length = at + 8, struct.unpack_from("<H", data, at + 6)[0]
-        if element == 0x0010:
-            syntax = data[value : value + length].rstrip(b"\0 ").decode("ascii", "replace")
+        if element in (_MEDIA_STORAGE, _TRANSFER_SYNTAX):
+            written = data[value : value + length].rstrip(b"\0 ")
+            identifiers[element] = written.decode("ascii", "replace")
         at = value + length
-    return syntax, at
+    return identifiers, at
 
 
-def _refuse_other_views(header: Dataset, facts: Facts, any_body_part: bool) -> None:
-    """Refuse a file whose header says that it is no gray radiograph of a chest."""
-    modality = code(header, "Modality")
-    if not modality:
-        facts.warnings.append("no modality in the file")
-    elif modality not in _RADIOGRAPHY:
-        named = modality if modality in _MODALITIES.split() else "of another kind"
-        raise RejectedError("refused", f"modality {named}, not CR, DX, DR or RG")
-    body_part = code(header, "BodyPartExamined")
-    if body_part in ("", "UNKNOWN", "NONE"):
-        facts.warnings.append("no body part in the file")
-    elif not _CHEST.search(body_part) and not any_body_part:
-        named = body_part if body_part in _BODY_PARTS.split() else "another"
-        raise RejectedError("refused", f"body part {named}, not the chest")
-    color = (whole(header, "SamplesPerPixel") or 1) > 1
-    photometric = code(header, "PhotometricInterpretation")
-    if color or photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
-        raise RejectedError("refused", "a color picture, not a radiograph")
-    if not photometric and "PixelData" in header:
-        facts.warnings.append("no photometric interpretation in the file; taken as bone bright")
-    if code(header, "PresentationIntentType") == "FORPROCESSING":
-        facts.warnings.append("raw detector levels, not processed for viewing")
+def _encoding(data: bytes, start: int) -> str:
+    """The native transfer syntax that a data set's first element shows; empty if none.
+
+    Groups are below 0x0100 where a data set starts, so the zero of the two bytes comes last in
+    little endian and first in big endian.
+    """
+    if len(data) < start + 8:
+        return ""
+    if not data[start + 4 : start + 6].isalpha():
+        return _IMPLICIT_LITTLE
+    return _EXPLICIT_BIG if data[start] == 0 and data[start + 1] else _EXPLICIT_LITTLE
 
 
-def _read_first_frame(
+def _decode_first_frame(
     header: Any, rows: int, columns: int, facts: Facts
-) -> NDArray[np.integer[Any]]:
-    """Stored values of the first frame, (rows, columns), 8 or 16 bits, signed or not."""
+) -> tuple[NDArray[np.unsignedinteger[Any]], int, bool]:
+    """Pixel cells of the first frame, their bits in the code stream, and whether it is lossy.
+
+    The cells are unsigned, 8 or 16 bits, (H, W) or, of RGB, (H, W, 3).
+    """
+    samples = header.SamplesPerPixel
     bits = whole(header, "BitsAllocated")
-    bits_stored = whole(header, "BitsStored") or bits
-    if bits not in (8, 16) or not 1 <= bits_stored <= bits:
+    header.BitsStored = whole(header, "BitsStored") or bits
+    if bits not in (8, 16) or not 1 <= header.BitsStored <= bits:
         raise RejectedError("refused", "neither 8 nor 16 bits allocated for a pixel")
-    header.BitsStored = bits_stored
-    header.PixelRepresentation = 1 if whole(header, "PixelRepresentation") == 1 else 0
-    header.SamplesPerPixel = 1
-    header.PhotometricInterpretation = code(header, "PhotometricInterpretation") or "MONOCHROME2"
+    signed = samples == 1 and whole(header, "PixelRepresentation") == 1
+    header.PixelRepresentation = int(signed)
+    header.PlanarConfiguration = 1 if whole(header, "PlanarConfiguration") == 1 else 0
+    photometric = code(header, "PhotometricInterpretation") or "MONOCHROME2"
+    header.PhotometricInterpretation = photometric.replace("PALETTE", "PALETTE ")
     frames = max(1, whole(header, "NumberOfFrames"))
     header.NumberOfFrames = frames
     if frames > 1:
         facts.warnings.append(f"first of {frames} frames")
 
     syntax = str(header.file_meta.TransferSyntaxUID)
+    stored = header.BitsStored
+    lossy = False
     if syntax in _NATIVE:
-        if len(header.PixelData) < frames * rows * columns * bits // 8:
+        if header["PixelData"].is_undefined_length:
+            raise RejectedError(
+                "unreadable", "compressed, and the transfer syntax does not say how"
+            )
+        length = rows * columns * bits // 8 * (2 if photometric == "YBR_FULL_422" else samples)
+        if len(header.PixelData) < frames * length:
             raise RejectedError("unreadable", "less pixel data than the header claims")
     elif syntax in (*_JPEG, *_JPEG_2000, _RLE):
-        frame = _first_code_stream(header, syntax, rows, columns, frames)
+        frame = _first_code_stream(_first_frame(header), syntax, rows, columns, samples)
         if syntax == _RLE:
             check_rle(frame, rows * columns)
         else:
@@ -201,31 +263,67 @@ def _read_first_frame(
         # Alone, so that what is decoded is what was checked.
         header.PixelData = encapsulate([frame])
         header.NumberOfFrames = 1
-        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-            header.pop(keyword, None)
+        # The header is often wrong where a device has compressed afterwards.
+        bits, lossy = _coded_bits(frame, syntax, samples)
+        if not 1 <= bits <= 16:
+            raise RejectedError(
+                "unreadable", "header and pixel data disagree on the bits of a pixel"
+            )
+        if bits > header.BitsAllocated:
+            facts.warnings.append(f"{bits} bits in the pixel data, more than the header says")
+            stored, header.HighBit = bits, bits - 1
+        header.BitsAllocated = 8 if bits <= 8 else 16
     else:
         raise RejectedError("unreadable", "a transfer syntax that cannot be decoded")
+    # All bits: which of them count is decided afterwards, alike for all transfer syntaxes.
+    header.BitsStored = bits
     try:
         # pydicom would ask one decoder after another until one does not notice the damage.
         plugin = "pyjpegls" if syntax in _JPEG_LS else ""
-        stored, _ = get_decoder(syntax).as_array(header, index=0, decoding_plugin=plugin)
+        decoded, _ = get_decoder(syntax).as_array(header, index=0, decoding_plugin=plugin)
     except Exception as error:
         name = type(error).__name__
         raise RejectedError("unreadable", f"the pixel data cannot be decoded ({name})") from None
-    if stored.shape != (rows, columns) or stored.dtype.kind not in "iu" or stored.itemsize > 2:
+    header.BitsStored = stored
+    shape = (rows, columns) if samples == 1 else (rows, columns, samples)
+    if decoded.shape != shape or decoded.dtype.kind not in "iu" or decoded.itemsize > 2:
         raise RejectedError("unreadable", "header and pixel data disagree on the size")
-    return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    decoded = decoded.astype(decoded.dtype.newbyteorder("="), copy=False)
+    return decoded.view(f"u{decoded.itemsize}"), bits, lossy
 
 
-def _first_code_stream(header: Any, syntax: str, rows: int, columns: int, frames: int) -> bytes:
-    """The compressed bytes of the first frame, checked to be complete and of the header's size.
+def _first_frame(header: Any) -> bytes:
+    """The compressed bytes of the first frame.
+
+    The offset tables are not needed for it, and not believed: with one frame all fragments are
+    its own, with as many fragments as frames the first one is. Source: DICOM PS3.5 annex A.4.
+    """
+    frames, encapsulated = header.NumberOfFrames, header.PixelData
+    fragments: list[bytes] = []
+    at = 0
+    while encapsulated[at : at + 4] == b"\xfe\xff\x00\xe0" and at + 8 <= len(encapsulated):
+        end = at + 8 + struct.unpack_from("<I", encapsulated, at + 4)[0]
+        if end > len(encapsulated):
+            raise RejectedError("unreadable", "the pixel data are cut short")
+        fragments.append(encapsulated[at + 8 : end])
+        at = end
+    if len(fragments) > 1 and not fragments[0].startswith((b"\xff\xd8", b"\xff\x4f")):
+        del fragments[0]  # The basic offset table.
+    if len(fragments) == frames:
+        return fragments[0]
+    last = 0
+    while frames > 1 and last + 1 < len(fragments):
+        if fragments[last].rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+            return b"".join(fragments[: last + 1])
+        last += 1
+    return b"".join(fragments)
+
+
+def _first_code_stream(frame: bytes, syntax: str, rows: int, columns: int, samples: int) -> bytes:
+    """A frame, checked to be a complete code stream of the header's size.
 
     The decoders use the size in the code stream, not in the header: it may be a bomb.
     """
-    offsets = None
-    if "ExtendedOffsetTable" in header and "ExtendedOffsetTableLengths" in header:
-        offsets = (header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths)
-    frame = get_frame(header.PixelData, 0, number_of_frames=frames, extended_offsets=offsets)
     if syntax == _RLE:  # Carries no size of its own.
         return frame
     if syntax in _JPEG_2000:
@@ -235,7 +333,7 @@ def _first_code_stream(header: Any, syntax: str, rows: int, columns: int, frames
         frame = frame[max(0, start) :]
     elif frame.count(b"\xff\xda") > MAX_JPEG_SCANS:
         raise RejectedError("refused", f"a JPEG with more than {MAX_JPEG_SCANS} scans")
-    if _coded_shape(frame) != (rows, columns, 1):
+    if _coded_shape(frame)[:3] != (rows, columns, samples):
         raise RejectedError("unreadable", "header and pixel data disagree on the size")
     frame = frame.rstrip(b"\0\xff")  # Padding.
     if not frame.endswith(b"\xff\xd9"):
@@ -243,19 +341,35 @@ def _first_code_stream(header: Any, syntax: str, rows: int, columns: int, frames
     return frame
 
 
-def _coded_shape(frame: bytes) -> tuple[int, int, int]:
-    """Rows, columns and components in the header of a code stream; zeros if there is none.
+def _coded_bits(frame: bytes, syntax: str, samples: int) -> tuple[int, bool]:
+    """Bits of a sample in a code stream, and whether its values are approximate.
+
+    Source: DICOM PS3.5 annex G (RLE: a segment for each byte); ITU-T T.800 section A.6.1 (JPEG
+    2000: the wavelet).
+    """
+    if syntax == _RLE:
+        return 8 * struct.unpack_from("<I", frame)[0] // samples, False
+    lossy = syntax in _LOSSY_JPEG
+    if syntax in _JPEG_2000:
+        style = frame.find(b"\xff\x52", 42, 4096)
+        lossy = style > 0 and frame[style + 13] == 0
+    return _coded_shape(frame)[3], lossy
+
+
+def _coded_shape(frame: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, components and bits in the header of a code stream; zeros if there is none.
 
     Source: ITU-T T.81 table B.1 (JPEG), T.87 annex C (JPEG-LS), T.800 annex A (JPEG 2000).
     """
-    if frame.startswith(b"\xff\x4f\xff\x51") and len(frame) >= 42:
+    if frame.startswith(b"\xff\x4f\xff\x51") and len(frame) > 42:
         right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
-        return bottom - top, right - left, struct.unpack_from(">H", frame, 40)[0]
+        components, bits = struct.unpack_from(">HB", frame, 40)
+        return bottom - top, right - left, components, (bits & 0x7F) + 1
     at = 2
     while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns, components = struct.unpack_from(">HHB", frame, at + 5)
-            return rows, columns, components
+            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, at + 4)
+            return rows, columns, components, bits
         at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
-    return 0, 0, 0
+    return 0, 0, 0, 0

@@ -26,6 +26,7 @@ from cxr.sources.archives.members import (
 from cxr.sources.archives.streams import INFLATED, UNPACKERS, Forward, Window
 from cxr.sources.archives.tar import tar_members
 from cxr.sources.archives.zip import data_offset, zip_members
+from cxr.sources.names import type_by_content
 
 STREAM_RATIO_COUNTS_FROM: Final = 2**30
 """As `RATIO_COUNTS_FROM`, for a whole compressed tar, which may hold many copies of an image; about
@@ -102,6 +103,9 @@ class Reader:
             layer = self._opened(file, steps, kind)
             if not layer.packed.seek(0, io.SEEK_END):
                 yield Member("", None, 0, "unreadable", "the archive is empty")
+            elif other := _other_type(layer.packed, kind):
+                reason = f"not a {kind} archive, but a file of type {other}"
+                yield Member("", None, 0, "unreadable", reason)
             elif kind == "zip":
                 yield from zip_members(layer.stream)
             else:
@@ -149,6 +153,15 @@ class Reader:
                 self.close()
                 raise StorageError(f"{file}: cannot be read: {error.strerror}.") from None
             raise DataError(DAMAGED) from None
+
+
+def _other_type(packed: BinaryIO, kind: str) -> str:
+    """The type of a file if it is not what its suffix says, but a known one; else empty."""
+    packed.seek(0)
+    found = type_by_content(packed.read(8))
+    expected = {"zip": "zip", "tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz",
+                "tar.zst": "Zstandard"}  # fmt: skip
+    return found if found != expected.get(kind) else ""
 
 
 def _read_member(stream: Any, step: Step) -> bytes:

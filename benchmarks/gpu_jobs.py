@@ -17,7 +17,6 @@ Decoding on the CPUs and computing on the GPU overlap, so the slower of the two 
 import dataclasses
 import itertools
 import json
-import multiprocessing
 import os
 import tempfile
 import time
@@ -30,10 +29,9 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import torch
 
+from benchmarks.score import decode_rate
 from cxr import cli
 from cxr.errors import CxrError, SettingsError
-from cxr.images import decoding
-from cxr.images.resize import resize
 from cxr.inference.engine import Engine
 from cxr.models import classifier
 from cxr.recipes import RECIPES
@@ -73,30 +71,6 @@ class GpuJobsBenchmark:
         for name in ("data", "train_data"):
             if not getattr(self, name).is_dir():
                 raise SettingsError(f"{name}: no folder {getattr(self, name)}.")
-
-
-def decode_rate(files: Sequence[Path]) -> float:
-    """Images per second of decoding and resizing, one process per core."""
-    num_processes = len(os.sched_getaffinity(0))
-    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        pool.map(decode_for, [(files, 0.5)] * num_processes)  # Imports, and the files' cache.
-        started = time.perf_counter()
-        counts = pool.map(decode_for, [(files, MEASURE_S)] * num_processes, chunksize=1)
-        return sum(counts) / (time.perf_counter() - started)
-
-
-def decode_for(job: tuple[Sequence[Path], float]) -> int:
-    """Files that this process decoded within the seconds."""
-    files, seconds = job
-    end, count = time.perf_counter() + seconds, 0
-    for file in itertools.cycle(files):
-        decoded = decoding.decode(file.read_bytes(), min_px=IMAGE_PX)
-        assert decoded.pixels is not None, file
-        resize(decoded.pixels, IMAGE_PX)
-        count += 1
-        if time.perf_counter() > end:
-            break
-    return count
 
 
 def nvjpeg_rate(files: Sequence[Path]) -> float | None:
@@ -196,7 +170,7 @@ def main() -> None:
         archive = scratch / "archive"
         repeat(files, job.num_images, archive)
         measurements: list[tuple[str, Callable[[], Any]]] = [
-            ("decode", partial(decode_rate, files)),
+            ("decode", partial(decode_rate, files, IMAGE_PX)),
             ("nvjpeg", partial(nvjpeg_rate, files)),
             *((f"engine {v}", partial(engine_rate, v)) for v in job.versions),
             *((f"score {v}", partial(score_rate, v, archive, scratch)) for v in job.versions),

@@ -78,8 +78,13 @@ def command(job: str, *words: object) -> list[str]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment, in which a program finds this checkout's `cxr`."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
+    """This process's environment, in which a program finds this checkout's `cxr` first."""
+    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {
+        **os.environ,
+        "PYTHONPATH": path.rstrip(os.pathsep),
+        "PYTHONUNBUFFERED": "1",
+    } | variables
 
 
 def run(program: list[str], timeout_s: float | None = None, **variables: str) -> Ended:

@@ -254,10 +254,20 @@ def test_jpeg_with_thousands_of_scans_is_refused() -> None:
     bomb = data[:last] + data[last:-2] * 200 + data[-2:]
     assert decode(bomb).reason == "a JPEG with more than 100 scans"
     # Nor has a sequential one any reason for more than its components.
-    data = sequential_jpeg(in_16_bits(12), 12, 16)
-    bomb = data[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 200 + data[-2:]
+    gray = sequential_jpeg(drawn(), 8, 16)
+    frame, scan = gray.index(b"\xff\xc1"), gray.index(b"\xff\xda")
+    components = b"\1\x11\0\2\x11\0\3\x11\0"
+    length = struct.pack(">H", 8 + len(components))
+    header = gray[:frame] + b"\xff\xc1" + length + gray[frame + 4 : frame + 9] + b"\3" + components
+    tables, body = gray[frame + 13 : scan], gray[scan + 10 : -2]
+    scans = [b"\xff\xda\0\x08\1" + bytes((number, 0)) + b"\0\x3f\0" + body for number in (1, 2, 3)]
+    data = header + tables + b"".join(scans)
+    assert decode(data + b"\xff\xd9").reason == "a color picture, not a radiograph"
+    bomb = data + scans[2] * 200 + b"\xff\xd9"
     assert decode(bomb).reason == "a JPEG with more than 100 scans"
-    assert decode(data + bomb).status == "ok"  # Behind the end, anything may stand.
+    assert decode(gray + bomb).status == "ok"  # Behind the end, anything may stand.
+    progressive = FORMATS["jpeg progressive"][1]
+    assert decode(progressive + bomb).status == "ok"
 
 
 def test_the_name_that_a_file_pretends_by_its_content_is_not_believed() -> None:

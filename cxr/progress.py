@@ -139,7 +139,7 @@ def _bar(progress: Progress) -> "Iterator[tqdm[NoReturn]]":
         tqdm(
             desc=f"  {progress.title}", total=progress.total, initial=progress.before,
             file=terminal, leave=False, dynamic_ncols=True,
-            unit="B" if progress.unit == "bytes" else "", unit_scale=progress.unit == "bytes",
+            unit="B" if progress.unit == "bytes" else "it", unit_scale=progress.unit == "bytes",
         ) as bar,
         redirect_stdout(streams[0]),
         redirect_stderr(streams[1]),

@@ -45,7 +45,7 @@ SHIFTED = "High Bit is not Bits Stored - 1; pixels shifted"
 MASKED = "bits above the stored ones, such as an overlay, masked"
 DISAGREE = "photometric interpretation and Presentation LUT Shape disagree; "
 PADDING = "pixel padding shown as black"
-FLAT_WINDOW = "a window in the file makes the image nearly constant, ignored"
+FLAT_WINDOW = "a window or VOI table in the file makes the image nearly constant, ignored"
 COLOR = "a color picture, not a radiograph"
 
 

@@ -1,4 +1,4 @@
-"""Running datasets so that an error of a worker arrives as itself."""
+"""Run a dataset so that an error raised by a worker reaches the caller unchanged."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from cxr.errors import CxrError
 
 
 def execute(dataset_call: Callable[[], None]) -> None:
-    """Run what executes a dataset; what a worker raised is raised as itself.
+    """Call a function that executes a dataset; re-raise the error of a worker unchanged.
 
     Raises:
         CxrError: of a worker, without the traces of the machinery around it.
@@ -20,5 +20,5 @@ def execute(dataset_call: Callable[[], None]) -> None:
         if not isinstance(error.cause, CxrError):
             raise
         cause = error.cause
-    # Out here, where it does not keep `error`, whose frames hold the actors and their CPUs.
+    # Raised outside the handler: `error` would keep frames that hold the actors and their CPUs.
     raise cause

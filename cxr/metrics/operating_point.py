@@ -1,4 +1,4 @@
-"""The threshold at which a radiograph is predicted as pneumonia, chosen on validation images."""
+"""The threshold at and above which a radiograph is predicted as pneumonia, and how it is chosen."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -91,7 +91,7 @@ def choose_operating_point(
     need_both_classes(positive, "operating point")
 
     thresholds = _thresholds(np.unique(prob))
-    # Entry i: true positives (negatives) at threshold i.
+    # tp[i] and tn[i]: true positives and true negatives at thresholds[i].
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     tp = num_positive - np.searchsorted(np.sort(prob[positive]), thresholds, side="left")
     tn = np.searchsorted(np.sort(prob[~positive]), thresholds, side="left")

@@ -5,7 +5,7 @@ RUN/unreadable.json          images that were skipped, with the reason
 RUN/report.html              all versions side by side
 RUN/<name>/recipe.json       what was trained
 RUN/<name>/metrics.jsonl     a line per epoch; tensorboard/ beside it
-RUN/<name>/ray/              Ray Train's own storage: the last and the best epoch
+RUN/ray/                     Ray Train's own storage: the last epoch; deleted at the end
 RUN/<name>/result.json       the row of the comparison
 RUN/<name>/checkpoint/       the trained classifier
 """
@@ -93,7 +93,8 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
         settings: from `begin` or `reopen`.
 
     Raises:
-        CxrError: data, weights or workers are not what the run needs; nothing is left behind then.
+        CxrError: data, weights or workers are not what the run needs, and nothing is left behind;
+            or training failed, and the run can be resumed.
     """
     output = settings.folder
     gpu = cluster.use_gpu(settings.gpu)

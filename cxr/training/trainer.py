@@ -138,7 +138,8 @@ def fit(
         gpu: a GPU for each.
 
     Returns:
-        An outcome per plan; its score is `EMPTY_SCORE` where no epoch gave finite numbers.
+        An outcome per plan; the score of its best epoch is `EMPTY_SCORE` if no epoch gave finite
+        numbers.
 
     Raises:
         SettingsError: the workers do not fit the cluster.
@@ -157,8 +158,8 @@ def fit(
         except ray.train.TrainingFailedError as error:
             cause = str(error).strip().splitlines()[-1]
             raise CxrError(
-                f"{output}: training failed after {MAX_FAILURES} restarts: {cause}. Mend the cause"
-                f" and resume with --resume {output}."
+                f"{output}: training failed: {cause}. Fix the cause and resume with --resume"
+                f" {output}."
             ) from error
     return [_read_outcome(plan) for plan in plans]
 

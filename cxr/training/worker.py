@@ -36,7 +36,7 @@ Histories = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Task:
-    """What crosses to the workers of a plan: one recipe, its data's form and its start."""
+    """What the workers receive of a plan: its recipe, the form of its rows, its initial weights."""
 
     recipe: Recipe
     output: str

@@ -18,7 +18,7 @@ from pydicom.tag import Tag
 from cxr.images.decoding.bits import read_cells
 from cxr.images.decoding.codestream import check_rle, checked
 from cxr.images.decoding.gray import to_gray
-from cxr.images.decoding.presentation import shown
+from cxr.images.decoding.presentation import to_display
 from cxr.images.decoding.tags import code, whole
 from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError
 from cxr.images.decoding.views import (
@@ -137,7 +137,7 @@ def decode_dicom(
         return to_gray(Image.fromarray(rgb), facts)
     if photometric == "PALETTECOLOR":
         return to_gray(Image.fromarray(_colored(stored, header)), facts)
-    return shown(stored, header, facts)
+    return to_display(stored, header, facts)
 
 
 def _colored(stored: NDArray[np.integer[Any]], header: Any) -> NDArray[np.uint8]:
@@ -295,8 +295,9 @@ def _decode_first_frame(
 def _first_frame(header: Any) -> bytes:
     """The compressed bytes of the first frame.
 
-    The offset tables are not needed for it, and not believed: with one frame all fragments are
-    its own, with as many fragments as frames the first one is. Source: DICOM PS3.5 annex A.4.
+    Offset tables are not needed for it and are ignored, since they are often wrong: with one frame,
+    all fragments belong to it; with as many fragments as frames, the first fragment does. Source:
+    DICOM PS3.5 annex A.4.
     """
     frames, encapsulated = header.NumberOfFrames, header.PixelData
     fragments: list[bytes] = []

@@ -15,16 +15,16 @@ from cxr.images.decoding.verdict import Facts
 # are a fraction of a percent.
 _WINDOWLESS_PERCENTILES = (0.5, 99.5)
 
-# Of 255 between the 1st and the 99th percentile. Half of the 85 that the flattest of 5,472
-# radiographs has.
+# Gray levels of 255 between the 1st and the 99th percentile that a window has to keep: half of the
+# 85 that the flattest of 5,472 radiographs has.
 _MIN_WINDOW_CONTRAST = 40
 
 # The share at both ends of the range in use that a window may leave out.
 _RANGE_ENDS = 0.05
 
-# The share of what lies between these ends that a window may make black or white. On 87 radiographs
-# a window of 8 bits makes at least 61 % of 10 bits so and 86 % of 12; a window from the 5th to the
-# 95th percentile at most 8 %.
+# The share of the pixels between these ends that a window may make black or white. Measured on 87
+# radiographs: a window meant for 8-bit values clips at least 61 % of these pixels in 10-bit data
+# and 86 % in 12-bit data; a window from the 5th to the 95th percentile clips at most 8 %.
 _MAX_CLIPPED = 0.6
 
 # Alternative windows of a file that are tried.
@@ -34,7 +34,7 @@ _MAX_WINDOWS = 8
 _MIN_IMAGE = 0.1
 
 
-def shown(stored: NDArray[np.integer[Any]], header: Any, facts: Facts) -> NDArray[np.uint8]:
+def to_display(stored: NDArray[np.integer[Any]], header: Any, facts: Facts) -> NDArray[np.uint8]:
     """Map stored values to displayed gray levels 0-255, uint8, bone bright.
 
     Modality LUT or rescaling, then VOI LUT or window, then inversion (DICOM PS3.4 annex N.2),
@@ -49,11 +49,13 @@ def shown(stored: NDArray[np.integer[Any]], header: Any, facts: Facts) -> NDArra
     present = thinned(index, 256)
     present = present.ravel() if padding is None else present[~thinned(padding, 256)]
     gray = _by_range(values, present, stored.dtype)
-    for windowed in _windowed(values, header, facts):
-        if _shows(windowed, gray, present):
-            gray = windowed
+    for candidate in _voi_candidates(values, header, facts):
+        if _keeps_contrast(candidate, gray, present):
+            gray = candidate
             break
-        facts.warnings.append("a window in the file makes the image nearly constant, ignored")
+        facts.warnings.append(
+            "a window or VOI table in the file makes the image nearly constant, ignored"
+        )
     if _is_inverted(header, facts):
         gray = 1 - gray
     pixels: NDArray[np.uint8] = as_bytes(gray)[index]
@@ -66,9 +68,9 @@ def shown(stored: NDArray[np.integer[Any]], header: Any, facts: Facts) -> NDArra
 def _is_inverted(header: Any, facts: Facts) -> bool:
     """Whether the smallest value is white.
 
-    PS3.3 section C.7.6.1 wants Presentation LUT Shape to say the same as the photometric
-    interpretation. Where it does not, it decides: it defines the output as what a display takes
-    (as in dcmtk and dcm4che; pydicom and GDCM know the photometric interpretation alone).
+    PS3.3 section C.7.6.1 requires Presentation LUT Shape and photometric interpretation to agree.
+    Where they disagree, Presentation LUT Shape decides, since it defines what a display receives
+    (as in dcmtk and dcm4che; pydicom and GDCM use the photometric interpretation alone).
     """
     inverted: bool = header.PhotometricInterpretation == "MONOCHROME1"
     shape = code(header, "PresentationLUTShape")
@@ -86,8 +88,9 @@ def _padding(
 ) -> NDArray[np.bool_] | None:
     """Which pixels fill the rectangle around the image, (H, W); `None` if none do.
 
-    Source: Pixel Padding Value and Pixel Padding Range Limit, PS3.3 section C.7.5.1.1.2. No pixel
-    of the image itself may have such a value.
+    Source: Pixel Padding Value and Pixel Padding Range Limit, PS3.3 section C.7.5.1.1.2. The
+    standard forbids such values within the image; where they occur all the same, only pixels that
+    are connected to an edge are padding.
     """
     value = numbers(header, "PixelPaddingValue")
     limit = numbers(header, "PixelPaddingRangeLimit")
@@ -134,7 +137,7 @@ def _modality(values: NDArray[np.float64], header: Any, facts: Facts) -> NDArray
     return values
 
 
-def _windowed(
+def _voi_candidates(
     values: NDArray[np.float64], header: Any, facts: Facts
 ) -> Iterator[NDArray[np.float64]]:
     """Brightness 0-1 of each value by the VOI LUTs, then by the windows, in the file's order."""
@@ -158,15 +161,18 @@ def _windowed(
         # PS3.3 section C.11.2.1.2: at least 1 for LINEAR, above 0 for the others.
         possible = width > 0 if function in ("SIGMOID", "LINEAR_EXACT") else width >= 1
         if possible and np.isfinite(width) and np.isfinite(center):
-            yield _window(values, center, width, function)
+            yield _apply_window(values, center, width, function)
         else:
             facts.warnings.append("impossible window in the file, ignored")
 
 
-def _window(
+def _apply_window(
     values: NDArray[np.float64], center: float, width: float, function: str
 ) -> NDArray[np.float64]:
-    """Source: DICOM PS3.3 section C.11.2.1.2 and C.11.2.1.3."""
+    """Brightness 0-1 of each value under Window Center and Window Width.
+
+    Source: DICOM PS3.3 section C.11.2.1.2 and C.11.2.1.3.
+    """
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if function == "LINEAR_EXACT":
@@ -176,15 +182,15 @@ def _window(
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
-def _shows(
-    windowed: NDArray[np.float64], by_range: NDArray[np.float64], present: NDArray[Any]
+def _keeps_contrast(
+    candidate: NDArray[np.float64], by_range: NDArray[np.float64], present: NDArray[Any]
 ) -> bool:
-    """Whether a window keeps the contrast of the image.
+    """Whether a window or VOI LUT keeps the contrast of the image.
 
     It may leave out the ends of the range in use, such as the air beside a patient. A window meant
     for other values, such as those of 8 bits on 12, makes most of what lies between white or black.
     """
-    brightness = windowed[present]
+    brightness = candidate[present]
     low, high = (float(np.percentile(brightness, percent)) for percent in (1, 99))
     if (high - low) * 255 < _MIN_WINDOW_CONTRAST:
         return False
@@ -225,7 +231,7 @@ def _look_up(
     levels = levels[:entries]
     if levels.size < entries:
         raise ValueError("a LUT shorter than its descriptor says")
-    # A table that ends at a full power of two was meant to end one below.
+    # A highest entry of 2^n belongs to a table of n bits: some devices exceed the range by one.
     highest = int(levels.max())
     used = (highest - 1).bit_length() if highest else 1
     data_bits = max(1, used) if bits == 16 or used > bits else bits

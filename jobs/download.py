@@ -76,14 +76,14 @@ def fetch_data(job: DownloadJob) -> bool:
     else:
         source = ArchiveSource(publishers.archive(job.source, job.mirror))
     print(publishers.LICENSE, flush=True)
-    found = dataset.get(source, job.to)
+    findings = dataset.get(source, job.to)
     picture, manifest = storage.join(job.to, "classes.png"), storage.join(job.to, dataset.MANIFEST)
-    storage.write_bytes(picture, class_distribution(found.counts))
-    print(checking.summary(found))
+    storage.write_bytes(picture, class_distribution(findings.counts))
+    print(checking.summary(findings))
     print(f"classes: {picture}")
     print(f"manifest: {manifest}")
     print(f"next: python jobs/train.py --data {manifest}")
-    return found.as_published or bool(job.url)
+    return findings.as_published or bool(job.url)
 
 
 def fetch_weights(job: DownloadJob) -> None:

@@ -85,7 +85,7 @@ def test_a_connection_cut_at_every_tenth_is_taken_up_there(
 
 def test_a_killed_process_is_taken_up_by_the_next(tmp_path: Path, publisher: Publisher) -> None:
     publisher.cuts = [32_768] + [0] * (transfer.ATTEMPTS - 1)
-    with pytest.raises(DownloadError, match=r"32,768 bytes are here; the same command goes on"):
+    with pytest.raises(DownloadError, match=r"32,768 bytes are here; the same command resumes"):
         fetch(publisher, tmp_path)
     assert names(tmp_path) == ["a.bin.part", "a.bin.part.json"]
     publisher.requests.clear()
@@ -363,7 +363,7 @@ except StorageError as error:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert f"{tmp_path}/a.bin: cannot be written: File too large. Make room" in done.stdout
+    assert f"{tmp_path}/a.bin: cannot be written: File too large. Free space" in done.stdout
     assert 0 < (tmp_path / "a.bin.part").stat().st_size <= 50_000
     publisher.requests.clear()
     transfer.fetch(Origin(f"{publisher.url}/a.bin", sha256=SHA256), tmp_path / "a.bin", ADVICE)

@@ -1,7 +1,7 @@
-"""A file from an address onto this disk: resumed, checked, and under its name only when whole.
+"""Download one file to this disk: resumed, verified, and under its name only when complete.
 
-What has come so far lies beside the place as `NAME.part`, with the address, the size and the
-validators of that very file in `NAME.part.json`: bytes of two different files are never joined.
+What has been received so far lies beside the destination as `NAME.part`, with the address, the size
+and the validators of that very file in `NAME.part.json`: bytes of two files are never joined.
 Proxies, certificates and passwords come from the variables and the .netrc that `requests` reads.
 """
 
@@ -109,27 +109,27 @@ class _ChangedError(Exception):
     """What is there is not the file whose beginning is here."""
 
 
-def fetch(origin: Origin, place: Path, advice: str) -> None:
-    """Bring a file to a place on this disk; nothing happens where it is already.
+def fetch(origin: Origin, destination: Path, advice: str) -> None:
+    """Download a file to this disk; nothing happens where it exists already.
 
     A connection that breaks is taken up where it broke, in this call and in later ones. Of two
-    processes that fetch to one place, the second waits for the first.
+    processes that fetch to one destination, the second waits for the first.
 
     Args:
         origin: the address, and what is known of the file.
-        place: its final path; the folder is made.
+        destination: its final path; the folder is created.
         advice: what the user can do when it cannot be had; ends every error.
 
     Raises:
         DownloadError: it cannot be reached, or is not the file that was published; that one is
             kept aside as `NAME.wrong`.
-        StorageError: the place cannot be written.
+        StorageError: the destination cannot be written.
     """
-    with _written(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(place) as part:
+    with _written(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(destination) as part:
             if part is not None:
-                _complete(origin, place, part, advice)
+                _complete(origin, destination, part, advice)
 
 
 def sha256(file: BinaryIO) -> str:
@@ -140,8 +140,8 @@ def sha256(file: BinaryIO) -> str:
     return sha.hexdigest()
 
 
-def _complete(origin: Origin, place: Path, part: BinaryIO, advice: str) -> None:
-    notes = place.with_name(place.name + ".part.json")
+def _complete(origin: Origin, destination: Path, part: BinaryIO, advice: str) -> None:
+    notes = destination.with_name(destination.name + ".part.json")
     known = _read_notes(notes)
     if known is None or known.address != origin.address:
         part.truncate(0)
@@ -169,7 +169,7 @@ def _complete(origin: Origin, place: Path, part: BinaryIO, advice: str) -> None:
         failures = 1 if reached > best else failures + 1
         best = max(best, reached)
         if failures == ATTEMPTS:
-            begun = f" {reached:,} bytes are here; the same command goes on." if reached else ""
+            begun = f" {reached:,} bytes are here; the same command resumes." if reached else ""
             raise DownloadError(
                 f"{origin.address}: cannot be fetched ({cause}, {ATTEMPTS} times in a row).{begun}"
                 f" {advice}"
@@ -177,7 +177,7 @@ def _complete(origin: Origin, place: Path, part: BinaryIO, advice: str) -> None:
         seconds = 2.0 ** (failures - 1) if pause_s is None else pause_s
         print(f"  {origin.address}: {cause}; again in {seconds:.0f} s", flush=True)
         wait(seconds)
-    _accept(origin, known, place, part, notes, advice)
+    _accept(origin, known, destination, part, notes, advice)
 
 
 def _attempt(
@@ -194,17 +194,17 @@ def _attempt(
         ) as answer:
             _check_status(answer, origin.address, advice)
             if answer.status_code == 206:
-                found = _check_continued(answer, known, here)
+                current = _check_continued(answer, known, here)
             else:
-                found = _begin(origin, answer, part, notes, advice)
-                if here and known is not None and found != known:
+                current = _begin(origin, answer, part, notes, advice)
+                if here and known is not None and current != known:
                     print(f"  {origin.address}: has changed since; from the beginning", flush=True)
                 elif here:
                     print(f"  {origin.address}: the server sends all of it again", flush=True)
                 here = 0
             # Not the address, whose last part need not be a name: "file_downloaded".
             name = Path(part.name).stem
-            with Progress(name, found.size, unit="bytes", done=here) as progress:
+            with Progress(name, current.size, unit="bytes", done=here) as progress:
                 for piece in answer.iter_content(PIECE_BYTES):
                     part.write(piece)
                     progress.add(len(piece))
@@ -222,9 +222,9 @@ def _attempt(
         ) from None
     finally:
         part.flush()
-    if found.size is not None and part.tell() != found.size:
-        raise _InterruptedError(f"{part.tell():,} of {found.size:,} bytes")
-    return found
+    if current.size is not None and part.tell() != current.size:
+        raise _InterruptedError(f"{part.tell():,} of {current.size:,} bytes")
+    return current
 
 
 def _check_status(answer: requests.Response, address: str, advice: str) -> None:
@@ -238,7 +238,7 @@ def _check_status(answer: requests.Response, address: str, advice: str) -> None:
         if pause_s is not None and pause_s > MAX_PAUSE_S:
             raise DownloadError(
                 f"{address}: the server asks to wait for {pause_s:,.0f} s (HTTP {status}). The same"
-                f" command goes on then. {advice}"
+                f" command resumes then. {advice}"
             )
         raise _InterruptedError(f"HTTP {status}", pause_s)
     reason = _REASONS.get(status, "an answer that is no file")
@@ -269,34 +269,34 @@ def _begin(
         )
     encoded = answer.headers.get("Content-Encoding", "identity") != "identity"
     length = answer.headers.get("Content-Length", "")
-    found = _Validators(
+    current = _Validators(
         origin.address,
         int(length) if length.isdigit() and not encoded else None,
         answer.headers.get("ETag", ""),
         answer.headers.get("Last-Modified", ""),
         _published_md5(answer.headers),
     )
-    if origin.size is not None and found.size not in (None, origin.size):
+    if origin.size is not None and current.size not in (None, origin.size):
         raise DownloadError(
-            f"{origin.address}: has {found.size:,} bytes, not {origin.size:,}: another file than"
+            f"{origin.address}: has {current.size:,} bytes, not {origin.size:,}: another file than"
             f" the published one. {advice}"
         )
     part.truncate(0)
     part.seek(0)
-    notes.write_text(json.dumps(asdict(found)))
-    return found
+    notes.write_text(json.dumps(asdict(current)))
+    return current
 
 
 def _accept(
-    origin: Origin, known: _Validators, place: Path, part: BinaryIO, notes: Path, advice: str
+    origin: Origin, known: _Validators, destination: Path, part: BinaryIO, notes: Path, advice: str
 ) -> None:
     """Give a whole file its name, or put it aside."""
     part.flush()
     os.fsync(part.fileno())
-    temporary = place.with_name(place.name + ".part")
+    temporary = destination.with_name(destination.name + ".part")
     with temporary.open("rb") as file:
-        found = sha256(file)
-    wrong = not found.startswith(origin.sha256)
+        digest = sha256(file)
+    wrong = not digest.startswith(origin.sha256)
     if not origin.sha256 and known.md5:
         with temporary.open("rb") as file:
             md5 = hashlib.md5(usedforsecurity=False)
@@ -304,25 +304,25 @@ def _accept(
                 md5.update(piece)
         wrong = base64.b64encode(md5.digest()).decode() != known.md5
     if wrong:
-        aside = place.with_name(place.name + ".wrong")
+        aside = destination.with_name(destination.name + ".wrong")
         size = temporary.stat().st_size
         temporary.replace(aside)
         notes.unlink()
         expected = origin.sha256[:16] or "what its server says"
         raise DownloadError(
-            f"{origin.address}: {size:,} bytes with SHA-256 {found[:16]}..., not {expected}...:"
+            f"{origin.address}: {size:,} bytes with SHA-256 {digest[:16]}..., not {expected}...:"
             f" damaged, or another file than the published one. Kept aside as {aside}, not used."
             f" {advice}"
         )
-    temporary.replace(place)
+    temporary.replace(destination)
     notes.unlink()
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[BinaryIO | None]:
-    """The open `.part` of a place, held against other processes; None where the file is whole."""
-    temporary = place.with_name(place.name + ".part")
-    while not place.is_file():
+def _alone(destination: Path) -> Iterator[BinaryIO | None]:
+    """The open `.part` of a file, locked against other processes; None if the file is complete."""
+    temporary = destination.with_name(destination.name + ".part")
+    while not destination.is_file():
         with temporary.open("ab") as part:
             fcntl.flock(part, fcntl.LOCK_EX)
             if not _is_at(part, temporary):
@@ -346,13 +346,13 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 
 
 @contextmanager
-def _written(place: Path) -> Iterator[None]:
+def _written(destination: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"{place}: cannot be written: {error.strerror or error}. Make room or choose another"
-            " place; the same command goes on from where it stopped."
+            f"{destination}: cannot be written: {error.strerror or error}. Free space or choose"
+            " another destination; the same command resumes from where it stopped."
         ) from None
 
 

@@ -17,7 +17,6 @@ NODES = """
 import json, os, sys, threading, time
 from pathlib import Path
 os.environ.update(json.loads(sys.argv[1]))
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.cluster_utils import Cluster
@@ -70,15 +69,13 @@ print("summary:", summary.num_listed, summary.num_scored)
 class Slow:
     def __call__(self, batch):
         time.sleep(0.3)
-        return batch | {"node": np.array([ray.get_runtime_context().get_node_id()])}
+        return batch.append_column("node", [[ray.get_runtime_context().get_node_id()]])
 
 
 pool = cluster.pool(1000, 1, gpu=False)
 print("pool:", pool.min_size, pool.max_size)
 blocks = [pa.table({"part": [number]}) for number in range(1000)]
-stream = ray.data.from_blocks(blocks).map_batches(
-    Slow, batch_size=1, compute=pool.strategy, num_cpus=pool.share.num_cpus
-)
+stream = pool.map(ray.data.from_blocks(blocks), Slow, (), 1)
 seen = set()
 for number, row in enumerate(stream.iter_rows()):
     if number == 4:

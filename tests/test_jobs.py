@@ -217,7 +217,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "missing data": (lambda folder: ["--data", str(folder / "no")], 1, "not found"),
     "empty folder": (_empty, 1, "no radiographs found"),
     "one class": (_one_class, 1, "has no PNEUMONIA"),
-    "no splits": (_no_splits, 1, "no folder 'train'"),
+    "no splits": (_no_splits, 1, "not a labeled set. Expected images in train|val|test"),
     "few patients": (_few_patients, 1, "cannot fill 5 patient-disjoint folds"),
     "weights names": (_wrong_weights, 1, "features.0.bias"),
     "weights shapes": (_wrong_shapes, 1, "has shape (1,)"),

@@ -146,7 +146,7 @@ def scored_while_it_fails(s3: Store, trained: str, inputs: Sequence[str], output
         through = f"?endpoint_override={proxy.endpoint}"
 
         def disturb() -> None:
-            wait_until(lambda: storage.list_files(f"{output}/scores"))
+            wait_until(lambda: storage.list_files(f"{output}/scores"), 300)
             proxy.fault = "unavailable"
             wait_until(lambda: proxy.count["unavailable"] >= 3)
             if s3.is_swift:

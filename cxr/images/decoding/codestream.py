@@ -1,8 +1,8 @@
 """Compressed pixel data of the JPEG family: what their headers say, and whether they are damaged.
 
-A decoder that meets damage goes on behind it, and the picture that it returns is noise from there,
-or shifted. libjpeg warns of it, but neither Pillow nor pylibjpeg passes the warning on; simplejpeg
-(libjpeg-turbo as well) raises. CharLS raises for JPEG-LS. OpenJPEG does not notice it.
+Most decoders continue after damaged data, and the rest of the image that they return is noise or is
+shifted. libjpeg issues a warning, which neither Pillow nor pylibjpeg reports; simplejpeg (also
+libjpeg-turbo) raises it as an error. CharLS raises for JPEG-LS. OpenJPEG does not detect damage.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The pixels of JPEG files, by a decoder that tells of damage."""
+"""The pixels of JPEG files, by a decoder that reports damage."""
 
 import numpy as np
 from libjpeg.utils import decode as decode_by_pylibjpeg

@@ -26,6 +26,7 @@ from cxr.sources.inputs import (
     split_address,
 )
 from cxr.sources.manifests import beside, read_manifest, required, texts
+from cxr.sources.settings import SetSettings
 
 LISTING: Final = pa.schema(
     [
@@ -101,7 +102,7 @@ class LabeledSet:
         return indices[text.upper()]
 
 
-def list_set(uri: str) -> LabeledSet:
+def list_set(uri: str, settings: SetSettings = SetSettings()) -> LabeledSet:  # noqa: ARG001
     """List a set of labeled radiographs; archives are read as folders are.
 
     Args:

@@ -33,7 +33,7 @@ def list_training_images(data: str, settings: DataSettings) -> tuple[pa.Table, N
     Raises:
         DataError: there are none, or too few patients for the folds.
     """
-    labeled = sources.list_set(data)
+    labeled = sources.list_set(data, settings)
     if labeled.skipped:
         print(f"{data}: {sources.in_words(labeled.skipped)}", flush=True)
     listing = labeled.split("train")

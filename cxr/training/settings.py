@@ -12,6 +12,7 @@ from cxr.errors import SettingsError
 from cxr.metrics import parse_rule
 from cxr.models import classifier
 from cxr.recipes import PUBLISHED_VERSIONS, Recipe
+from cxr.sources.settings import SetSettings
 
 Version = Literal["all", "v0", "v1", "v2", "v3", "best"]
 
@@ -39,13 +40,11 @@ class RecipeChoice:
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(SetSettings):
     """What is read and written."""
 
-    data: str | None = None
-    """Folder, s3:// prefix, zip or tar archive with train|val|test / NORMAL|PNEUMONIA in it, or a
-    CSV or Parquet manifest (uri,label[,patient,split]). Without it, synthetic radiographs are
-    drawn."""
+    test_fraction: float | None = None
+    """Share of the patients of a set without a test split that is held out for jobs/evaluate.py."""
     weights: str | None = None
     """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
     torchvision's names. Default: none with synthetic radiographs, else imagenet."""

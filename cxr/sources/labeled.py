@@ -49,6 +49,8 @@ _NUM_NAMED: Final = 3
 
 Row = dict[str, Any]
 
+DEFAULTS: Final = SetSettings()
+
 
 @dataclass(frozen=True)
 class LabeledSet:
@@ -102,7 +104,7 @@ class LabeledSet:
         return indices[text.upper()]
 
 
-def list_set(uri: str, settings: SetSettings = SetSettings()) -> LabeledSet:  # noqa: ARG001
+def list_set(uri: str, settings: SetSettings = DEFAULTS) -> LabeledSet:  # noqa: ARG001
     """List a set of labeled radiographs; archives are read as folders are.
 
     Args:

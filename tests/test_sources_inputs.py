@@ -367,7 +367,7 @@ def test_a_manifest_may_name_a_column_twice_and_hold_any_text(tmp_path: Path) ->
 def test_a_file_knows_the_row_of_the_manifest_that_names_it(tmp_path: Path) -> None:
     root = plant(tmp_path, "a.png", "b.png", "unnamed.png")
     for kind in ("zip", "tar.gz"):
-        (root / f"a.{kind}").write_bytes(MAKERS[kind][1](FILES))
+        (root / f"a.{kind}").write_bytes(dict(MAKERS.values())[kind](FILES))
     (root / "m.csv").write_text(
         "File;Age\n ./a.png ;41\nb.png;42\na.zip!/./last.png;43\na.tar.gz!/folder;44\na.png;45\n"
         "nonsense://x/a.png;46\ngone.png;47\na.zip!/gone.png;48\n"

@@ -230,7 +230,8 @@ def _collect(
     """
     width = len(names)
     cells_of: list[list[str]] = [[] for _ in names]
-    lines, too_wide = [], []
+    lines: list[int] = []
+    too_wide: list[int] = []
     for line, cells in records:
         if any(map(str.strip, cells[width:])):
             too_wide.append(len(lines))

@@ -273,7 +273,7 @@ def test_columns_and_labels_may_have_names_of_their_own(tmp_path: Path) -> None:
     assert train["patient"].to_pylist() == ["007", "0012", "0012"]
     assert train["subtype"].to_pylist() == ["", "virus", ""]
     assert [row["split"] for row in data.rows] == ["train", "train", "train", "val"]
-    assert data.skipped == {"rows that name an image again": 1}
+    assert data.skipped == {"named again": 1}
     # What else a manifest says is joined by row.
     assert data.manifest is not None
     ages = data.manifest["Age"].to_pylist()
@@ -287,7 +287,7 @@ def test_other_labels_are_refused_or_left_out_and_counted(tmp_path: Path) -> Non
         sources.list_set(uri, OWN)
     data = sources.list_set(uri, dataclasses.replace(OWN, other_labels="skip"))
     assert len(data.split("train")) == 3
-    assert data.skipped == {"rows with another label": 2, "rows that name an image again": 1}
+    assert data.skipped == {"with another label": 2, "named again": 1}
 
 
 def test_labels_are_compared_as_numbers_and_without_case(tmp_path: Path) -> None:

@@ -350,8 +350,8 @@ def _list_manifest(uri: str, settings: SetSettings) -> LabeledSet:
             raise DataError(f"{uri}: one image has two {name}s, in {pair}{more}.")
     skipped = Counter(
         {
-            "rows with another label": len(addresses) - len(kept),
-            "rows that name an image again": len(kept) - len(first),
+            "with another label": len(addresses) - len(kept),
+            "named again": len(kept) - len(first),
         }
     )
     inputs = Inputs()

@@ -179,7 +179,7 @@ def _find_columns(
     columns: dict[str, str] = {}
     missing: dict[str, str] = {}
     for name, wanted in {**_BY_OUR_NAMES, **given}.items():
-        if column := _find_column(names, wanted):
+        if column := find_column(names, wanted):
             columns[name] = column
         elif name in required or name in given:
             missing[name] = wanted
@@ -200,7 +200,7 @@ def _find_columns(
     )
 
 
-def _find_column(names: Sequence[str], wanted: str) -> str:
+def find_column(names: Sequence[str], wanted: str) -> str:
     """The column of this name, else the first that differs in case alone; empty if none."""
     if wanted in names:
         return wanted

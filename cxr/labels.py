@@ -17,7 +17,7 @@ as described in its record at Mendeley Data."""
 
 
 def patient_key(uri: str) -> str:
-    """The patient in a file name; the file's stem if there is none.
+    """The patient in a file name of the set; empty if the name is none of its three forms.
 
     `person1_bacteria_1.jpeg` is patient `person1_bacteria`: the number alone is not enough, since
     the set counts its bacterial and viral patients separately (808 numbers occur in both).
@@ -29,7 +29,7 @@ def patient_key(uri: str) -> str:
         return match[0].upper()
     if match := _RENAMED.match(stem):
         return match[2]
-    return stem
+    return ""
 
 
 def subtype(uri: str) -> str:

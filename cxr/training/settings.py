@@ -61,6 +61,8 @@ class DataSettings(SetSettings):
             raise SettingsError(f"folds: {self.folds} is below 2.")
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit: {self.limit} is below 1.")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise SettingsError(f"test_fraction: {self.test_fraction} is not between 0 and 1.")
 
 
 @dataclass(frozen=True)

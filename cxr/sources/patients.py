@@ -161,22 +161,22 @@ def _as_asked(uri: str, paths: Sequence[str], rule: str) -> tuple[str, list[str]
         pattern = re.compile(rule)
     except re.error as error:
         raise DataError(
-            f"--patients {rule!r}: not a regular expression ({error}). Give folder, file or a"
+            f"--patients '{rule}': not a regular expression ({error}). Give folder, file or a"
             " regular expression with one group, which is searched in the path of each image."
         ) from None
     if pattern.groups != 1:
         raise DataError(
-            f"--patients {rule!r}: has {pattern.groups} groups, not one. Put what identifies the"
+            f"--patients '{rule}': has {pattern.groups} groups, not one. Put what identifies the"
             r" patient in parentheses, as in '(pat\d+)_'."
         )
     matches = [pattern.search(path) for path in paths]
     keys = [(match[1] or "").strip() if match else "" for match in matches]
     if missing := [path for path, key in zip(paths, keys, strict=True) if not key]:
         raise DataError(
-            f"{uri}: --patients {rule!r} finds no patient in {len(missing):,} of"
+            f"{uri}: --patients '{rule}' finds no patient in {len(missing):,} of"
             f" {len(paths):,} paths, such as {_examples(missing)}."
         )
-    return f"--patients {rule!r}", keys
+    return f"--patients '{rule}'", keys
 
 
 # DICOM --------------------------------------------------------------------------------------------

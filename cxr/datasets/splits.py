@@ -13,8 +13,6 @@ from typing import Final, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr.datasets.shards import Shards
-
 Role = Literal["train", "validation", "test"]
 
 SPLITS: Final = pa.schema(
@@ -66,22 +64,21 @@ class Splits:
         return self.table.filter(pc.is_in(self.table["role"], pa.array(roles, pa.string())))
 
 
-def collect(shards: Shards, listing: pa.Table, test: pa.Table, fold: int) -> Splits:
+def collect(images: pa.Table, listing: pa.Table, test: pa.Table, fold: int) -> Splits:
     """The roles in a run.
 
     Args:
-        shards: of pixels or features of the listing.
+        images: of the listing, as `Shards.table` has them.
         listing: what was trained and validated on, of schema `sources.LISTING`.
         test: what was held out, of the same schema; may be empty.
         fold: that validated.
     """
-    rows = shards.table
-    digests = listing["patient_digest"].take(rows["row"]).to_pylist()
+    digests = listing["patient_digest"].take(images["row"]).to_pylist()
     test_digests = sorted(set(test["patient_digest"].to_pylist()))
     salt = _salt([*digests, *test_digests])
-    roles = ["validation" if k == fold else "train" for k in rows["fold"].to_pylist()]
+    roles = ["validation" if k == fold else "train" for k in images["fold"].to_pylist()]
     checksums = {
-        name: [text[:CHECKSUM_DIGITS] for text in rows[name].to_pylist()]
+        name: [text[:CHECKSUM_DIGITS] for text in images[name].to_pylist()]
         for name in ("sha256", "pixels_sha256")
     }
     num_test = len(test_digests)

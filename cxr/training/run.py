@@ -140,7 +140,9 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
         if duplicates := describe_duplicates(plans[0].shards):
             print(duplicates, flush=True)
         if not is_resumed:
-            roles = splits.collect(plans[0].shards, images.listing, images.held_out, settings.fold)
+            roles = splits.collect(
+                plans[0].shards.table, images.listing, images.held_out, settings.fold
+            )
             storage.write_table(splits_uri, roles.table)
     outcomes = trainer.fit(plans, output, workers=workers, gpu=gpu) if plans else []
     for plan, outcome in zip(plans, outcomes, strict=True):
@@ -213,7 +215,7 @@ def _finish(
             validation,
             _provenance(plan, outcome, settings, data_name, images, len(validation), gpu=gpu),
             settings.operating_point,
-            splits.collect(plan.shards, images.listing, images.held_out, settings.fold).table,
+            splits.collect(plan.shards.table, images.listing, images.held_out, settings.fold).table,
         )
         figures = _figures(saved)
     else:

@@ -118,7 +118,9 @@ def test_an_empty_cell_is_refused_with_its_row(tmp_path: Path) -> None:
     manifest = Path(write_set(tmp_path, "NIH", column=True))
     text = manifest.read_text().replace(",P-3\n", ",\n")
     manifest.write_text(text)
-    assert re.search(r"row 13 .*no patient \(nor have 3 others\)", refusal(manifest))
+    line = refusal(manifest)
+    assert "column patient is empty in row 13 (line 14), row 14 (line 15), row 15" in line
+    assert "and 1 more. Fill it in" in line
     manifest.write_text(text.replace(",\n", ",nan\n"))  # A patient of that name.
     assert sources.list_set(str(manifest)).patients.num_patients == NUM_PATIENTS
 

@@ -179,8 +179,9 @@ def summary(findings: Findings) -> str:
         f"same bytes twice within a split: {_named([' = '.join(group) for group in within])}",
         f"same bytes in two splits: {_named([' = '.join(group) for group in across])}",
         f"patients in two splits: {_named(findings.patients_across)}",
-        f"names that tell no patient: {_named(findings.without_patient)}",
     ]
+    if findings.without_patient:
+        lines.append(f"no patient in the name: {_named(findings.without_patient)}")
     return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ from cxr.sources.inputs import (
     split_address,
 )
 from cxr.sources.manifests import Manifest, is_manifest, read_manifest
-from cxr.sources.patients import PatientSource, ReadHeaders, identify
+from cxr.sources.patients import NOT_IDENTIFIED, PatientSource, ReadHeaders, identify
 from cxr.sources.settings import SetSettings, parse_labels
 
 LISTING: Final = pa.schema(
@@ -82,7 +82,7 @@ class LabeledSet:
     """The manifest that was given, if one was."""
     settings: SetSettings = DEFAULTS
     """How it was read."""
-    patients: PatientSource = PatientSource("", 0, 0)
+    patients: PatientSource = NOT_IDENTIFIED
     """How the patients are known."""
 
     @property

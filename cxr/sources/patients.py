@@ -62,6 +62,9 @@ class PatientSource:
         return f"Patients are identified by {self.how}: {patients} with {images}{each}."
 
 
+NOT_IDENTIFIED: Final = PatientSource("", 0, 0)
+
+
 def digest(text: str) -> str:
     """A digest of what identifies a patient: the same for the same text in any set."""
     return hashlib.sha256(f"patient {text.strip()}".encode()).hexdigest()

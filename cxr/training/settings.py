@@ -57,6 +57,7 @@ class DataSettings(SetSettings):
     """Patient-disjoint, class-stratified folds that the training images are divided into."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.folds < 2:
             raise SettingsError(f"folds: {self.folds} is below 2.")
         if self.limit is not None and self.limit < 1:

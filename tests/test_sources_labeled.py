@@ -280,7 +280,7 @@ def test_columns_and_labels_may_have_names_of_their_own(tmp_path: Path) -> None:
 
 
 def test_other_labels_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
-    text = OWN_TEXT.replace("c.png", "c.png;;;;\r\nOedema Smith;a.png;7;test;;1\r\n;e.png")
+    text = OWN_TEXT.replace("c.png", "c.png;9;;;\r\nOedema Smith;a.png;7;test;;1\r\n;e.png")
     uri = write_csv(tmp_path, text)
     with pytest.raises(DataError, match="two labels, in row 1"):
         sources.list_set(uri, OWN)
@@ -299,9 +299,8 @@ def test_rows_of_a_manifest_do_not_change_what_is_cached(tmp_path: Path) -> None
     """Pixels are cached by the listing: another order of rows, or another column, is the same."""
     one = write_csv(tmp_path, "uri,label\na.png,0\nb.png,1\n")
     two = write_csv(tmp_path, "uri,age,label\n./b.png,41,1.0\na.png,42,NORMAL\n", "2.csv")
-    assert sources.list_radiographs(one, "train", BY_FILE) == sources.list_radiographs(
-        two, "train", BY_FILE
-    )
+    first, second = (sources.list_radiographs(uri, "train", BY_FILE) for uri in (one, two))
+    assert first == second
 
 
 # Archives -----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from cxr.models import classifier
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
 
-# Raise it when the folder's files or their content change, and read or refuse the older ones.
+# Raise it when files that older versions read change, and read or refuse the older ones.
 FORMAT: Final = 1
 
 # Packages whose versions a checkpoint records.

@@ -122,7 +122,8 @@ def evaluate(
             " the same images."
         )
     notes = [note for note in notes if note]
-    print("\n".join(notes[1:]), flush=True)
+    for note in notes[1:]:
+        print(note, flush=True)
     notes += [
         f"skipped: {uri.rsplit('/', 1)[-1]} ({reason})"
         for uri, reason in zip(failed["uri"], failed["reason"], strict=True)

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,7 +28,7 @@ COLUMNS = ("uri=File", "label=Finding", "patient=Person")
 FRACTION = 0.25
 
 
-def write_manifest(folder: Path, rows: list[tuple[str, ...]], name: str = "labels.csv") -> str:
+def write_manifest(folder: Path, rows: Sequence[tuple[str, ...]], name: str = "labels.csv") -> str:
     header = ("File", "Finding", "Person", "split")[: len(rows[0])]
     text = "\n".join(";".join(row) for row in (header, *rows))
     (folder / name).write_text(text)
@@ -37,7 +38,7 @@ def write_manifest(folder: Path, rows: list[tuple[str, ...]], name: str = "label
 @pytest.fixture(scope="module")
 def own_rows(
     small_set: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[tuple[str, ...]]]:
+) -> tuple[Path, Sequence[tuple[str, ...]]]:
     """48 phantoms under names that do not tell the patient, and the rows of their manifest."""
     folder = tmp_path_factory.mktemp("own")
     rows = []
@@ -51,7 +52,7 @@ def own_rows(
 @pytest.fixture(scope="module")
 def run(
     ray_cluster: None,
-    own_rows: tuple[Path, list[tuple[str, ...]]],
+    own_rows: tuple[Path, Sequence[tuple[str, ...]]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Ended, Path, Path]:
     """What training printed, its folder and the cache."""
@@ -73,7 +74,7 @@ def evaluate(trained: Path, cache: Path, output: Path, *words: str) -> Ended:
 
 
 def test_the_next_command_evaluates_exactly_the_patients_held_out(
-    run: tuple[Ended, Path, Path], own_rows: tuple[Path, list[tuple[str, ...]]], tmp_path: Path
+    run: tuple[Ended, Path, Path], own_rows: tuple[Path, Sequence[tuple[str, ...]]], tmp_path: Path
 ) -> None:
     ended, output, _ = run
     [line] = re.findall(r"^next: python jobs/evaluate\.py (.*)$", ended.out, re.M)
@@ -127,9 +128,11 @@ def test_no_patient_is_named_in_a_run_or_a_cache(run: tuple[Ended, Path, Path]) 
 
 
 def test_copies_of_trained_images_are_left_out_and_counted(
-    run: tuple[Ended, Path, Path], own_rows: tuple[Path, list[tuple[str, ...]]], small_set: Path,
+    run: tuple[Ended, Path, Path],
+    own_rows: tuple[Path, Sequence[tuple[str, ...]]],
+    small_set: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     """Another set, with other people in its manifest."""
     _, output, cache = run
     saved = checkpoint.load(str(output / "best" / "checkpoint"))
@@ -152,12 +155,12 @@ def test_copies_of_trained_images_are_left_out_and_counted(
 # Choices, without a cluster -----------------------------------------------------------------------
 
 
-def listed(folder: Path, rows: list[tuple[str, ...]]) -> sources.LabeledSet:
+def listed(folder: Path, rows: Sequence[tuple[str, ...]]) -> sources.LabeledSet:
     data = write_manifest(folder, rows)
     return sources.list_set(data, SetSettings(data, COLUMNS))
 
 
-def splits_of(folder: Path, rows: list[tuple[str, ...]]) -> Splits:
+def splits_of(folder: Path, rows: Sequence[tuple[str, ...]]) -> Splits:
     """Of a run whose first patient of each class trained, second validated, third was held out."""
     table = listed(folder, rows).split("train")
     roles = ["train", "validation", "test"]
@@ -177,7 +180,7 @@ def splits_of(folder: Path, rows: list[tuple[str, ...]]) -> Splits:
     return collect(images, table, held_out, fold=0)
 
 
-ROWS: list[tuple[str, ...]] = [
+ROWS: Sequence[tuple[str, ...]] = [
     (f"{number}.png", labels.CLASSES[number % 2], f"Person {number // 2}") for number in range(12)
 ]
 
@@ -233,7 +236,7 @@ def test_settings_that_are_not_given_are_those_of_training(small_checkpoint: str
 
 def training_images(
     folder: Path,
-    rows: list[tuple[str, ...]],
+    rows: Sequence[tuple[str, ...]],
     fraction: float | None,
     remembered: Splits | None = None,
 ) -> TrainingImages:

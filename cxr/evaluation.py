@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +12,11 @@ import ray
 
 from cxr import cluster, metrics, sources, storage
 from cxr.cluster.counter import ClusterProgress
-from cxr.datasets.pixels import decode_shards
+from cxr.datasets.headers import list_labeled_set
+from cxr.datasets.pixels import decode_shards, describe_duplicates
 from cxr.datasets.shards import Shards
-from cxr.errors import DataError
+from cxr.datasets.splits import Role, Splits
+from cxr.errors import CheckpointError, DataError
 from cxr.images.read import read_all
 from cxr.inference import devices
 from cxr.inference.predictor import Predictor
@@ -22,9 +24,19 @@ from cxr.labels import CLASSES
 from cxr.metrics import Examination, OperatingPoint
 from cxr.models.checkpoint import Checkpoint
 from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
+from cxr.sources import LabeledSet
+from cxr.sources.settings import SetSettings
+
+Split = Literal["train", "val", "test", "validation"]
+"""A split of a set, or `"validation"`: the images that validated the checkpoint. Where the set has
+no test split, `"test"` are the patients whom training held out."""
 
 NUM_WRONG = 12
 """Thumbnails of the most wrong images."""
+
+TRAINED_ON = "left out: the checkpoint was trained or validated on this image"
+
+NOT_VALIDATED = "left out: not among the images that validated the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -40,9 +52,10 @@ class Evaluated:
 def evaluate(
     trained: Checkpoint,
     where: str,
-    split: str,
+    split: Split,
     output: str,
     *,
+    settings: SetSettings,
     operating_point: OperatingPoint,
     cache: str,
     name: str,
@@ -53,24 +66,30 @@ def evaluate(
     Args:
         trained: the classifier.
         where: data as `sources.list_set` takes them.
-        split: the split to read.
+        split: what to evaluate on.
         output: folder, empty.
+        settings: how the set is read, see `read_as_trained`.
         operating_point: chosen on validation.
         cache: folder of decoded pixels.
         name: of the data, for the page.
         gpu: compute on GPUs.
 
     Raises:
-        DataError: the split is missing, or shares a patient with train.
+        DataError: the split is missing, or has a patient who is in another split or whom the
+            checkpoint was trained on.
+        CheckpointError: it does not say what validated it.
     """
-    data = sources.list_set(where)
+    data = list_labeled_set(where, settings, cache)
     if data.skipped:
         print(f"{where}: {sources.in_words(data.skipped)}", flush=True)
-    listing = data.split(split)
-    if split != "train":
-        refuse_shared_patients(data, split, listing)
+    print(data.patients.sentence, flush=True)
+    splits = None if trained.splits is None else Splits(trained.splits)
+    listing, remark = choose_images(data, split, splits)
     folds = np.zeros(len(listing), np.int64)
-    pixels = decode_shards(listing, folds, trained.recipe.image_px, cache)
+    decoded = decode_shards(listing, folds, trained.recipe.image_px, cache)
+    pixels = leave_out(decoded, split, splits)
+    if not len(pixels.table):
+        raise DataError(f"{where}: {TRAINED_ON}: all {len(decoded.table):,} of them.")
     table = score_shards(pixels, trained, gpu=gpu)
     y_true = np.asarray(table["label"])
     probs = metrics.probabilities(np.asarray(table["logit"]), trained.temperature)
@@ -95,7 +114,17 @@ def evaluate(
     facts = _facts(trained, pixels, split)
     storage.write_json(storage.join(output, "metrics.json"), facts | examination.to_json())
     failed = pixels.failed.to_pydict()
-    notes = [
+    num_trained_on = failed["reason"].count(TRAINED_ON)
+    notes = [data.patients.sentence, remark, describe_duplicates(pixels)]
+    if num_trained_on:
+        notes.append(
+            f"{num_trained_on:,} images were left out: the checkpoint was trained or validated on"
+            " the same images."
+        )
+    notes = [note for note in notes if note]
+    for note in notes[1:]:
+        print(note, flush=True)
+    notes += [
         f"skipped: {uri.rsplit('/', 1)[-1]} ({reason})"
         for uri, reason in zip(failed["uri"], failed["reason"], strict=True)
     ]
@@ -118,7 +147,7 @@ def evaluate(
     )
     report = storage.join(output, "report.html")
     storage.write_bytes(report, page.encode())
-    return Evaluated(examination, report, len(notes))
+    return Evaluated(examination, report, len(pixels.failed))
 
 
 def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> pa.Table:
@@ -144,22 +173,120 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     return pixels.table.append_column("logit", scored["logit"].take(order))
 
 
-def refuse_shared_patients(data: sources.LabeledSet, split: str, listing: pa.Table) -> None:
-    """Refuse a split that holds a patient of train.
+def read_as_trained(given: SetSettings, trained: Checkpoint) -> SetSettings:
+    """The settings of a set, those that are not given as training had them."""
+    defaults, kept = SetSettings(), trained.provenance.get("set", {})
+    missing: dict[str, Any] = {
+        name: tuple(kept[name]) if isinstance(value, tuple) else kept[name]
+        for name, value in vars(defaults).items()
+        if name in kept and getattr(given, name) == value
+    }
+    return dataclasses.replace(given, **missing)
+
+
+def choose_images(data: LabeledSet, split: Split, splits: Splits | None) -> tuple[pa.Table, str]:
+    """The radiographs to evaluate on.
+
+    Args:
+        data: the set.
+        split: as `evaluate` takes it.
+        splits: of the checkpoint; None if it has none.
+
+    Returns:
+        A table of schema `sources.LISTING`, and what a report has to say of the choice, or empty.
 
     Raises:
-        DataError: names the first such patient.
+        DataError: the split is missing, or has a patient who is in another split or whom the
+            checkpoint was trained on.
+        CheckpointError: it does not say what validated it.
     """
-    try:
-        train = data.split("train")
-    except DataError:
-        return  # Data without a train split share no patient with it.
-    shared = sorted(set(train["patient"].to_pylist()) & set(listing["patient"].to_pylist()))
-    if shared:
+    if split == "validation":
+        if splits is None:
+            raise CheckpointError(
+                "--split validation: this checkpoint was written by a version of cxr that did not"
+                " keep which images validated. Train it again, or choose another --split."
+            )
+        return _of_role(data, splits, "validation")
+    if split == "test" and not any(row["split"] == "test" for row in data.rows):
+        if splits is not None and splits.patients("test"):
+            return _of_role(data, splits, "test")
         raise DataError(
-            f"{data.uri}: {len(shared)} patients are in both train and {split}, the first"
-            f" {shared[0]}. Figures on {split} would be too good; divide the data by patient."
+            f"{data.uri}: no test split, and training held no patients out. Evaluate with --split"
+            " validation, or train with --test-fraction 0.2."
         )
+    listing = data.split(split)
+    if split == "train":
+        return listing, ""
+    data.refuse_shared_patients()
+    if splits is None:
+        return listing, (
+            "The checkpoint was written by a version of cxr that did not keep what it was trained"
+            " on: patients and images of training are not recognized."
+        )
+    # A number of a file is not one of a person: copies of images are recognized by their content.
+    if data.patients.how:
+        _refuse_trained_patients(data, listing, split, splits)
+    return listing, ""
+
+
+def _of_role(data: LabeledSet, splits: Splits, role: Role) -> tuple[pa.Table, str]:
+    """The radiographs of the patients of one role in training."""
+    train = data.split("train")
+    listing = train.filter(pa.array(splits.has_patient(train["patient_digest"].to_pylist(), role)))
+    num_known = len(splits.patients(role))
+    num_patients = pc.count_distinct(listing["patient"]).as_py()
+    if not num_patients:
+        raise DataError(
+            f"{data.uri}: none of the {num_known:,} {role} patients of the checkpoint is in it."
+            " Give the data that it was trained on."
+        )
+    if missing := num_known - num_patients:
+        return listing, (
+            f"{missing:,} of the {num_known:,} {role} patients of the checkpoint are not in these"
+            " data."
+        )
+    return listing, ""
+
+
+def _refuse_trained_patients(
+    data: LabeledSet, listing: pa.Table, split: str, splits: Splits
+) -> None:
+    known = splits.has_patient(listing["patient_digest"].to_pylist(), "train", "validation")
+    shared = listing.filter(pa.array(known))
+    if len(shared):
+        num_patients = pc.count_distinct(shared["patient"]).as_py()
+        raise DataError(
+            f"{data.uri}: the checkpoint was trained or validated on {num_patients:,} of the"
+            f" patients of {split}, such as that of {shared['uri'][0]}. Figures would be too good."
+            " If they are other people with the same numbers, give them other ones in the column"
+            " patient."
+        )
+
+
+def leave_out(pixels: Shards, split: Split, splits: Splits | None) -> Shards:
+    """Leave out images that the checkpoint was trained on, or that did not validate it.
+
+    Args:
+        pixels: the decoded images of the split.
+        split: as `evaluate` takes it.
+        splits: of the checkpoint; None if it has none.
+    """
+    if splits is None or split == "train":
+        return pixels
+    if split == "validation":
+        used, reason = splits.has_image(pixels.table, "validation"), NOT_VALIDATED
+    else:
+        known, reason = splits.has_image(pixels.table, "train", "validation"), TRAINED_ON
+        used = [not image for image in known]
+    others = pixels.table.filter(pc.invert(pa.array(used, pa.bool_())))
+    failed = pa.table(
+        {"uri": others["uri"], "reason": pa.array([reason] * len(others), pa.string())},
+    )
+    return dataclasses.replace(
+        pixels,
+        table=pixels.table.filter(pa.array(used, pa.bool_())),
+        failed=pa.concat_tables([pixels.failed, failed]),
+    )
 
 
 def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:

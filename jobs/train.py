@@ -6,6 +6,7 @@ ray job submit --working-dir . -- python jobs/train.py --version v2 --data s3://
 """
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -43,10 +44,14 @@ def main() -> None:
         finished = run.train(recipes, settings)
     print(comparison_table(finished.results))
     print(f"report: {finished.report}")
-    data = f" --data {settings.data}" if settings.data else ""
     for folder in finished.checkpoints:
         print(f"checkpoint: {folder}")
-        print(f"next: python jobs/evaluate.py --checkpoint {folder}{data}")
+    if finished.best:
+        words = ["--checkpoint", finished.best]
+        words += ["--data", settings.data] if settings.data else []
+        words += settings.cache_flags
+        words += [] if finished.has_test else ["--split", "validation"]
+        print(f"next: python jobs/evaluate.py {shlex.join(words)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Interrupted, it resumes when the same command is run again with the same --outpu
 """
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -61,9 +62,13 @@ def main() -> None:
     for answer in finished.answers:
         print(answer)
     print(f"report: {finished.report}")
-    data = f" --data {settings.data}" if settings.data else ""
-    weights = f" --weights {job.settings.weights}" if job.settings.weights else ""
-    print(f"next: python jobs/train.py --recipe {finished.best_recipe}{data}{weights}")
+    words = ["--recipe", finished.best_recipe, *settings.flags]
+    if settings.test_fraction is not None:
+        words += ["--test-fraction", str(settings.test_fraction)]
+    if job.settings.weights:
+        words += ["--weights", job.settings.weights]
+    words += settings.cache_flags
+    print(f"next: python jobs/train.py {shlex.join(words)}")
 
 
 if __name__ == "__main__":

@@ -47,9 +47,11 @@ def finished(trained: tuple[Ended, Path]) -> Path:
 def test_a_run_leaves_what_its_docstring_lists(finished: Path) -> None:
     left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     assert left == {
-        "run.json", "report.html", "best/recipe.json", "best/metrics.jsonl", "best/result.json",
+        "run.json", "splits.parquet", "report.html",
+        "best/recipe.json", "best/metrics.jsonl", "best/result.json",
         "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
         "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
+        "best/checkpoint/splits.parquet",
     }  # fmt: skip
     settings = json.loads((finished / "run.json").read_text())
     assert settings["recipes"][0]["epochs"] == 10
@@ -125,7 +127,8 @@ def test_a_patient_in_train_and_test_is_refused(
         "--cache", cache,
     )  # fmt: skip
     assert ended.code == 1
-    assert "1 patients are in both train and test, the first shared" in ended.err
+    assert "1 patient is in two splits, first with" in ended.err
+    assert "shared" not in ended.err
 
 
 def test_a_finished_run_resumed_trains_nothing_and_shows_the_table(
@@ -161,8 +164,8 @@ def _empty(folder: Path) -> list[str]:
 
 
 def _one_class(folder: Path) -> list[str]:
-    (folder / "train" / "NORMAL").mkdir(parents=True)
-    (folder / "train" / "NORMAL" / "IM-0001-0001.jpeg").write_bytes(b"x")
+    (folder / "train" / "PNEUMONIA").mkdir(parents=True)
+    (folder / "train" / "PNEUMONIA" / "person1_virus_1.jpeg").write_bytes(b"x")
     return ["--data", str(folder)]
 
 
@@ -199,9 +202,9 @@ def _bad_recipe(folder: Path) -> list[str]:
 
 
 def _few_patients(folder: Path) -> list[str]:
-    for name in ("NORMAL", "PNEUMONIA"):
-        (folder / "train" / name).mkdir(parents=True)
-        (folder / "train" / name / "IM-0001-0001.jpeg").write_bytes(b"x")
+    for name in ("NORMAL/IM-0001-0001.jpeg", "PNEUMONIA/person1_virus_1.jpeg"):
+        (folder / "train" / name).parent.mkdir(parents=True)
+        (folder / "train" / name).write_bytes(b"x")
     return ["--data", str(folder)]
 
 
@@ -216,7 +219,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "operating point": (lambda _: ["--operating-point", "best"], 1, "youden"),
     "missing data": (lambda folder: ["--data", str(folder / "no")], 1, "not found"),
     "empty folder": (_empty, 1, "no radiographs found"),
-    "one class": (_one_class, 1, "has no PNEUMONIA"),
+    "one class": (_one_class, 1, "has no NORMAL"),
     "no splits": (_no_splits, 1, "not a labeled set. Expected images in train|val|test"),
     "few patients": (_few_patients, 1, "cannot fill 5 patient-disjoint folds"),
     "weights names": (_wrong_weights, 1, "features.0.bias"),

@@ -41,9 +41,9 @@ def planned(recipes: list[Recipe], folder: Path, cache: str, output: Path) -> li
     settings = RunSettings(
         data=str(folder), weights="none", folds=3, cache=cache, output=str(output)
     )
-    listing, folds = list_training_images(str(folder), settings)
+    images = list_training_images(str(folder), settings)
     models = [load_model(recipe, settings) for recipe in recipes]
-    return prepare(recipes, models, listing, folds, settings, gpu=False)
+    return prepare(recipes, models, images.listing, images.folds, settings, gpu=False)
 
 
 def fit(

@@ -4,6 +4,8 @@ model.safetensors    weights of backbone and head together, by the classifier's 
 checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
 validation.parquet   label, logit, subtype and a consecutive patient number of each validation
                      image: enough to choose another operating point, nothing that names a patient
+splits.parquet       salted digests of the patients and images that were trained and validated on,
+                     and of the patients that were held out; checkpoints of older versions have none
 """
 
 import dataclasses
@@ -27,7 +29,7 @@ from cxr.models import classifier
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
 
-# Raise it when the folder's files or their content change, and read or refuse the older ones.
+# Raise it when files that older versions read change, and read or refuse the older ones.
 FORMAT: Final = 1
 
 # Packages whose versions a checkpoint records.
@@ -48,6 +50,8 @@ class Checkpoint:
     """One row per validation image: label, logit, subtype, patient (a consecutive number)."""
     fingerprint: str
     """SHA-256 of checkpoint.json, which contains the SHA-256 of the other files."""
+    splits: pa.Table | None = None
+    """Of schema `datasets.splits.SPLITS`; None in a checkpoint that does not have it."""
 
     def choose(self, rule: str | None) -> OperatingPoint:
         """The stored operating point, or one chosen by another rule on the same images."""
@@ -65,6 +69,7 @@ def save(
     validation: pa.Table,
     provenance: dict[str, Any],
     rule: str = "youden",
+    splits: pa.Table | None = None,
 ) -> Checkpoint:
     """Calibrate on the validation images, choose the operating point and write the folder.
 
@@ -77,6 +82,7 @@ def save(
             patients are numbered, and no other column is kept.
         provenance: JSON values that say where the model comes from.
         rule: by which the operating point is chosen.
+        splits: of schema `datasets.splits.SPLITS`, which names no patient.
     """
     y_true = np.asarray(validation["label"])
     logits = np.asarray(validation["logit"])
@@ -93,9 +99,9 @@ def save(
     point = metrics.choose_operating_point(y_true, metrics.probabilities(logits, temperature), rule)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     weights = safetensors.torch.save(state)
-    sink = pa.BufferOutputStream()
-    pq.write_table(anonymous, sink)
-    table = sink.getvalue().to_pybytes()
+    files = {"model.safetensors": weights, "validation.parquet": _parquet(anonymous)}
+    if splits is not None:
+        files["splits.parquet"] = _parquet(splits)
     complete = provenance | {"packages": package_versions()}
     content = {
         "format": FORMAT,
@@ -111,17 +117,21 @@ def save(
         "operating_point": point.to_dict(),
         "temperature": temperature,
         "provenance": complete,
-        "sha256": {
-            "model.safetensors": hashlib.sha256(weights).hexdigest(),
-            "validation.parquet": hashlib.sha256(table).hexdigest(),
-        },
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    storage.write_bytes(storage.join(folder, "model.safetensors"), weights)
-    storage.write_bytes(storage.join(folder, "validation.parquet"), table)
+    for name, data in files.items():
+        storage.write_bytes(storage.join(folder, name), data)
     text = (json.dumps(content, indent=2) + "\n").encode()
     storage.write_bytes(storage.join(folder, "checkpoint.json"), text)
     fingerprint = hashlib.sha256(text).hexdigest()
-    return Checkpoint(recipe, model, point, temperature, complete, anonymous, fingerprint)
+    return Checkpoint(recipe, model, point, temperature, complete, anonymous, fingerprint, splits)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def exists(folder: str) -> bool:
@@ -171,6 +181,11 @@ def load(folder: str) -> Checkpoint:
             provenance=content["provenance"],
             validation=pq.read_table(pa.BufferReader(files["validation.parquet"])),
             fingerprint=hashlib.sha256(text).hexdigest(),
+            splits=(
+                pq.read_table(pa.BufferReader(files["splits.parquet"]))
+                if "splits.parquet" in files
+                else None
+            ),
         )
     except CheckpointError:
         raise

@@ -57,10 +57,13 @@ class DataSettings(SetSettings):
     """Patient-disjoint, class-stratified folds that the training images are divided into."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.folds < 2:
             raise SettingsError(f"folds: {self.folds} is below 2.")
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit: {self.limit} is below 1.")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise SettingsError(f"test_fraction: {self.test_fraction} is not between 0 and 1.")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
@@ -52,6 +53,28 @@ def peek(flags: type[Job]) -> Job:
     peeked, _ = tyro.cli(flags, args=words, config=CONFIG, return_unknown_args=True)
     values: Job = peeked
     return values
+
+
+def command(job: str, *settings: Any) -> str:
+    """The command line of a job as one line that can be pasted into a shell.
+
+    Args:
+        job: the name of its script.
+        settings: dataclasses of its flags; those that differ from their defaults are given.
+    """
+    words = ["python", f"jobs/{job}.py"]
+    for group in settings:
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if field.default_factory is not dataclasses.MISSING:
+                is_default = value == field.default_factory()
+            else:
+                is_default = value == field.default
+            if not is_default:
+                words.append(f"--{field.name.replace('_', '-')}")
+                if value is not True:
+                    words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
 
 
 def run(main: Callable[[], None]) -> None:

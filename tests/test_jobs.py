@@ -277,13 +277,14 @@ def test_no_checkpoint_is_one_clear_message(
     assert "no checkpoint here" in ended.err
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "score", "tune", "download"])
+@pytest.mark.parametrize("job", ["check", "train", "evaluate", "score", "tune", "download"])
 def test_help_tells_every_flag_and_gives_commands_to_copy(job: str, run_job: Run) -> None:
     ended = run_job(job, "--help")
     assert ended.code == 0
     flags = {
+        "check": ("--data", "--patients", "--test-fraction", "--folds", "--cache"),
         "train": ("--data", "--frozen"),
-        "evaluate": ("--split",),
+        "evaluate": ("--split", "--by"),
         "score": ("--input",),
         "tune": ("--search", "--trials"),
         "download": ("--what", "--to", "--url", "--features-only"),

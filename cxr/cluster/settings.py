@@ -16,8 +16,8 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True)
-class CachedComputeSettings(ComputeSettings):
-    """What a job computes on, and where it keeps what another job may need again."""
+class CacheSettings:
+    """Where a job keeps what another job may need again."""
 
     cache: str = dataclasses.field(default_factory=default_cache)
     """Folder or bucket prefix for decoded pixels, features and weights; on a cluster one that all
@@ -27,3 +27,8 @@ class CachedComputeSettings(ComputeSettings):
     def cache_flags(self) -> list[str]:
         """The words of a command line that give the same cache; none for the default."""
         return [] if self.cache == default_cache() else ["--cache", self.cache]
+
+
+@dataclass(frozen=True)
+class CachedComputeSettings(CacheSettings, ComputeSettings):
+    """What a job computes on, and where it keeps what another job may need again."""

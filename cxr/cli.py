@@ -55,26 +55,30 @@ def peek(flags: type[Job]) -> Job:
     return values
 
 
-def command(job: str, *settings: Any) -> str:
-    """The command line of a job as one line that can be pasted into a shell.
+def flags(settings: Any, of: type | None = None) -> list[str]:
+    """The words of a command line that give settings; defaults are left out.
 
     Args:
-        job: the name of its script.
-        settings: dataclasses of its flags; those that differ from their defaults are given.
+        settings: a dataclass without others in it.
+        of: a class that it is of, whose fields alone are given; all of them if None.
     """
-    words = ["python", f"jobs/{job}.py"]
-    for group in settings:
-        for field in dataclasses.fields(group):
-            value = getattr(group, field.name)
-            if field.default_factory is not dataclasses.MISSING:
-                is_default = value == field.default_factory()
-            else:
-                is_default = value == field.default
-            if not is_default:
-                words.append(f"--{field.name.replace('_', '-')}")
-                if value is not True:
-                    words += map(str, value) if isinstance(value, tuple) else [str(value)]
-    return shlex.join(words)
+    words: list[str] = []
+    for field in dataclasses.fields(of or settings):
+        value = getattr(settings, field.name)
+        if field.default_factory is not dataclasses.MISSING:
+            is_default = value == field.default_factory()
+        else:
+            is_default = value == field.default
+        if not is_default:
+            words.append(f"--{field.name.replace('_', '-')}")
+            if value is not True:
+                words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return words
+
+
+def command(job: str, words: Sequence[str]) -> str:
+    """The command line of a job as one line that can be pasted into a shell."""
+    return shlex.join(["python", f"jobs/{job}.py", *words])
 
 
 def run(main: Callable[[], None]) -> None:

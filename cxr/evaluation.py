@@ -326,9 +326,8 @@ def leave_out(pixels: Shards, split: Split, splits: Splits | None) -> Shards:
         known, reason = splits.has_image(pixels.table, "train", "validation"), TRAINED_ON
         used = [not image for image in known]
     others = pixels.table.filter(pc.invert(pa.array(used, pa.bool_())))
-    failed = pa.table(
-        {"uri": others["uri"], "reason": pa.array([reason] * len(others), pa.string())},
-    )
+    reasons = pa.array([reason] * len(others), pa.string())
+    failed = others.append_column("reason", reasons).select(pixels.failed.column_names)
     return dataclasses.replace(
         pixels,
         table=pixels.table.filter(pa.array(used, pa.bool_())),

@@ -42,7 +42,7 @@ def main() -> None:
     job = cli.parse(CheckJob, __doc__)
     output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-check")
     cluster.connect()
-    report = check(RecipeChoice(job.version, job.recipe), job.images, job.cached, output)
+    report = check(job, job.images, job.cached, output)
     print(summary(report))
     print(f"report: {storage.join(output, 'report.html')}")
     if report.problems:

@@ -7,7 +7,6 @@ python jobs/evaluate.py --checkpoint DIR --data list.csv --by sex,age_band,scann
 """
 
 import dataclasses
-import shlex
 import time
 from dataclasses import dataclass
 from typing import Annotated
@@ -65,7 +64,7 @@ def main() -> None:
         print(f"skipped: {done.num_skipped:,} images; the report names them with the reason")
     print(f"report: {done.report}")
     words = ["--checkpoint", job.checkpoint, "--input", data, "--output", f"{output}-scores"]
-    print(f"next: python jobs/score.py {shlex.join(words)}")
+    print(f"next: {cli.command('score', words)}")
 
 
 if __name__ == "__main__":

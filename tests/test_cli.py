@@ -98,7 +98,7 @@ class Flags:
 
 def test_a_command_can_be_pasted_and_gives_the_settings_back() -> None:
     flags = Flags("it's a/*.csv", ("uri=File name", "label=$Finding"), True, 2)
-    line = cli.command("train", flags)
+    line = cli.command("train", cli.flags(flags))
     assert "\n" not in line
     words = shlex.split(line)
     assert words[:2] == ["python", "jobs/train.py"]
@@ -106,5 +106,19 @@ def test_a_command_can_be_pasted_and_gives_the_settings_back() -> None:
 
 
 def test_a_command_leaves_out_what_is_the_default() -> None:
-    assert cli.command("check", Flags("a"), Inner()) == "python jobs/check.py --input a"
-    assert cli.command("check", Inner(depth=3)) == "python jobs/check.py --depth 3"
+    assert cli.flags(Flags("a", depth=1)) == ["--input", "a"]
+    assert cli.flags(Inner(depth=3)) == ["--depth", "3"]
+
+
+@dataclass(frozen=True)
+class OtherDefault(Inner):
+    """The same flags."""
+
+    depth: int = 2
+    """Levels below."""
+    width: int = 1
+    """Beside it."""
+
+
+def test_flags_of_a_class_are_its_own_against_its_own_defaults() -> None:
+    assert cli.flags(OtherDefault(width=5), Inner) == ["--depth", "2"]

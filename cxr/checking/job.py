@@ -84,11 +84,17 @@ def check(
             part.shards = decode_listing(part.listing, part.folds, image_px, cached.cache)
     report = _report(
         labeled, reading, name, max(recipe.image_px for recipe in recipes),
-        cli.command("train", choice, reading.settings, cached), cached.cache,
+        _command(choice, reading.settings, cached), cached.cache,
     )  # fmt: skip
     storage.write_json(storage.join(output, "check.json"), report.to_json())
     storage.write_bytes(storage.join(output, "report.html"), checking_page(report).encode())
     return report
+
+
+def _command(choice: RecipeChoice, settings: ImageSettings, cached: CacheSettings) -> str:
+    """The training that follows."""
+    words = [*cli.flags(choice, RecipeChoice), *cli.flags(settings), *cli.flags(cached)]
+    return cli.command("train", words)
 
 
 def _choose(labeled: LabeledSet, settings: ImageSettings) -> _Reading:

@@ -23,11 +23,6 @@ class CacheSettings:
     """Folder or bucket prefix for decoded pixels, features and weights; on a cluster one that all
     nodes reach."""
 
-    @property
-    def cache_flags(self) -> list[str]:
-        """The words of a command line that give the same cache; none for the default."""
-        return [] if self.cache == default_cache() else ["--cache", self.cache]
-
 
 @dataclass(frozen=True)
 class CachedComputeSettings(CacheSettings, ComputeSettings):

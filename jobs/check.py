@@ -12,8 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from cxr import cli, cluster, storage
-from cxr.checking.job import check, summary
+from cxr import cli
 from cxr.cluster.settings import CacheSettings
 from cxr.errors import DataError
 from cxr.training.settings import ImageSettings, RecipeChoice, Version
@@ -40,6 +39,10 @@ class CheckJob(RecipeChoice):
 
 def main() -> None:
     job = cli.parse(CheckJob, __doc__)
+    # Imported once the command line is known to be right: Ray and PyTorch take seconds.
+    from cxr import cluster, storage
+    from cxr.checking.job import check, summary
+
     output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-check")
     cluster.connect()
     report = check(job, job.images, job.cached, output)

@@ -1,6 +1,7 @@
 """Examine a trained classifier on a split: figures with intervals, predictions, a page."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +17,12 @@ from cxr.datasets.headers import list_labeled_set
 from cxr.datasets.pixels import decode_shards, describe_duplicates
 from cxr.datasets.shards import Shards
 from cxr.datasets.splits import Role, Splits
-from cxr.errors import CheckpointError, DataError
+from cxr.errors import CheckpointError, DataError, SettingsError
 from cxr.images.read import read_all
 from cxr.inference import devices
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
-from cxr.metrics import Examination, OperatingPoint
+from cxr.metrics import Examination, OperatingPoint, Subgroup
 from cxr.models.checkpoint import Checkpoint
 from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
 from cxr.sources import LabeledSet
@@ -44,6 +45,8 @@ class Evaluated:
     """A finished examination."""
 
     examination: Examination
+    subgroups: tuple[Subgroup, ...]
+    """Of the columns that were asked for."""
     report: str
     """The page."""
     num_skipped: int
@@ -59,6 +62,7 @@ def evaluate(
     operating_point: OperatingPoint,
     cache: str,
     name: str,
+    by: Sequence[str] = (),
     gpu: bool = False,
 ) -> Evaluated:
     """Score a split, examine the scores and write metrics.json, predictions.parquet, report.html.
@@ -72,17 +76,20 @@ def evaluate(
         operating_point: chosen on validation.
         cache: folder of decoded pixels.
         name: of the data, for the page.
+        by: columns of the manifest; each of their values is examined by itself, too.
         gpu: compute on GPUs.
 
     Raises:
         DataError: the split is missing, or has a patient who is in another split or whom the
             checkpoint was trained on.
+        SettingsError: a column of `by` is not there, or does not form groups.
         CheckpointError: it does not say what validated it.
     """
     data = list_labeled_set(where, settings, cache)
     if data.skipped:
         print(f"{where}: {sources.in_words(data.skipped)}", flush=True)
     print(data.patients.sentence, flush=True)
+    groups = read_groups(data, by)
     splits = None if trained.splits is None else Splits(trained.splits)
     listing, remark = choose_images(data, split, splits)
     folds = np.zeros(len(listing), np.int64)
@@ -100,6 +107,16 @@ def evaluate(
         subtypes=table["subtype"].to_pylist(),
         operating_point=operating_point,
     )
+    subgroups = metrics.examine_subgroups(
+        {
+            column: [value_of[uri] for uri in table["uri"].to_pylist()]
+            for column, value_of in groups.items()
+        },
+        y_true,
+        probs,
+        patients=table["patient"].to_pylist(),
+        operating_point=operating_point,
+    )
     predictions = pa.table(
         {
             "uri": table["uri"],
@@ -112,7 +129,8 @@ def evaluate(
     )
     storage.write_table(storage.join(output, "predictions.parquet"), predictions)
     facts = _facts(trained, pixels, split)
-    storage.write_json(storage.join(output, "metrics.json"), facts | examination.to_json())
+    figures = examination.to_json() | {"subgroups": [group.to_json() for group in subgroups]}
+    storage.write_json(storage.join(output, "metrics.json"), facts | figures)
     failed = pixels.failed.to_pydict()
     num_trained_on = failed["reason"].count(TRAINED_ON)
     notes = [data.patients.sentence, remark, describe_duplicates(pixels)]
@@ -134,6 +152,7 @@ def evaluate(
             data=name,
             split=split,
             examination=examination,
+            subgroups=subgroups,
             y_true=y_true,
             probs=probs,
             history=trained.provenance.get("history", []),
@@ -147,7 +166,35 @@ def evaluate(
     )
     report = storage.join(output, "report.html")
     storage.write_bytes(report, page.encode())
-    return Evaluated(examination, report, len(pixels.failed))
+    return Evaluated(examination, tuple(subgroups), report, len(pixels.failed))
+
+
+def read_groups(data: LabeledSet, by: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The values of the columns that form subgroups.
+
+    Args:
+        data: listed from a manifest, unless `by` is empty.
+        by: names of columns of the manifest.
+
+    Returns:
+        By column, the value of each image by its uri; empty where the cell is empty.
+
+    Raises:
+        SettingsError: there is no manifest, it lacks a column, or one has too many values.
+    """
+    if not by:
+        return {}
+    if data.manifest is None:
+        raise SettingsError(f"by: {data.uri} is no manifest, so it has no columns. Leave --by out.")
+    groups = {}
+    for column in by:
+        if column not in data.manifest.column_names:
+            choices = ", ".join(data.manifest.column_names)
+            raise SettingsError(f"by: {data.uri} has no column {column!r}. Choices: {choices}.")
+        values = [(cell or "").strip() for cell in data.manifest[column].to_pylist()]
+        metrics.check_values(column, values)
+        groups[column] = {row["uri"]: values[row["row"]] for row in data.rows}
+    return groups
 
 
 def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> pa.Table:
@@ -279,9 +326,8 @@ def leave_out(pixels: Shards, split: Split, splits: Splits | None) -> Shards:
         known, reason = splits.has_image(pixels.table, "train", "validation"), TRAINED_ON
         used = [not image for image in known]
     others = pixels.table.filter(pc.invert(pa.array(used, pa.bool_())))
-    failed = pa.table(
-        {"uri": others["uri"], "reason": pa.array([reason] * len(others), pa.string())},
-    )
+    reasons = pa.array([reason] * len(others), pa.string())
+    failed = others.append_column("reason", reasons).select(pixels.failed.column_names)
     return dataclasses.replace(
         pixels,
         table=pixels.table.filter(pa.array(used, pa.bool_())),
@@ -321,8 +367,8 @@ def _most_wrong(
     ]
 
 
-def summary(examination: Examination) -> str:
-    """The main figures in a few lines."""
+def summary(examination: Examination, subgroups: Sequence[Subgroup] = ()) -> str:
+    """The main figures in a few lines, and a line for each subgroup."""
     lines = [
         f"images {examination.num_images:,} ({examination.num_normal:,} {CLASSES[0]},"
         f" {examination.num_pneumonia:,} {CLASSES[1]}), patients {examination.num_patients:,}"
@@ -334,6 +380,21 @@ def summary(examination: Examination) -> str:
         lines.append(f"  {name.replace('_', ' '):18} {_interval(estimate)}")
     point = examination.operating_point
     lines.append(f"  at threshold {point.threshold:.4f} ({point.rule}, chosen on validation)")
+    if subgroups:
+        rows = [
+            [
+                f"{group.column} {group.value}",
+                *(_interval(estimate) for estimate in group.estimates.values()),
+                group.size,
+            ]
+            for group in subgroups
+        ]
+        rows.insert(0, ["subgroup", "AUC", "sensitivity", "specificity", "patients"])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += [
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
     return "\n".join(lines)
 
 

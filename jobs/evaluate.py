@@ -3,13 +3,15 @@
 python jobs/evaluate.py --checkpoint runs/first/v2/checkpoint --data chest_xray
 python jobs/evaluate.py --checkpoint DIR --data URI --split validation
 python jobs/evaluate.py --checkpoint DIR --data URI --operating-point sensitivity=0.95
+python jobs/evaluate.py --checkpoint DIR --data list.csv --by sex,age_band,scanner
 """
 
 import dataclasses
-import shlex
 import time
 from dataclasses import dataclass
 from typing import Annotated
+
+import tyro
 
 from cxr import cli, cluster, evaluation, phantoms, storage
 from cxr.cluster.settings import CachedComputeSettings
@@ -29,6 +31,9 @@ class EvaluateJob:
     operating_point: str | None = None
     """Another rule for the threshold than the checkpoint's, still chosen on its validation images:
     youden, sensitivity=X or specificity=X."""
+    by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN[,COLUMN]")] = ()
+    """Columns of the manifest, such as sex,age_band,scanner: each of their values is evaluated by
+    itself, too."""
     output: str | None = None
     """Folder for the results; must be empty or not exist. Default: runs/<time>-evaluate."""
     settings: Annotated[SetSettings, cli.section("data")] = dataclasses.field(
@@ -48,17 +53,18 @@ def main() -> None:
     settings = evaluation.read_as_trained(job.settings, trained)
     data, name = phantoms.data_or_default(settings.data, job.compute.cache)
     output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-evaluate")
+    columns = [name for names in job.by for name in names.split(",")]
     cluster.connect()
     done = evaluation.evaluate(
         trained, data, job.split, output, settings=settings, operating_point=point,
-        cache=job.compute.cache, name=name, gpu=cluster.use_gpu(job.compute.gpu),
+        cache=job.compute.cache, name=name, by=columns, gpu=cluster.use_gpu(job.compute.gpu),
     )  # fmt: skip
-    print(evaluation.summary(done.examination))
+    print(evaluation.summary(done.examination, done.subgroups))
     if done.num_skipped:
         print(f"skipped: {done.num_skipped:,} images; the report names them with the reason")
     print(f"report: {done.report}")
     words = ["--checkpoint", job.checkpoint, "--input", data, "--output", f"{output}-scores"]
-    print(f"next: python jobs/score.py {shlex.join(words)}")
+    print(f"next: {cli.command('score', words)}")
 
 
 if __name__ == "__main__":

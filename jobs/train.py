@@ -6,11 +6,11 @@ ray job submit --working-dir . -- python jobs/train.py --version v2 --data s3://
 """
 
 import dataclasses
-import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
 from cxr import cli, cluster
+from cxr.cluster.settings import CacheSettings
 from cxr.recipes import RECIPES, Recipe
 from cxr.reports import comparison_table
 from cxr.training import run
@@ -49,9 +49,9 @@ def main() -> None:
     if finished.best:
         words = ["--checkpoint", finished.best]
         words += ["--data", settings.data] if settings.data else []
-        words += settings.cache_flags
+        words += cli.flags(settings, CacheSettings)
         words += [] if finished.has_test else ["--split", "validation"]
-        print(f"next: python jobs/evaluate.py {shlex.join(words)}")
+        print(f"next: {cli.command('evaluate', words)}")
 
 
 if __name__ == "__main__":

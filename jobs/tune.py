@@ -7,14 +7,15 @@ Interrupted, it resumes when the same command is run again with the same --outpu
 """
 
 import dataclasses
-import shlex
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
 from cxr import cli, cluster
+from cxr.cluster.settings import CacheSettings
 from cxr.recipes import RECIPES, Recipe
+from cxr.sources.settings import SetSettings
 from cxr.training.settings import RecipeChoice, SharedSettings, resolve
 from cxr.tuning import results, search, space
 
@@ -62,13 +63,13 @@ def main() -> None:
     for answer in finished.answers:
         print(answer)
     print(f"report: {finished.report}")
-    words = ["--recipe", finished.best_recipe, *settings.flags]
+    words = ["--recipe", finished.best_recipe, *cli.flags(settings, SetSettings)]
     if settings.test_fraction is not None:
         words += ["--test-fraction", str(settings.test_fraction)]
     if job.settings.weights:
         words += ["--weights", job.settings.weights]
-    words += settings.cache_flags
-    print(f"next: python jobs/train.py {shlex.join(words)}")
+    words += cli.flags(settings, CacheSettings)
+    print(f"next: {cli.command('train', words)}")
 
 
 if __name__ == "__main__":

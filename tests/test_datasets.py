@@ -125,13 +125,18 @@ WRITTEN = {
         "part": {
             "row": "int64", "uri": "string", "label": "int64", "patient": "string",
             "subtype": "string", "fold": "int64", "sha256": "string", "pixels_sha256": "string",
-            "x": "binary",
+            "format": "string", "width": "int64", "height": "int64", "x": "binary",
         },
         "rows": {
             "row": "int64", "uri": "string", "label": "int64", "patient": "string",
             "subtype": "string", "fold": "int64", "sha256": "string", "pixels_sha256": "string",
+            "format": "string", "width": "int64", "height": "int64",
         },
-        "failed": {"uri": "string", "reason": "string"},
+        "failed": {
+            "row": "int64", "uri": "string", "label": "int64", "patient": "string",
+            "subtype": "string", "fold": "int64", "sha256": "string", "pixels_sha256": "string",
+            "format": "string", "width": "int64", "height": "int64", "reason": "string",
+        },
         "index": ["shape", "dtype", "parts"],
     },
 }  # fmt: skip

@@ -16,14 +16,14 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True)
-class CachedComputeSettings(ComputeSettings):
-    """What a job computes on, and where it keeps what another job may need again."""
+class CacheSettings:
+    """Where a job keeps what another job may need again."""
 
     cache: str = dataclasses.field(default_factory=default_cache)
     """Folder or bucket prefix for decoded pixels, features and weights; on a cluster one that all
     nodes reach."""
 
-    @property
-    def cache_flags(self) -> list[str]:
-        """The words of a command line that give the same cache; none for the default."""
-        return [] if self.cache == default_cache() else ["--cache", self.cache]
+
+@dataclass(frozen=True)
+class CachedComputeSettings(CacheSettings, ComputeSettings):
+    """What a job computes on, and where it keeps what another job may need again."""

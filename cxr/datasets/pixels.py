@@ -34,6 +34,21 @@ _KEPT: Final = ("row", "uri", "label", "patient", "subtype", "fold")
 
 
 def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str) -> Shards:
+    """Decode a listing as `decode_listing` does, and refuse one without a usable image.
+
+    Raises:
+        DataError: not one image could be decoded.
+    """
+    shards = decode_listing(listing, folds, image_px, cache)
+    if not len(shards.table):
+        reasons = "; ".join(list(count_reasons(shards.failed["reason"].to_pylist()))[:3])
+        raise DataError(f"none of the {len(listing)} radiographs can be read: {reasons}")
+    return shards
+
+
+def decode_listing(
+    listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str
+) -> Shards:
     """Decode every radiograph of a listing once, or take what an earlier run decoded.
 
     Args:
@@ -45,9 +60,6 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
     Returns:
         Shards of gray pixels, uint8 (image_px, image_px), and the images that were skipped: those
         that could not be decoded, and exact duplicates that would be on both sides of a split.
-
-    Raises:
-        DataError: not one image could be decoded.
     """
     listing = listing.append_column("fold", pa.array(folds, pa.int64()))
     name = key("pixels", image_px, listing.to_pylist())
@@ -62,9 +74,6 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
                 rows.select([*_KEPT, *COLUMNS]), decode, folder, (image_px, image_px), "uint8",
                 _pass_rows(image_px) if _is_sequential(listing) else PART_ROWS, find_duplicates,
             )  # fmt: skip
-    if not len(shards.table):
-        reasons = "; ".join(list(count_reasons(shards.failed["reason"].to_pylist()))[:3])
-        raise DataError(f"none of the {len(listing)} radiographs can be read: {reasons}")
     return shards
 
 
@@ -131,7 +140,7 @@ def _is_sequential(listing: pa.Table) -> bool:
 
 def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> pa.Table:
     # rows in: {row, uri, label, patient, subtype, fold, file, place, status, reason, warnings};
-    # rows out: {row, uri, label, patient, subtype, fold, sha256, pixels_sha256, error, x}
+    # rows out: {..., error, x}, as `Shards.table`
     ahead = storage.READ_AHEAD_BYTES if _is_sequential(batch) else SPARSE_READ_BYTES
     images = read_all(batch.select(COLUMNS).to_pylist(), image_px, read_ahead_bytes=ahead)
     counter.add.remote(len(images))
@@ -140,6 +149,9 @@ def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> 
         batch.select(_KEPT)
         .append_column("sha256", pa.array([image.sha256 for image in images], pa.string()))
         .append_column("pixels_sha256", pa.array(map(_checksum, pixels), pa.string()))
+        .append_column("format", pa.array([image.format for image in images], pa.string()))
+        .append_column("width", pa.array([image.width for image in images], pa.int64()))
+        .append_column("height", pa.array([image.height for image in images], pa.int64()))
         .append_column("error", pa.array([image.problem for image in images], pa.string()))
         .append_column("x", pa.array(pixels, pa.binary()))
     )

@@ -22,7 +22,7 @@ from cxr import cluster, storage
 FORMAT: Final = 3
 """Raised when decoding, the listing or the layout of shards changes, so that older caches are not
 read. 2: rows of archives; a part holds its own fold. 3: a checksum of the pixels; patients are
-numbers; duplicates in other folds are left out."""
+numbers; duplicates in other folds are left out; format and size of the originals."""
 
 PART_ROWS: Final = 64
 """Rows of one file, and of one task that decodes: on two cores 30 to 125 ran fastest; smaller ones
@@ -50,9 +50,9 @@ class Shards:
     """Parquet files by fold: the columns of `table`, and `x`, the bytes of a row's array."""
     table: pa.Table
     """One row per image, in order of `row`: row, uri, label, patient, subtype, fold, sha256 of the
-    file, pixels_sha256 of the decoded square."""
+    file, pixels_sha256 of the decoded square, format, width and height of the original."""
     failed: pa.Table
-    """Images that were skipped: uri, reason."""
+    """Images that were skipped: the columns of `table`, as far as known, and reason."""
 
     def rows(self, folds: Sequence[int]) -> pa.Table:
         """The rows of `table` in the given folds."""
@@ -104,9 +104,8 @@ def write_shards(
 
     Args:
         rows: a row an image, with its `fold` and what `compute` needs.
-        compute: rows in: some of `rows`; rows out: the same in the same order, {row, uri, label,
-            patient, subtype, fold, sha256, pixels_sha256, error, x}, `x` the bytes of an array,
-            null where there is an `error`.
+        compute: rows in: some of `rows`; rows out: the same in the same order, with the columns of
+            `Shards.table`, `error`, and `x`, the bytes of an array, null where there is an `error`.
         folder: where.
         shape: of one row's array.
         dtype: of one row's array.
@@ -134,7 +133,8 @@ def write_shards(
     if leave_out:
         table = _leave_out(table, leave_out(table.filter(pc.equal(table["error"], ""))))
     is_failed = pc.not_equal(table["error"], "")
-    failed = table.filter(is_failed).select(["uri", "error"]).rename_columns(["uri", "reason"])
+    failed = table.filter(is_failed).drop_columns(["part"])
+    failed = failed.rename_columns({"error": "reason"})
     table = table.filter(pc.invert(is_failed))
     parts: dict[int, list[str]] = {}
     for fold, file in sorted(
@@ -163,8 +163,7 @@ def _leave_out(table: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
 
 
 def _write_parts(batch: pa.Table, compute: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    # rows in: {..., part};
-    # rows out: {row, uri, label, patient, subtype, fold, sha256, pixels_sha256, error, part}
+    # rows in: {..., part}; rows out: {..., error, part}, as `Shards.table`
     computed = compute(batch)
     computed = computed.append_column("part", batch["part"])
     good = computed.filter(pc.equal(computed["error"], ""))

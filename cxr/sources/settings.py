@@ -47,16 +47,6 @@ class SetSettings:
         values = {name: getattr(self, name) for name in own}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
-    @property
-    def flags(self) -> list[str]:
-        """The words of a command line that give these settings; those that are defaults are not."""
-        words = ["--data", self.data] if self.data else []
-        for name, value in self.how_read.items():
-            if value and value != getattr(SetSettings, name):
-                values = value if isinstance(value, list) else [value]
-                words += [f"--{name.replace('_', '-')}", *values]
-        return words
-
 
 def parse_columns(columns: Sequence[str]) -> dict[str, str]:
     """The names that a manifest has for our columns, by our names.

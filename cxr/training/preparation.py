@@ -21,7 +21,7 @@ from cxr.models import classifier, weights
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
 from cxr.sources import LabeledSet, PatientSource
-from cxr.training.settings import RunSettings, SharedSettings
+from cxr.training.settings import ImageSettings, RunSettings, SharedSettings
 from cxr.training.trainer import Plan
 
 
@@ -44,21 +44,37 @@ class TrainingImages:
 def list_training_images(
     data: str, settings: SharedSettings, remembered: Splits | None = None
 ) -> TrainingImages:
-    """List a set and divide what is for training into folds.
+    """List a set, and choose what is for training; see `choose_training_images`.
 
     Args:
         data: folder, prefix, archive or manifest.
-        settings: how the set is read, the test fraction, the number of folds, the limit, the cache.
+        settings: how the set is read, what is chosen, the cache.
+        remembered: of the run that is resumed: the patients that it holds out.
+
+    Raises:
+        DataError: as `sources.list_set` and `choose_training_images` do.
+    """
+    labeled = list_labeled_set(data, settings, settings.cache)
+    if labeled.skipped:
+        print(f"{data}: {sources.in_words(labeled.skipped)}", flush=True)
+    print(labeled.patients.sentence, flush=True)
+    return choose_training_images(labeled, settings, remembered)
+
+
+def choose_training_images(
+    labeled: LabeledSet, settings: ImageSettings, remembered: Splits | None = None
+) -> TrainingImages:
+    """Divide what is for training into folds, and hold out what is for evaluation.
+
+    Args:
+        labeled: the whole set.
+        settings: the test fraction, the number of folds, the limit.
         remembered: of the run that is resumed: the patients that it holds out.
 
     Raises:
         DataError: there are none, too few patients for the folds, a patient is not known or in two
             splits, or there is a test split besides the test fraction.
     """
-    labeled = list_labeled_set(data, settings, settings.cache)
-    if labeled.skipped:
-        print(f"{data}: {sources.in_words(labeled.skipped)}", flush=True)
-    print(labeled.patients.sentence, flush=True)
     labeled.refuse_shared_patients()
     listing = labeled.split("train")
     held_out = _hold_out(labeled, listing, settings.test_fraction, remembered)

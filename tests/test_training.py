@@ -208,6 +208,19 @@ def test_the_learning_rate_rises_and_falls(schedule: str, rates: tuple[float, ..
     assert seen[-1] == pytest.approx(rates[2], abs=5e-5)
 
 
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+@pytest.mark.parametrize("num_images", [1, 7, 8, 70])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
+def test_a_schedule_has_a_rate_for_every_step(
+    schedule: str, num_images: int, warmup: float
+) -> None:
+    fields: dict[str, Any] = {"schedule": schedule, "warmup": warmup}
+    learner = learner_of(dataclasses.replace(RECIPE, frozen=0, **fields), num_images)
+    for _ in range(learner.num_steps + 3):
+        learner._step()
+        assert 0 <= learner.optimizer.param_groups[0]["lr"] <= RECIPE.learning_rate * 1.0001
+
+
 def test_earlier_layers_learn_more_slowly() -> None:
     recipe = dataclasses.replace(RECIPE, frozen=0, layer_decay=0.5)
     learner = learner_of(recipe)

@@ -325,7 +325,8 @@ def _schedule(
                 optimizer,
                 [group["lr"] for group in optimizer.param_groups],
                 total_steps=max(num_steps, 2),
-                pct_start=recipe.warmup,
+                # It divides by the steps of the rise less one.
+                pct_start=max(recipe.warmup, 2 / max(num_steps, 2)),
             )
         case "cosine":
             rising = round(num_steps * recipe.warmup)

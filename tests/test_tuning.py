@@ -104,7 +104,8 @@ def test_a_folds_logits_are_those_of_a_model_trained_on_the_other_patients(
         learner = Learner(
             recipe, plan.model.states(frozen=False),
             trainer.class_weights(recipe, label[trained_on]), cached=True,
-            shape=plan.shards.shape, dtype=plan.shards.dtype, gpu=False, rank=0, world=1,
+            shape=plan.shards.shape, dtype=plan.shards.dtype, gpu=False,
+            num_images=int(trained_on.sum()), rank=0, world=1,
         )  # fmt: skip
         loader, validation = (
             MemoryLoader(x[chosen], torch.from_numpy(label[chosen]), recipe, row[chosen])

@@ -1,12 +1,28 @@
 """Output folders: nothing is overwritten, and work is resumed only with the same settings."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from cxr.errors import SettingsError, StorageError
 from cxr.storage.files import delete_file, read_json, write_bytes
 from cxr.storage.listing import info_below, kind
-from cxr.storage.paths import absolute, join
+from cxr.storage.paths import IN_A_COPY, absolute, is_submitted, join
+
+
+def default_output(suffix: str = "") -> str:
+    """The output folder of a job that was given none: `runs/<date and time>`, and a suffix.
+
+    Raises:
+        SettingsError: the job was submitted to a cluster.
+    """
+    folder = f"runs/{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
+    if is_submitted():
+        raise SettingsError(
+            f"output: a submitted job needs --output; the default, {folder}, is a relative path,"
+            f" and {IN_A_COPY}"
+        )
+    return absolute(folder)
 
 
 def is_empty(uri: str) -> bool:

@@ -327,6 +327,32 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert storage.absolute("~/a") == f"{Path.home()}/a"
 
 
+SETTINGS = {
+    "digest": "a1", "digest_of": "/runs/1 of May", "recipe": {"epochs": 3, "head": {"width": 8}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"digest_of": "/copy/1 of May"}, ""),
+        ({"digest": "b2", "digest_of": "/runs/2 of June"}, "digest /runs/1 of May, not /runs/2 of"),
+        ({"recipe": {"epochs": 4, "head": {"width": 8}}}, r"recipe\.epochs 3, not 4\. Choose"),
+        ({"recipe": {"epochs": 3, "head": {"width": 4}}}, r"recipe\.head\.width 8, not 4\. Choose"),
+    ],
+)
+def test_work_is_resumed_with_the_same_settings_alone(
+    tmp_path: Path, changes: dict[str, object], difference: str
+) -> None:
+    storage.write_json(str(tmp_path / "s.json"), SETTINGS)
+    asked = (str(tmp_path), "s.json", SETTINGS | changes, "work", {"digest": "digest_of"})
+    if not difference:
+        assert storage.check_same(*asked)
+        return
+    with pytest.raises(SettingsError, match=f"holds work with {difference}"):
+        storage.check_same(*asked)
+
+
 @pytest.fixture
 def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The temporary working directory of a submitted job, with a recipe that was sent with it."""

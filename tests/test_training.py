@@ -31,7 +31,7 @@ from cxr.training.preparation import (
     list_training_images,
     load_model,
     prepare,
-    skipped_note,
+    skipped_notes,
     write_skipped,
 )
 from cxr.training.settings import RunSettings
@@ -338,17 +338,18 @@ def test_skipped_images_are_listed_once_with_their_reason(
         table = pa.table({"uri": list(failed), "reason": list(failed.values())})
         return Shards("", (64, 64), "uint8", {}, pa.table({}), table)
 
-    assert write_skipped([shards()], str(tmp_path)) == 0
+    assert write_skipped([shards()], str(tmp_path)) == {}
     assert not list(tmp_path.iterdir())
     skipped = [shards(a="the file is empty"), shards(a="the file is empty", b="cut at byte 7")]
-    assert write_skipped(skipped, str(tmp_path)) == 2
+    assert skipped_notes(write_skipped(skipped, str(tmp_path))) == [
+        "2 images could not be used and were skipped (unreadable.json)."
+    ]
     listed = json.loads((tmp_path / "unreadable.json").read_text())
     assert listed == {"a": "the file is empty", "b": "cut at byte 7"}
     assert capsys.readouterr().out.splitlines() == [
         f"skipped: 2 images, listed in {tmp_path}/unreadable.json",
         "  1 the file is empty", "  1 cut at byte N",
     ]  # fmt: skip
-    assert skipped_note(2) == "2 images could not be used and were skipped (unreadable.json)."
 
 
 OLD_RUN = {

@@ -93,6 +93,10 @@ def test_the_next_command_evaluates_exactly_the_patients_held_out(
     assert saved.splits is not None
     assert len(Splits(saved.splits).patients("train", "validation")) == len(trained_on)
     assert "Patients are identified by the column Person" in tested.out
+    [line] = re.findall(r"^next: python jobs/score\.py (.*)$", tested.out, re.M)
+    scored = execute("score", *shlex.split(line))
+    assert scored.code == 0, scored.err
+    assert "scored 48 of 48" in scored.out
 
 
 def test_the_validation_images_can_be_evaluated(

@@ -167,7 +167,7 @@ def _to_onnx(network: nn.Module, image_px: int, outputs: tuple[str, ...]) -> byt
                 opset_version=OPSET,
                 input_names=["pixels"],
                 output_names=list(outputs),
-                dynamic_axes=dict.fromkeys(("pixels", *outputs), {0: "n"}),
+                dynamic_axes={name: {0: "n"} for name in ("pixels", *outputs)},
             )
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

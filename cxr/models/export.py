@@ -126,8 +126,8 @@ def _planes(pixels: torch.Tensor, normalization: Normalization) -> torch.Tensor:
         return centered / std.clamp(min=1.0)
     if normalization in ("imagenet", "equalize"):
         # The mean of a channel is subtracted inside the image only, not in the border of zeros
-        # that a convolution adds: a bias cannot do that, a plane of ones can.
-        return torch.cat([gray, torch.ones_like(gray)], dim=1)
+        # that a convolution adds: a bias cannot do that, a constant plane can.
+        return torch.cat([gray, torch.full_like(gray, 255)], dim=1)
     return gray
 
 
@@ -142,9 +142,9 @@ def _read_planes(layers: nn.Module, normalization: Normalization) -> nn.Module:
     if normalization in ("imagenet", "equalize"):
         mean = torch.tensor(transforms.IMAGENET_MEAN, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(transforms.IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
-        gray = (weight / (255 * std)).sum(dim=1, keepdim=True)
-        ones = -(weight * mean / std).sum(dim=1, keepdim=True)
-        planes = torch.cat([gray, ones], dim=1)
+        gray = (weight / std).sum(dim=1, keepdim=True)
+        constant = -(weight * mean / std).sum(dim=1, keepdim=True)
+        planes = torch.cat([gray, constant], dim=1) / 255
     first.in_channels = planes.shape[1]
     first.weight = nn.Parameter(planes.float(), requires_grad=False)
     return copied

@@ -13,11 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from cxr import cli, cluster, storage
+from cxr import cli
 from cxr.cluster.settings import ComputeSettings
 from cxr.errors import SettingsError
-from cxr.models import checkpoint
-from cxr.scoring.job import score
 
 TOO_MANY_FAILED = 3
 
@@ -56,6 +54,11 @@ class ScoreJob:
 
 def main() -> None:
     job = cli.parse(ScoreJob, __doc__)
+    # Imported once the command line is known to be right: Ray takes seconds.
+    from cxr import cluster, storage
+    from cxr.models import checkpoint
+    from cxr.scoring.job import score
+
     trained = checkpoint.load(job.checkpoint)
     output = storage.absolute(job.output)
     cluster.connect()

@@ -2,9 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
-from sklearn.metrics import roc_auc_score
 
 from cxr.errors import DataError, SettingsError
 
@@ -26,6 +23,8 @@ def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float | None:
     Raises:
         DataError: lengths differ, a label is neither 0 nor 1, or a score is not finite.
     """
+    from sklearn.metrics import roc_auc_score  # Takes two seconds.
+
     positive, score = checked(y_true, y_score)
     if positive.all() or not positive.any():
         return None
@@ -34,6 +33,8 @@ def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float | None:
 
 def probabilities(logits: npt.ArrayLike, temperature: float) -> Floats:
     """Calibrated probability of pneumonia: sigmoid(logit / temperature), float64, (N,)."""
+    from scipy.special import expit
+
     if not (np.isfinite(temperature) and temperature > 0):
         raise SettingsError(f"temperature {temperature}: must be a finite number above 0.")
     return np.asarray(expit(np.asarray(logits, dtype=np.float64) / temperature), dtype=np.float64)
@@ -59,6 +60,8 @@ def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
     """
+    from scipy.optimize import minimize_scalar
+
     positive, logit = checked(y_true, logits)
     need_both_classes(positive, "temperature")
     margin = np.where(positive, logit, -logit)

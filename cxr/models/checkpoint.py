@@ -73,6 +73,13 @@ class Checkpoint:
             ) from None
         return model.eval()
 
+    @cached_property
+    def onnx(self) -> bytes:
+        """The classifier as an ONNX file."""
+        from cxr.models.export import export
+
+        return export(self.model, self.recipe, {})
+
     def choose(self, rule: str | None) -> OperatingPoint:
         """The stored operating point, or one chosen by another rule on the same images."""
         if rule is None or rule == self.operating_point.rule:

@@ -26,7 +26,8 @@ from cxr import cluster, storage
 from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import READ_CPUS
 from cxr.errors import CxrError
-from cxr.inference import devices
+from cxr.inference.engine import CPU_THREADS
+from cxr.inference.networks import send_classifier
 from cxr.models.checkpoint import Checkpoint
 from cxr.scoring import parts, results
 from cxr.scoring.manifest import PART_ROWS, ScoreSettings, check_output, open_manifest
@@ -102,7 +103,7 @@ def score(
 
 
 def _pool(num_images: int, *, gpu: bool) -> cluster.Pool:
-    return cluster.pool(-(-num_images // PART_ROWS), devices.CPU_THREADS, gpu=gpu)
+    return cluster.pool(-(-num_images // PART_ROWS), CPU_THREADS, gpu=gpu)
 
 
 def _run(
@@ -120,7 +121,7 @@ def _run(
     pool = _pool(num_images, gpu=gpu)
     share = pool.share
     point = checkpoint.operating_point
-    state = ray.put(dict(checkpoint.model.state_dict()))
+    network = send_classifier(checkpoint, gpu=gpu)
     work = tasks(missing)
     pixels = ray.data.from_blocks(work).map_batches(
         read_parts,
@@ -135,8 +136,8 @@ def _run(
         pixels,
         PartPredictor,
         (
-            checkpoint.recipe, state, share.threads, gpu, counter, checkpoint.temperature,
-            point.threshold,
+            network, checkpoint.recipe.image_px, share.threads, counter,
+            checkpoint.temperature, point.threshold,
         ),
     )  # fmt: skip
     cluster.execute(

@@ -3,15 +3,13 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from ray.actor import ActorHandle
 
 from cxr import metrics
 from cxr.cluster.counter import Counter
+from cxr.inference.networks import Network
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
-from cxr.models.classifier import State
-from cxr.recipes import Recipe
 from cxr.scoring.parts import SCORES, pack, unpack
 
 
@@ -20,15 +18,14 @@ class PartPredictor(Predictor):
 
     def __init__(
         self,
-        recipe: Recipe,
-        state: "ray.ObjectRef[State]",
+        network: Network,
+        image_px: int,
         threads: int,
-        gpu: bool,
         counter: "ActorHandle[Counter]",
         temperature: float,
         threshold: float,
     ) -> None:
-        super().__init__(recipe, state, threads, gpu, counter)
+        super().__init__(network, image_px, threads, counter)
         self.temperature, self.threshold = temperature, threshold
 
     def __call__(self, batch: pa.Table) -> pa.Table:

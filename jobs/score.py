@@ -17,6 +17,7 @@ from cxr import cli, cluster, storage
 from cxr.cluster.settings import ComputeSettings
 from cxr.errors import SettingsError
 from cxr.models import checkpoint
+from cxr.scoring.columns import ColumnSettings
 from cxr.scoring.job import score
 
 TOO_MANY_FAILED = 3
@@ -34,6 +35,9 @@ class ScoreJob:
     members (archive.zip!/path), and CSV or Parquet manifests with a column uri."""
     output: str
     """Folder or bucket prefix for the scores: empty, or that of the same command before."""
+    operating_point: str | None = None
+    """Another rule for the threshold than the checkpoint's, chosen on its validation images:
+    youden, sensitivity=X or specificity=X."""
     any_body_part: bool = False
     """Score DICOM files whose header names another body part than the chest, too."""
     any_view: bool = False
@@ -42,6 +46,10 @@ class ScoreJob:
     """List the inputs again and score what is new in them."""
     max_failed_fraction: float = 1.0
     """Exit with code 3 when more than this share of the listed images has no score."""
+    columns: Annotated[ColumnSettings, cli.section("columns")] = dataclasses.field(
+        default_factory=ColumnSettings
+    )
+    """Which columns the scores have beyond their own."""
     compute: Annotated[ComputeSettings, cli.section("resources")] = dataclasses.field(
         default_factory=ComputeSettings
     )
@@ -57,12 +65,20 @@ class ScoreJob:
 def main() -> None:
     job = cli.parse(ScoreJob, __doc__)
     trained = checkpoint.load(job.checkpoint)
+    point = trained.choose(job.operating_point)
     output = storage.absolute(job.output)
     cluster.connect()
     done = score(
-        job.input, trained, output, any_body_part=job.any_body_part, any_view=job.any_view,
-        update=job.update, gpu=cluster.use_gpu(job.compute.gpu),
+        job.input, trained, output, operating_point=point, columns=job.columns,
+        any_body_part=job.any_body_part, any_view=job.any_view, update=job.update,
+        gpu=cluster.use_gpu(job.compute.gpu),
     )  # fmt: skip
+    if job.operating_point:
+        print(
+            f"operating point: {point.rule} -> threshold {point.threshold:.4f}; on {point.n:,}"
+            f" validation images sensitivity {point.sensitivity:.3f}, specificity"
+            f" {point.specificity:.3f}"
+        )
     print(f"report: {storage.join(output, 'index.html')}")
     print(
         f"scored {done.num_scored:,} of {done.num_listed:,}; refused {done.num_refused:,};"

@@ -2,8 +2,9 @@
 
 The format is recognized by content, never by name. Whatever the bytes, `decode` returns a
 `Decoded`: pixels, or one sentence that says why there are none. No patient data leave this
-package: reasons and warnings are fixed sentences, never the text of a library's error, which may
-quote the header.
+package but the identifiers of study, series and image, which the caller keeps only where asked:
+reasons and warnings are fixed sentences, never the text of a library's error, which may quote the
+header.
 """
 
 import struct
@@ -20,9 +21,11 @@ from cxr.images.decoding.verdict import (
     Facts,
     RejectedError,
     Status,
+    Uids,
+    View,
 )
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "decode"]
+__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "Uids", "View", "decode"]
 
 
 def decode(

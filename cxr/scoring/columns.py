@@ -28,7 +28,7 @@ MIN_KEY_LENGTH: Final = 32
 that can be guessed as well would protect nothing."""
 
 MAKE_KEY: Final = (
-    'python -c "import secrets; print(secrets.token_hex(32))" > hash.key && chmod 600 hash.key'
+    'python -c "import secrets; print(secrets.token_hex(32))" > ~/hash.key && chmod 600 ~/hash.key'
 )
 
 _MISSING_UID: Final = {

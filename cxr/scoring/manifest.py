@@ -153,7 +153,7 @@ def list_images(settings: ScoreSettings) -> tuple[pa.Table, dict[str, int]]:
             _list_archives, batch_format="pyarrow", batch_size=None, num_cpus=1
         )
         for row in dataset.iter_rows():
-            tables[row["file"]] = unpack(row["rows"])
+            tables[row["file"]] = listed.join_entries(unpack(row["rows"]))
             skipped.update(json.loads(row["skipped"]))
     table = pa.concat_tables(tables[file] for file in sorted(tables))
     if not len(table):

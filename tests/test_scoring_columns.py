@@ -123,15 +123,25 @@ MANIFESTS = {
 
 
 def test_all_keeps_every_column_but_the_addresses() -> None:
-    assert columns.choose_kept(("all",), MANIFESTS, "uri") == ["Site", "PatientID", "Age"]
-    assert columns.choose_kept(("PatientID", "PatientID"), MANIFESTS, "uri") == ["PatientID"]
-    assert columns.choose_kept((), MANIFESTS, "uri") == []
+    for keep, kept in (
+        (("all",), ["Site", "PatientID", "Age"]),
+        (("PatientID", "PatientID"), ["PatientID"]),
+        ((), []),
+    ):
+        assert columns.choose_kept(ColumnSettings(keep_columns=keep), MANIFESTS) == kept
+    files = {"/d.csv": pa.table({"File": ["1.png"], "Site": ["N"]})}
+    asked = ColumnSettings(columns=("uri=File",), keep_columns=("all",))
+    assert columns.choose_kept(asked, files) == ["Site"]
 
 
 @pytest.mark.parametrize(
     ("keep", "manifests", "message"),
     [
-        (("Site",), MANIFESTS, r"/b\.csv: no column Site to keep\. Choices: uri, PatientID, Age\.$"),
+        (
+            ("Site",),
+            MANIFESTS,
+            r"/b\.csv: no column Site to keep\. Choices: uri, Pat.*, Age\.$",
+        ),
         (("Site",), {}, "keep_columns: no input is a manifest"),
         (
             ("all",),
@@ -144,7 +154,7 @@ def test_columns_that_cannot_be_kept_are_refused(
     keep: tuple[str, ...], manifests: dict[str, pa.Table], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        columns.choose_kept(keep, manifests, "uri")
+        columns.choose_kept(ColumnSettings(keep_columns=keep), manifests)
 
 
 @pytest.mark.parametrize("name", ["uri", "file", "logit", "study_instance_uid", "num_images"])

@@ -19,6 +19,8 @@ from cxr.images.decoding import Uids
 from cxr.images.read import Image
 from cxr.scoring.parts import PIXELS, SCORES
 from cxr.scoring.studies import STUDIES
+from cxr.sources.manifests import find_column
+from cxr.sources.settings import parse_columns
 
 ALL: Final = "all"
 """In `--keep-columns`: every column of the manifests."""
@@ -55,6 +57,7 @@ class ColumnSettings:
     """File with the key of --study-columns hashed, of at least 32 characters; it stays with you."""
 
     def __post_init__(self) -> None:
+        parse_columns(self.columns)
         for name in self.keep_columns:
             refuse_own_name(name)
         if self.hash_key_file and self.study_columns != "hashed":
@@ -135,36 +138,37 @@ def scores_schema(uid_columns: UidColumns | None, kept: Sequence[str]) -> pa.Sch
     return pa.schema([*SCORES, *((name, pa.string()) for name in names)])
 
 
-def choose_kept(
-    keep_columns: Sequence[str], manifests: Mapping[str, pa.Table], uri_column: str
-) -> list[str]:
-    """The names of the columns to keep.
+def choose_kept(settings: ColumnSettings, manifests: Mapping[str, pa.Table]) -> list[str]:
+    """The names of the columns to keep; all are those of every manifest but of the addresses.
 
     Args:
-        keep_columns: names, or `("all",)`: those of every manifest, without the addresses.
+        settings: name the columns.
         manifests: as they were read, by URI.
-        uri_column: of the addresses.
 
     Raises:
         SettingsError: there is no manifest, a manifest lacks a column, or it is named as one of
             ours.
     """
+    keep_columns = settings.keep_columns
     if not keep_columns:
         return []
     if not manifests:
         raise SettingsError("keep_columns: no input is a manifest, so there are none to keep.")
-    if tuple(keep_columns) != (ALL,):
+    if keep_columns != (ALL,):
         for uri, table in manifests.items():
             choices = ", ".join(table.column_names)
             for name in keep_columns:
                 if name not in table.column_names:
                     raise SettingsError(f"{uri}: no column {name} to keep. Choices: {choices}.")
         return list(dict.fromkeys(keep_columns))
-    names = dict.fromkeys(name for table in manifests.values() for name in table.column_names)
-    names.pop(uri_column, None)
-    for name in names:
+    uri_column = parse_columns(settings.columns).get("uri", "uri")
+    kept: dict[str, None] = {}
+    for table in manifests.values():
+        address = find_column(table.column_names, uri_column)
+        kept |= dict.fromkeys(name for name in table.column_names if name != address)
+    for name in kept:
         refuse_own_name(name)
-    return list(names)
+    return list(kept)
 
 
 def choose_group(settings: ColumnSettings, kept: Sequence[str]) -> str:
@@ -175,17 +179,13 @@ def choose_group(settings: ColumnSettings, kept: Sequence[str]) -> str:
     """
     if settings.study_columns:
         return "study_instance_uid"
-    named = named_column(settings.columns, "patient")
-    if named and named not in kept:
+    named = parse_columns(settings.columns).get("patient", "")
+    group = find_column(kept, named or "patient")
+    if named and not group:
         raise SettingsError(
             f"columns: patient={named} is stored only where it is kept. Add --keep-columns {named}."
         )
-    return named or ("patient" if "patient" in kept else "")
-
-
-def named_column(columns: Sequence[str], name: str) -> str:
-    """The column that `NAME=COLUMN` words give for a name; empty if none does."""
-    return dict(word.split("=", 1) for word in columns).get(name, "")
+    return group
 
 
 def append_kept(

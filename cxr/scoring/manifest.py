@@ -139,8 +139,7 @@ def list_images(settings: ScoreSettings) -> tuple[pa.Table, dict[str, int]]:
     """
     asked = settings.columns
     listed = sources.list_inputs(settings.inputs, asked.columns)
-    uri_column = columns.named_column(asked.columns, "uri") or "uri"
-    kept = columns.choose_kept(asked.keep_columns, listed.manifests, uri_column)
+    kept = columns.choose_kept(asked, listed.manifests)
     columns.choose_group(asked, kept)
     skipped = listed.skipped
     tables = {"": listed.table().sort_by("uri")}

@@ -98,7 +98,7 @@ def read_parts(
 def _pixels(row: Mapping[str, Any], image: Image, uid_columns: UidColumns | None) -> dict[str, Any]:
     uids, warnings = uid_columns.values(image) if uid_columns else ({}, [])
     return {
-        "uri": row["written"] or row["uri"],
+        "uri": row["written"].strip() or row["uri"],
         "file": row["uri"],
         "sha256": image.sha256,
         "status": "scored" if image.status == "ok" else image.status,

@@ -174,7 +174,7 @@ def _find_columns(
     """
     columns, missing = {}, []
     for name, wanted in {**_BY_OUR_NAMES, **given}.items():
-        if column := _find_column(names, wanted):
+        if column := find_column(names, wanted):
             columns[name] = column
         elif name in required or name in given:
             missing.append(wanted)
@@ -194,7 +194,7 @@ def _find_columns(
     )
 
 
-def _find_column(names: Sequence[str], wanted: str) -> str:
+def find_column(names: Sequence[str], wanted: str) -> str:
     """The column of this name, else the first that differs in case alone; empty if none."""
     if wanted in names:
         return wanted

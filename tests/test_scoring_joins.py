@@ -7,7 +7,6 @@ import json
 import re
 import textwrap
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -214,12 +213,11 @@ def documented(title: str) -> str:
 @pytest.fixture
 def where_the_docs_are(
     scored: tuple[Ended, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+) -> None:
     """A folder with `list.csv` and `scores`."""
     (tmp_path / "list.csv").symlink_to(data / "list.csv")
     (tmp_path / "scores").symlink_to(scored[1])
     monkeypatch.chdir(tmp_path)
-    return
 
 
 @pytest.mark.parametrize("library", ["pandas", "DuckDB"])

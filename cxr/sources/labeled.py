@@ -345,11 +345,9 @@ def _list_manifest(uri: str, settings: SetSettings) -> LabeledSet:
     compared = cells | {"label": [a or b for a, b in zip(label_names, cells["label"], strict=True)]}
     for name, texts in compared.items():
         if rows := [i for i in kept if texts[i] != texts[first[addresses[i]]]]:
-            pair = manifest.locate([first[addresses[rows[0]]], rows[0]])
-            raise DataError(
-                f"{uri}: an image stands in the manifest with two {name}s, in {pair};"
-                f" {len(rows):,} such rows."
-            )
+            pair = " and ".join(manifest.locate([i]) for i in (first[addresses[rows[0]]], rows[0]))
+            more = f"; {len(rows) - 1:,} more" if len(rows) > 1 else ""
+            raise DataError(f"{uri}: one image has two {name}s, in {pair}{more}.")
     skipped = Counter(
         {
             "rows with another label": len(addresses) - len(kept),

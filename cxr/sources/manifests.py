@@ -9,6 +9,7 @@ import codecs
 import csv
 import gzip
 import io
+import math
 import posixpath
 import re
 import warnings
@@ -38,6 +39,9 @@ NUM_NAMED_COLUMNS: Final = 40
 _NO_MANIFEST: Final = "not a folder, an archive or a manifest"
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f]")
+
+_START: Final = 1024
+"""Characters in which a file that is not text has one that no text has."""
 
 _DATA: Final = re.compile(
     r"[\W\d_]+|.*\.(jpe?g|png|dcm|dicom|tiff?|bmp)|.*\d{4}.*|.*\d.*[/\\].*|.*[/\\].*\d.*",
@@ -130,7 +134,7 @@ def read_manifest(
     if lower.endswith(".xlsx"):
         records = _sheet_records(uri, data)
     else:
-        records = _text_records(uri, _decompress(uri, data), {**_BY_OUR_NAMES, **given})
+        records = _text_records(uri, _decompress(uri, data), {**_BY_OUR_NAMES, **given}.values())
     records = (record for record in records if any(map(str.strip, record[1])))
     _, header = next(records, (0, []))
     if not header:
@@ -172,12 +176,13 @@ def _find_columns(
     Raises:
         DataError: one of those that are required or given is not there.
     """
-    columns, missing = {}, []
+    columns: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for name, wanted in {**_BY_OUR_NAMES, **given}.items():
         if column := find_column(names, wanted):
             columns[name] = column
         elif name in required or name in given:
-            missing.append(wanted)
+            missing[name] = wanted
     if not missing:
         return columns
     if any(_CONTROL.search(name) for name in names):
@@ -188,9 +193,10 @@ def _find_columns(
         listed = f"found {', '.join(names[:NUM_NAMED_COLUMNS])}"
         if len(names) > NUM_NAMED_COLUMNS:
             listed += f" and {len(names) - NUM_NAMED_COLUMNS} more"
+    example = " ".join(f"{name}=COLUMN" for name in missing)
     raise DataError(
-        f"{uri}: the manifest lacks column {', '.join(missing)}; {listed}. --columns says what a"
-        " column is called: --columns uri=File."
+        f"{uri}: the manifest lacks column {', '.join(missing.values())}; {listed}. Say what it is"
+        f" called: --columns {example}."
     )
 
 
@@ -223,17 +229,21 @@ def _collect(
         DataError: a row has more cells.
     """
     width = len(names)
-    rows, lines, too_wide = [], [], []
+    cells_of: list[list[str]] = [[] for _ in names]
+    lines: list[int] = []
+    too_wide: list[int] = []
     for line, cells in records:
         if any(map(str.strip, cells[width:])):
-            too_wide.append(len(rows))
-        rows.append((cells + [""] * (width - len(cells)))[:width])
+            too_wide.append(len(lines))
+        for texts, cell in zip(cells_of, cells + [""] * (width - len(cells)), strict=False):
+            texts.append(cell)
         lines.append(line)
-    texts = zip(*rows, strict=True) if rows else [()] * width
-    arrays = {name: pa.array(cells, pa.string()) for name, cells in zip(names, texts, strict=True)}
+    arrays = {
+        name: pa.array(texts, pa.string()) for name, texts in zip(names, cells_of, strict=True)
+    }
     for number, name in enumerate(names, 1):
-        if name == f"column {number}" and not any(map(str.strip, arrays[name].to_pylist())):
-            del arrays[name]
+        if name == f"column {number}" and not any(map(str.strip, cells_of[number - 1])):
+            del arrays[name]  # As Excel leaves them behind.
     manifest = Manifest(uri, pa.table(arrays), columns, lines)
     if too_wide:
         raise DataError(
@@ -258,7 +268,7 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else "" if value != value else str(value)
+        return "" if math.isnan(value) else str(int(value) if value.is_integer() else value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(value)
@@ -283,14 +293,16 @@ def _decode(uri: str, data: bytes) -> str:
     elif len(data) > 1 and 0 in data[:2] and any(data[:2]):  # UTF-16 without its mark.
         encodings = ["utf-16-be" if data[0] == 0 else "utf-16-le"]
     else:
-        encodings = ["utf-8-sig", "cp1252", "latin-1"]
+        encodings = ["utf-8-sig", "cp1252"]
     for encoding in encodings:
         with suppress(UnicodeDecodeError):
-            return data.decode(encoding)
-    raise DataError(f"{uri}: {_NO_MANIFEST}: its text is neither UTF-8, UTF-16 nor Windows-1252.")
+            text = data.decode(encoding)
+            if encoding != "cp1252" or not _CONTROL.search(text, 0, _START):
+                return text
+    raise DataError(f"{uri}: {_NO_MANIFEST}: it is not text in UTF-8, UTF-16 or Windows-1252.")
 
 
-def _text_records(uri: str, text: str, wanted: dict[str, str]) -> Iterator[Record]:
+def _text_records(uri: str, text: str, wanted: Iterable[str]) -> Iterator[Record]:
     """The rows of a text, each with its line.
 
     Raises:
@@ -298,18 +310,19 @@ def _text_records(uri: str, text: str, wanted: dict[str, str]) -> Iterator[Recor
     """
     # The limit is of the module, and a quoted line break may make one cell of a whole file.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    delimiter, start = _find_delimiter(text, wanted.values())
-    line = text.count("\n", 0, start)
-    reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
-    first = line + 1
+    first = 1
     try:
+        delimiter, start = _find_delimiter(text, wanted)
+        first += text.count("\n", 0, start)
+        line = first
+        reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
         for cells in reader:
             yield first, cells
-            first = line + reader.line_num + 1
+            first = line + reader.line_num
     except csv.Error:
         raise DataError(
-            f"{uri}: the row that begins in line {first} has a quotation mark that is not closed,"
-            " or one within a cell, which has to be doubled."
+            f"{uri}: the row that begins in line {first} is not CSV: a quotation mark is not"
+            " closed, or not doubled within a cell."
         ) from None
 
 
@@ -318,7 +331,7 @@ def _find_delimiter(text: str, wanted: Iterable[str]) -> tuple[str, int]:
 
     The line `sep=;`, which Excel reads and some programs write for it, says so itself.
     """
-    if said := re.match(r'"?sep=([^\r\n])"?\r?\n', text, re.I):
+    if said := re.match(r'"?sep=([^"\r\n])"?\r?\n', text, re.I):
         return said[1], said.end()
     start = len(text) - len(text.lstrip(" \r\n\v\f" + DELIMITERS))
     start = max(text.rfind("\n", 0, start), text.rfind("\r", 0, start)) + 1

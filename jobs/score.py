@@ -32,7 +32,8 @@ class ScoreJob:
     input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
     """Files, folders (with all folders below), globs, bucket prefixes, zip or tar archives (.zip
     .tar .tgz .tar.gz .tar.zst .tar.bz2 .tar.xz; also inside folders and one inside another),
-    members (archive.zip!/path), and CSV or Parquet manifests with a column uri."""
+    members (archive.zip!/path), and manifests with a column uri (.csv .tsv .csv.gz .parquet
+    .xlsx)."""
     output: str
     """Folder or bucket prefix for the scores: empty, or that of the same command before."""
     operating_point: str | None = None

@@ -14,7 +14,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from cxr.errors import SettingsError
 from cxr.models import checkpoint
+from cxr.scoring.columns import ColumnSettings
+from cxr.scoring.manifest import ScoreSettings, open_manifest
 from tests.support.jobs import ROOT, Ended, execute
 from tests.support.radiographs import PATIENT, dicom, drawn, radiograph
 
@@ -200,6 +203,24 @@ def test_another_key_is_refused(
     assert ended.code == 1
     assert "holds scores with hash_key " in ended.err
     assert KEY[::-1] not in ended.err
+
+
+def test_an_update_keeps_the_columns_that_the_folder_has(tmp_path: Path) -> None:
+    (tmp_path / "1.jpeg").write_bytes(radiograph())
+    (tmp_path / "list.csv").write_text("uri,Site\n1.jpeg,Nord\n")
+    settings = ScoreSettings(
+        (str(tmp_path / "list.csv"),), any_body_part=False, any_view=False, checkpoint="abc",
+        operating_point="youden", columns=ColumnSettings(keep_columns=("all",)),
+    )  # fmt: skip
+    output = str(tmp_path / "out")
+    listed, _ = open_manifest(output, settings, update=False)
+    assert listed["kept"].to_pylist() == [{"Site": "Nord"}]
+    (tmp_path / "list.csv").write_text("uri,Site,Ward\n1.jpeg,Nord,3\n")
+    with pytest.raises(
+        SettingsError, match="keeps columns Site, and the manifests now give Site, W"
+    ):
+        open_manifest(output, settings, update=True)
+    assert open_manifest(output, settings, update=False)[0].equals(listed)
 
 
 def documented(title: str) -> str:

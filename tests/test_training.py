@@ -273,7 +273,7 @@ def test_a_run_that_cannot_be_read_is_refused_with_one_line(
 
 def test_ctrl_c_ends_training_although_ray_train_would_exit_with_0() -> None:
     def train() -> None:
-        with trainer._usual_interrupts():
+        with trainer.usual_interrupts():
             signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # As Ray Train's handler.
             os.kill(os.getpid(), signal.SIGINT)
 

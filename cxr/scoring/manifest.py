@@ -92,7 +92,7 @@ def open_manifest(
 
     Raises:
         DataError: the inputs name nothing.
-        SettingsError: a column cannot be kept.
+        SettingsError: a column cannot be kept, or an update would keep others.
     """
     manifest_uri = storage.join(output, "manifest.parquet")
     listing_uri = storage.join(output, "listing.json")
@@ -104,6 +104,11 @@ def open_manifest(
     table, skipped = list_images(settings)
     print(f"listed {len(table):,} images in {time.monotonic() - began:.1f} s", flush=True)
     if known is not None:
+        if (now := kept_columns(table)) != (kept := kept_columns(known)):
+            raise SettingsError(
+                f"{output}: keeps columns {', '.join(kept)}, and the manifests now give"
+                f" {', '.join(now)}. Name those to keep, and choose another --output."
+            )
         is_new = pc.invert(pc.is_in(table["uri"], known["uri"]))
         table = table.filter(is_new)
         gone = len(known) + pc.sum(is_new).as_py() - len(is_new)

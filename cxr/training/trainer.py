@@ -157,7 +157,7 @@ def fit(
         counter = progress.counter if progress else None
         trainer = _trainer(plans, output, workers, counter, gpu=gpu)
         try:
-            with _usual_interrupts():
+            with usual_interrupts():
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
             cause = str(error).strip().splitlines()[-1]
@@ -169,7 +169,7 @@ def fit(
 
 
 @contextmanager
-def _usual_interrupts() -> Iterator[None]:
+def usual_interrupts() -> Iterator[None]:
     """Make Ctrl-C raise KeyboardInterrupt, during Ray Train and after it.
 
     Ray Train's own handler stops the workers and ends the job with exit code 0, as if it had

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ STEPS = (
     "list<element: struct<kind: string, offset: int64, packed: int64, size: int64,"
     " method: int64, crc: int64>>"
 )
-FORMATS = {
+FORMATS: dict[int, dict[str, Any]] = {
     1: {
         "scores": {
             "uri": "string", "sha256": "string", "status": "string", "reason": "string",

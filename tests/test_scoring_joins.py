@@ -8,9 +8,8 @@ import re
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import Any
 
-import duckdb
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -60,12 +59,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerows(ROWS)
     (folder / "pacs").mkdir()
     uids = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES, "AccessionNumber": "P4711"}
-    for name, tags in {
+    planted: dict[str, dict[str, str | None]] = {
         "PA": {"ViewPosition": "PA"}, "LL": {"ViewPosition": "LL"}, "CT": {"Modality": "CT"},
         "none": {"StudyInstanceUID": None},
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, tags in planted.items():
         pixels = drawn(seed=len(name))
-        (folder / "pacs" / name).write_bytes(dicom(pixels, **(uids | tags)))
+        (folder / "pacs" / name).write_bytes(dicom(pixels, **{**uids, **tags}))
     (folder / "hash.key").write_text(KEY + "\n")
     return folder
 
@@ -245,12 +245,9 @@ def where_the_docs_are(
 def test_the_documented_joins_give_each_row_of_the_manifest_its_score(
     library: str, where_the_docs_are: None, data: Path
 ) -> None:
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(documented(f"In {library}:"), names)
-    joined = names["joined"]
-    if isinstance(joined, duckdb.DuckDBPyRelation):
-        joined = joined.df()
-    assert isinstance(joined, pd.DataFrame)
+    joined = names["joined"].df() if library == "DuckDB" else names["joined"]
     rows = joined.set_index("Name")
     assert dict(rows["status"]) == {
         "Curie^Marie": "scored", "Meitner^Lise": "scored", "Curie^Irene": "scored",

@@ -101,9 +101,10 @@ def fetch_weights(job: DownloadJob) -> None:
 
 def main() -> None:
     job = cli.parse(DownloadJob, __doc__)
-    as_published = fetch_data(job) if job.what != "weights" else True
-    if job.what != "data":
-        fetch_weights(job)
+    with cli.on_interrupt(lambda: "what is complete is kept; the same command continues"):
+        as_published = fetch_data(job) if job.what != "weights" else True
+        if job.what != "data":
+            fetch_weights(job)
     if not as_published:
         print("error: the counts are not those that were published; see above.", file=sys.stderr)
         sys.exit(OTHER_COUNTS)

@@ -42,7 +42,8 @@ def main() -> None:
     else:
         settings = run.begin(recipes, jobs[0].settings)
     cluster.connect()
-    finished = run.train(recipes, settings)
+    with cli.on_interrupt(lambda: run.how_to_resume(settings.folder)):
+        finished = run.train(recipes, settings)
     print(comparison_table(finished.results))
     print(f"report: {finished.report}")
     data = f" --data {settings.data}" if settings.data else ""

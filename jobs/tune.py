@@ -59,7 +59,8 @@ def main() -> None:
     asked = space.parse(job.search, job.trials, job.sampler)
     settings = resolve(job.settings, [job.fields], "-tune")
     cluster.connect()
-    finished = search.search(job.fields, asked, settings)
+    with cli.on_interrupt(lambda: search.how_to_resume(settings.folder)):
+        finished = search.search(job.fields, asked, settings)
     print(results.table(finished))
     for answer in finished.answers:
         print(answer)

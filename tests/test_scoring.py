@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -244,6 +245,19 @@ def test_results_that_are_missing_are_written_again(
     assert csvs[0] == csvs[1]
 
 
+def test_ctrl_c_says_how_many_rows_are_kept(
+    copied: Path, archive: Path, small_checkpoint: str
+) -> None:
+    part = min((copied / "scores").iterdir())
+    num_kept = 42 - len(pq.read_table(part))
+    part.unlink()
+    with mock.patch("cxr.scoring.job._run", side_effect=KeyboardInterrupt):
+        ended = score(small_checkpoint, copied, "--input", str(archive))
+    assert ended.code == 130
+    kept = f"{num_kept} of 42 rows are kept; the same command continues"
+    assert ended.own_err == [f"interrupted: {kept}"]
+
+
 def test_a_finished_job_does_nothing_and_says_so(
     copied: Path, archive: Path, small_checkpoint: str
 ) -> None:
@@ -392,7 +406,10 @@ def test_a_full_disk_is_one_clear_message_and_the_job_goes_on_when_there_is_room
 def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz") -> pa.Table:
     """An inventory of so many files, and members of a compressed tar."""
     step = {"kind": kind, "offset": 0, "packed": 1, "size": 1, "method": 0, "crc": -1}
-    facts = {"size": 1, "modified_ns": 0, "status": "", "reason": "", "warnings": []}
+    facts = {
+        "size": 1, "modified_ns": 0, "status": "", "reason": "", "warnings": [],
+        "written": "", "manifest": "", "manifest_row": -1,
+    }  # fmt: skip
     table = [
         {"uri": f"{i:05}", "file": f"{i:05}", "place": [], **facts} for i in range(num_loose)
     ] + [

@@ -20,7 +20,7 @@ ORDER = (
 list: the table in docs/structure.md shows it."""
 
 SLOW = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "scipy", "pandas", "matplotlib",
-        "pydicom", "PIL")  # fmt: skip
+        "pydicom")  # fmt: skip
 """Libraries that a command line is read without: most take seconds to import."""
 
 JOBS = ("download", "train", "tune", "evaluate", "score")

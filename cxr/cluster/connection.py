@@ -30,6 +30,8 @@ ENVIRONMENT: Final = {
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Else Ray Train prints every line twice.
     "RAY_AIR_NEW_OUTPUT": "0",  # Else Ray Tune frames its settings, whatever its verbosity.
+    # Else Ctrl-C ends a search as if it had finished, with the trials that it has.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
 }
 """Environment of the job and of a cluster that it starts; what is set already stays."""

@@ -1,5 +1,7 @@
 """Scores and labels: ROC AUC, probabilities from logits, calibration."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,11 +35,21 @@ def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float | None:
 
 def probabilities(logits: npt.ArrayLike, temperature: float) -> Floats:
     """Calibrated probability of pneumonia: sigmoid(logit / temperature), float64, (N,)."""
-    from scipy.special import expit
-
     if not (np.isfinite(temperature) and temperature > 0):
         raise SettingsError(f"temperature {temperature}: must be a finite number above 0.")
-    return np.asarray(expit(np.asarray(logits, dtype=np.float64) / temperature), dtype=np.float64)
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    return np.array([_sigmoid(x) for x in scaled.ravel().tolist()]).reshape(scaled.shape)
+
+
+def _sigmoid(x: float) -> float:
+    """As `scipy.special.expit`, to the last digit, which NumPy's exp does not give.
+
+    SciPy takes half a second to import in each process that scores.
+    """
+    try:
+        return 1 / (1 + math.exp(-x))
+    except OverflowError:
+        return 0.0
 
 
 def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:

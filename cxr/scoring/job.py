@@ -5,6 +5,7 @@ manifest.parquet   every file and archive member to be scored, and its part
 scores/            one Parquet file per part
 damaged/           files of parts that could not be read; there if there were any
 scores.csv         all scores, sorted by uri
+studies.parquet    scores of studies or patients; there if there is what to group by
 summary.json       counts, rates, versions
 index.html         the same as a page
 
@@ -22,15 +23,23 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 
-from cxr import cluster, storage
+from cxr import cli, cluster, storage
 from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import READ_CPUS
 from cxr.errors import CxrError
 from cxr.inference.engine import CPU_THREADS
 from cxr.inference.networks import send_classifier
+from cxr.metrics import OperatingPoint
 from cxr.models.checkpoint import Checkpoint
 from cxr.scoring import parts, results
-from cxr.scoring.manifest import PART_ROWS, ScoreSettings, check_output, open_manifest
+from cxr.scoring.columns import DEFAULTS, ColumnSettings, UidColumns, scores_schema
+from cxr.scoring.manifest import (
+    PART_ROWS,
+    ScoreSettings,
+    check_output,
+    kept_columns,
+    open_manifest,
+)
 from cxr.scoring.predict import PartPredictor
 from cxr.scoring.read import read_parts, tasks
 from cxr.scoring.results import Summary
@@ -45,6 +54,8 @@ def score(
     checkpoint: Checkpoint,
     output: str,
     *,
+    operating_point: OperatingPoint,
+    columns: ColumnSettings = DEFAULTS,
     any_body_part: bool = False,
     any_view: bool = False,
     update: bool = False,
@@ -54,31 +65,40 @@ def score(
 
     Args:
         inputs: as `sources.list_inputs` takes them.
-        checkpoint: whose model, temperature and operating point are used.
+        checkpoint: whose model and temperature are used.
         output: folder, path or URI: empty, or that of a job with the same settings.
+        operating_point: chosen on the checkpoint's validation images.
+        columns: that the scores have beyond their own.
         any_body_part: also score DICOM files of body parts other than the chest.
         any_view: also score DICOM files of lateral and oblique views.
         update: list the inputs again, and add what is new.
         gpu: compute on GPUs.
 
     Raises:
-        SettingsError: the folder holds scores of other settings or of another format.
+        SettingsError: the folder holds scores of other settings or of another format, a column
+            cannot be kept, or the key of hashed identifiers is too short.
         DataError: the inputs name nothing.
         CxrError: scores are missing in the end.
+        KeyboardInterrupt: says how many rows are kept.
     """
     started = time.time()
     output = storage.absolute(output)
+    uid_columns = columns.uid_columns()
     settings = ScoreSettings(
         tuple(storage.absolute(uri) for uri in inputs),
         any_body_part,
         any_view,
         checkpoint.fingerprint,
+        operating_point.rule,
+        columns,
+        uid_columns.key_digest if uid_columns else "",
     )
     check_output(output, settings)
     manifest, skipped = open_manifest(output, settings, update=update)
+    schema = scores_schema(uid_columns, kept_columns(manifest))
     folder = storage.join(output, "scores")
     listed = parts.by_part(manifest)
-    done = parts.open_parts(folder, listed)
+    done = parts.open_parts(folder, listed, schema)
     missing = {part: rows for part, rows in listed.items() if part not in done}
     num_missing = sum(map(len, missing.values()))
     rates: dict[str, Any] = {}
@@ -86,20 +106,35 @@ def score(
         if done:
             num_done = len(manifest) - num_missing
             print(f"resumed: {num_done:,} of {len(manifest):,} images have their row")
-        with ClusterProgress(f"scoring with {checkpoint.recipe.name}", num_missing) as progress:
-            _run(missing, num_missing, checkpoint, folder, settings, progress.counter, gpu=gpu)
+        with (
+            cli.on_interrupt(lambda: _kept(folder, listed, len(manifest))),
+            ClusterProgress(f"scoring with {checkpoint.recipe.name}", num_missing) as progress,
+        ):
+            _run(
+                missing, num_missing, checkpoint, operating_point, folder, settings, schema,
+                uid_columns, progress.counter, gpu=gpu,
+            )  # fmt: skip
             marks: list[tuple[float, int]] = ray.get(progress.counter.marks.remote())
         rates = _rates(marks, started, _pool(num_missing, gpu=gpu).min_size)
-        done |= parts.read_parts(folder, missing)
+        done |= parts.read_parts(folder, missing, schema)
         if lost := listed.keys() - done.keys():
             raise CxrError(f"{folder}: {len(lost)} parts are missing. Run the same command again.")
     elif results.is_written(output, len(manifest)):
         print("nothing to do: every listed image has its row")
         return results.summarize(pa.concat_tables(done.values()), 0)
-    scores = pa.concat_tables(done[part] for part in sorted(done)).sort_by("uri")
+    scores = pa.concat_tables(done[part] for part in sorted(done)).sort_by(
+        [("uri", "ascending"), ("file", "ascending")]
+    )
     summary = results.summarize(scores, num_missing)
-    results.write(output, scores, summary, skipped, checkpoint, settings, manifest, rates)
+    results.write(
+        output, scores, summary, skipped, checkpoint, operating_point, settings, manifest, rates
+    )
     return summary
+
+
+def _kept(folder: str, listed: Mapping[int, pa.Table], num_listed: int) -> str:
+    kept = parts.count_rows(folder, listed)
+    return f"{kept:,} of {num_listed:,} rows are kept; the same command continues"
 
 
 def _pool(num_images: int, *, gpu: bool) -> cluster.Pool:
@@ -110,8 +145,11 @@ def _run(
     missing: Mapping[int, pa.Table],
     num_images: int,
     checkpoint: Checkpoint,
+    point: OperatingPoint,
     folder: str,
     settings: ScoreSettings,
+    schema: pa.Schema,
+    uid_columns: UidColumns | None,
     counter: "ActorHandle[Counter]",
     *,
     gpu: bool,
@@ -120,12 +158,17 @@ def _run(
     cluster.check_reach([folder], first["file"].to_pylist()[:1])
     pool = _pool(num_images, gpu=gpu)
     share = pool.share
-    point = checkpoint.operating_point
     network = send_classifier(checkpoint, gpu=gpu)
     work = tasks(missing)
     pixels = ray.data.from_blocks(work).map_batches(
         read_parts,
-        fn_args=(checkpoint.recipe.image_px, settings.any_body_part, settings.any_view),
+        fn_args=(
+            checkpoint.recipe.image_px,
+            settings.any_body_part,
+            settings.any_view,
+            schema,
+            uid_columns,
+        ),
         batch_format="pyarrow",
         batch_size=None,
         # On CPUs the same claim as the predictors', so that Ray Data fuses the two: a process reads
@@ -137,7 +180,7 @@ def _run(
         PartPredictor,
         (
             network, checkpoint.recipe.image_px, share.threads, counter,
-            checkpoint.temperature, point.threshold,
+            checkpoint.temperature, point.threshold, schema,
         ),
     )  # fmt: skip
     cluster.execute(

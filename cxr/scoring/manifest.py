@@ -3,7 +3,6 @@
 import json
 import time
 from collections import Counter as Counts
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 
 from cxr import sources, storage
 from cxr.errors import DataError, SettingsError
+from cxr.scoring import columns
+from cxr.scoring.columns import ColumnSettings
 from cxr.scoring.parts import FORMAT, pack, unpack
 from cxr.scoring.read import num_cpus, stream_of
 
@@ -34,6 +35,11 @@ class ScoreSettings:
     any_view: bool
     checkpoint: str
     """Fingerprint."""
+    operating_point: str
+    """Its rule."""
+    columns: ColumnSettings = columns.DEFAULTS
+    key_digest: str = ""
+    """Of the key that identifiers are hashed with."""
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -44,6 +50,11 @@ class ScoreSettings:
             "inputs": list(self.inputs),
             "any_body_part": self.any_body_part,
             "any_view": self.any_view,
+            "operating_point": self.operating_point,
+            "columns": list(self.columns.columns),
+            "keep_columns": list(self.columns.keep_columns),
+            "study_columns": self.columns.study_columns,
+            "hash_key": self.key_digest,
         }
 
 
@@ -76,11 +87,12 @@ def open_manifest(
         update: list the inputs again, and append what is new.
 
     Returns:
-        Rows of schema `sources.INVENTORY` with their `part`, and the files that were passed over,
-        by type.
+        Rows of schema `sources.INVENTORY` with their `part` and, if columns are kept, `kept`; and
+        the files that were passed over, by type.
 
     Raises:
         DataError: the inputs name nothing.
+        SettingsError: a column cannot be kept, or an update would keep others.
     """
     manifest_uri = storage.join(output, "manifest.parquet")
     listing_uri = storage.join(output, "listing.json")
@@ -89,9 +101,14 @@ def open_manifest(
         skipped: dict[str, int] = storage.read_json(listing_uri)["skipped"]
         return known, skipped
     began = time.monotonic()
-    table, skipped = list_images(settings.inputs)
+    table, skipped = list_images(settings)
     print(f"listed {len(table):,} images in {time.monotonic() - began:.1f} s", flush=True)
     if known is not None:
+        if (now := kept_columns(table)) != (kept := kept_columns(known)):
+            raise SettingsError(
+                f"{output}: keeps columns {', '.join(kept)}, and the manifests now give"
+                f" {', '.join(now)}. Name those to keep, and choose another --output."
+            )
         is_new = pc.invert(pc.is_in(table["uri"], known["uri"]))
         table = table.filter(is_new)
         gone = len(known) + pc.sum(is_new).as_py() - len(is_new)
@@ -108,7 +125,14 @@ def open_manifest(
     return table, skipped
 
 
-def list_images(inputs: Sequence[str]) -> tuple[pa.Table, dict[str, int]]:
+def kept_columns(manifest: pa.Table) -> list[str]:
+    """The columns of the user's manifests that the rows of a listing keep."""
+    if "kept" not in manifest.column_names:
+        return []
+    return [field.name for field in manifest.schema.field("kept").type]
+
+
+def list_images(settings: ScoreSettings) -> tuple[pa.Table, dict[str, int]]:
     """List every image that the inputs name, and count the files that were passed over by type.
 
     Files by uri come first, then archives by uri, their members in the order of the archive. The
@@ -116,8 +140,12 @@ def list_images(inputs: Sequence[str]) -> tuple[pa.Table, dict[str, int]]:
 
     Raises:
         DataError: an input does not exist, or they name nothing.
+        SettingsError: a column cannot be kept.
     """
-    listed = sources.list_inputs(inputs)
+    asked = settings.columns
+    listed = sources.list_inputs(settings.inputs, asked.columns)
+    kept = columns.choose_kept(asked, listed.manifests)
+    columns.choose_group(asked, kept)
     skipped = listed.skipped
     tables = {"": listed.table().sort_by("uri")}
     if listed.archives:
@@ -129,11 +157,14 @@ def list_images(inputs: Sequence[str]) -> tuple[pa.Table, dict[str, int]]:
             _list_archives, batch_format="pyarrow", batch_size=None, num_cpus=1
         )
         for row in dataset.iter_rows():
-            tables[row["file"]] = unpack(row["rows"])
+            tables[row["file"]] = listed.join_entries(unpack(row["rows"]))
             skipped.update(json.loads(row["skipped"]))
     table = pa.concat_tables(tables[file] for file in sorted(tables))
     if not len(table):
-        raise DataError(f"{', '.join(inputs)}: no radiographs found in the archives.")
+        inputs = ", ".join(settings.inputs)
+        raise DataError(f"{inputs}: no radiographs found in the archives.")
+    if kept:
+        table = columns.append_kept(table, listed.manifests, kept)
     return table, dict(skipped)
 
 

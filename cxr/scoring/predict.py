@@ -10,7 +10,7 @@ from cxr.cluster.counter import Counter
 from cxr.inference.networks import Network
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
-from cxr.scoring.parts import SCORES, pack, unpack
+from cxr.scoring.parts import PIXELS, pack, unpack
 
 
 class PartPredictor(Predictor):
@@ -24,25 +24,26 @@ class PartPredictor(Predictor):
         counter: "ActorHandle[Counter]",
         temperature: float,
         threshold: float,
+        schema: pa.Schema,
     ) -> None:
         super().__init__(network, image_px, threads, counter)
-        self.temperature, self.threshold = temperature, threshold
+        self.temperature, self.threshold, self.schema = temperature, threshold, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        # rows in: {part, rows: packed PIXELS}; rows out: {part, rows: packed SCORES}
+        # rows in: {part, rows: packed pixels}; rows out: {part, rows: packed scores}
         scored = [pack(self._score(unpack(rows))) for rows in batch["rows"].to_pylist()]
         return batch.set_column(1, "rows", pa.array(scored, pa.binary()))
 
     def _score(self, table: pa.Table) -> pa.Table:
-        logits = self.logits(table["x"])
+        logits = self.logits(table[PIXELS])
         probs = metrics.probabilities(logits, self.temperature)
         predictions = [CLASSES[int(prob >= self.threshold)] for prob in probs]
         self.counter.add.remote(len(table))
-        without = np.asarray(pc.is_null(table["x"]))
+        without = np.asarray(pc.is_null(table[PIXELS]))
         columns = {
             "prob_pneumonia": pa.array(probs, pa.float64(), mask=without),
             "logit": pa.array(logits, pa.float64(), mask=without),
             "prediction": pa.array(predictions, pa.string(), mask=without),
         }
-        arrays = [columns[name] if name in columns else table[name] for name in SCORES.names]
-        return pa.table(arrays, schema=SCORES)
+        arrays = [columns[name] if name in columns else table[name] for name in self.schema.names]
+        return pa.table(arrays, schema=self.schema)

@@ -61,7 +61,8 @@ class TorchNetwork:
 
         torch.set_num_threads(threads)
         model = classifier.build(self.recipe)
-        model.load_state_dict(dict(ray.get(self.state)), strict=not self.frozen)
+        tensors: State = ray.get(self.state)
+        model.load_state_dict(dict(tensors), strict=not self.frozen)
         network = model.prefix if self.frozen else model
         return TorchEngine(network, self.recipe.normalization, gpu=self.gpu)
 

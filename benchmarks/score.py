@@ -44,7 +44,7 @@ from torchvision.transforms import v2
 from cxr import cli, recipes
 from cxr.errors import CxrError, SettingsError
 from cxr.images import decoding, resize
-from cxr.inference import devices
+from cxr.inference import devices, processor
 from cxr.models import classifier
 from cxr.recipes import Recipe
 from tests.support.files import repeat
@@ -384,7 +384,7 @@ def main() -> None:
     # Only the CPU is measured, so no process may see a GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     machine = {
-        "cpu": devices.cpu()[0],
+        "cpu": processor.cpu()[0],
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),

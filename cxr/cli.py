@@ -4,6 +4,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
@@ -55,15 +56,32 @@ def peek(flags: type[Job]) -> Job:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a job; an error that the user can act on is one sentence and exit code 1."""
+    """Run a job; an error that the user can act on is one sentence and exit code 1.
+
+    Ctrl-C is one as well, with exit code 130; see `on_interrupt`.
+    """
     try:
         main()
     except CxrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        text = f": {interrupt}" if str(interrupt) else "."
+        print(f"interrupted{text}", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def on_interrupt(describe: Callable[[], str]) -> Iterator[None]:
+    """Let `run` say what Ctrl-C leaves behind, and how to continue.
+
+    Args:
+        describe: the sentence, called when the block was interrupted.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(describe()) from None
 
 
 def _presence_flags(job: type, words: Sequence[str]) -> list[str]:

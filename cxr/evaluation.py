@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from cxr import cluster, metrics, sources, storage
 from cxr.cluster.counter import ClusterProgress
@@ -16,7 +15,8 @@ from cxr.datasets.pixels import decode_shards
 from cxr.datasets.shards import Shards
 from cxr.errors import DataError
 from cxr.images.read import read_all
-from cxr.inference import devices
+from cxr.inference.engine import CPU_THREADS, batch_size
+from cxr.inference.networks import send_classifier
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
 from cxr.metrics import Examination, OperatingPoint
@@ -129,14 +129,14 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     """
     num_images = len(pixels.table)
     num_tasks = sum(len(paths) for paths in pixels.parts.values())
-    pool = cluster.pool(num_tasks, devices.CPU_THREADS, gpu=gpu)
-    state = ray.put(dict(trained.model.state_dict()))
+    pool = cluster.pool(num_tasks, CPU_THREADS, gpu=gpu)
+    network = send_classifier(trained, gpu=gpu)
     with ClusterProgress(f"scoring with {trained.recipe.name}", num_images) as progress:
         dataset = pool.map(
             pixels.dataset(columns=("row", "x")),
             Predictor,
-            (trained.recipe, state, pool.share.threads, gpu, progress.counter),
-            devices.batch_size(gpu),
+            (network, trained.recipe.image_px, pool.share.threads, progress.counter),
+            batch_size(gpu),
         )
         parts = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     scored = pa.concat_tables(parts).sort_by("row")

@@ -9,9 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cxr import cli, cluster, evaluation, phantoms, storage
+from cxr import cli
 from cxr.cluster.settings import CachedComputeSettings
-from cxr.models import checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class EvaluateJob:
 
 def main() -> None:
     job = cli.parse(EvaluateJob, __doc__)
+    # Imported once the command line is known to be right: Ray and PyTorch take seconds.
+    from cxr import cluster, evaluation, phantoms, storage
+    from cxr.models import checkpoint
+
     trained = checkpoint.load(job.checkpoint)
     point = trained.choose(job.operating_point)
     data, name = phantoms.data_or_default(job.data, job.compute.cache)

@@ -13,11 +13,10 @@ from typing import Annotated
 
 import tyro
 
-from cxr import cli, cluster, storage
+from cxr import cli
 from cxr.cluster.settings import ComputeSettings
 from cxr.errors import SettingsError
-from cxr.models import checkpoint
-from cxr.scoring.job import score
+from cxr.scoring.columns import ColumnSettings
 
 TOO_MANY_FAILED = 3
 
@@ -31,9 +30,13 @@ class ScoreJob:
     input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
     """Files, folders (with all folders below), globs, bucket prefixes, zip or tar archives (.zip
     .tar .tgz .tar.gz .tar.zst .tar.bz2 .tar.xz; also inside folders and one inside another),
-    members (archive.zip!/path), and CSV or Parquet manifests with a column uri."""
+    members (archive.zip!/path), and manifests with a column uri (.csv .tsv .csv.gz .parquet
+    .xlsx)."""
     output: str
     """Folder or bucket prefix for the scores: empty, or that of the same command before."""
+    operating_point: str | None = None
+    """Another rule for the threshold than the checkpoint's, chosen on its validation images:
+    youden, sensitivity=X or specificity=X."""
     any_body_part: bool = False
     """Score DICOM files whose header names another body part than the chest, too."""
     any_view: bool = False
@@ -42,6 +45,10 @@ class ScoreJob:
     """List the inputs again and score what is new in them."""
     max_failed_fraction: float = 1.0
     """Exit with code 3 when more than this share of the listed images has no score."""
+    columns: Annotated[ColumnSettings, cli.section("columns")] = dataclasses.field(
+        default_factory=ColumnSettings
+    )
+    """Which columns the scores have beyond their own."""
     compute: Annotated[ComputeSettings, cli.section("resources")] = dataclasses.field(
         default_factory=ComputeSettings
     )
@@ -56,13 +63,26 @@ class ScoreJob:
 
 def main() -> None:
     job = cli.parse(ScoreJob, __doc__)
+    # Imported once the command line is known to be right: Ray takes seconds.
+    from cxr import cluster, storage
+    from cxr.models import checkpoint
+    from cxr.scoring.job import score
+
     trained = checkpoint.load(job.checkpoint)
+    point = trained.choose(job.operating_point)
     output = storage.absolute(job.output)
     cluster.connect()
     done = score(
-        job.input, trained, output, any_body_part=job.any_body_part, any_view=job.any_view,
-        update=job.update, gpu=cluster.use_gpu(job.compute.gpu),
+        job.input, trained, output, operating_point=point, columns=job.columns,
+        any_body_part=job.any_body_part, any_view=job.any_view, update=job.update,
+        gpu=cluster.use_gpu(job.compute.gpu),
     )  # fmt: skip
+    if job.operating_point:
+        print(
+            f"operating point: {point.rule} -> threshold {point.threshold:.4f}; on {point.n:,}"
+            f" validation images sensitivity {point.sensitivity:.3f}, specificity"
+            f" {point.specificity:.3f}"
+        )
     print(f"report: {storage.join(output, 'index.html')}")
     print(
         f"scored {done.num_scored:,} of {done.num_listed:,}; refused {done.num_refused:,};"

@@ -9,10 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
-from cxr import cli, cluster
+from cxr import cli
 from cxr.recipes import RECIPES, Recipe
-from cxr.reports import comparison_table
-from cxr.training import run
 from cxr.training.settings import RecipeChoice, RunSettings
 
 
@@ -33,13 +31,19 @@ class TrainJob(RecipeChoice):
 def main() -> None:
     choice = cli.peek(RecipeChoice)
     jobs = [cli.parse(TrainJob, __doc__, TrainJob(fields=base)) for base in choice.read()]
+    # Imported once the command line is known to be right: Ray and PyTorch take seconds.
+    from cxr import cluster
+    from cxr.reports import comparison_table
+    from cxr.training import run
+
     recipes, resume = [job.fields for job in jobs], jobs[0].resume
     if resume:
         recipes, settings = run.reopen(resume)
     else:
         settings = run.begin(recipes, jobs[0].settings)
     cluster.connect()
-    finished = run.train(recipes, settings)
+    with cli.on_interrupt(lambda: run.how_to_resume(settings.folder)):
+        finished = run.train(recipes, settings)
     print(comparison_table(finished.results))
     print(f"report: {finished.report}")
     data = f" --data {settings.data}" if settings.data else ""

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cxr import cli, cluster
+from cxr import cli
 from cxr.recipes import RECIPES, Recipe
 from cxr.training.settings import RecipeChoice, SharedSettings, resolve
-from cxr.tuning import results, search, space
+from cxr.tuning import space
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,15 @@ class TuneJob(BaseChoice):
 def main() -> None:
     [base] = cli.peek(BaseChoice).read()
     job = cli.parse(TuneJob, __doc__, TuneJob(fields=base))
+    # Imported once the command line is known to be right: Ray and PyTorch take seconds.
+    from cxr import cluster
+    from cxr.tuning import results, search
+
     asked = space.parse(job.search, job.trials, job.sampler)
     settings = resolve(job.settings, [job.fields], "-tune")
     cluster.connect()
-    finished = search.search(job.fields, asked, settings)
+    with cli.on_interrupt(lambda: search.how_to_resume(settings.folder)):
+        finished = search.search(job.fields, asked, settings)
     print(results.table(finished))
     for answer in finished.answers:
         print(answer)

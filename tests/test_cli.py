@@ -68,6 +68,21 @@ def test_a_mistyped_word_ends_with_2(words: tuple[str, ...]) -> None:
     assert stop.value.code == 2
 
 
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def late() -> None:
+        with cli.on_interrupt(lambda: "2 of 3 rows are kept"):
+            raise KeyboardInterrupt
+
+    def early() -> None:
+        raise KeyboardInterrupt
+
+    for main, line in ((late, "interrupted: 2 of 3 rows are kept\n"), (early, "interrupted.\n")):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main)
+        assert stop.value.code == 130
+        assert capsys.readouterr().err == line
+
+
 def test_help_has_named_sections_and_no_line_breaks_of_the_source(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

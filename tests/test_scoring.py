@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -244,6 +245,19 @@ def test_results_that_are_missing_are_written_again(
     assert csvs[0] == csvs[1]
 
 
+def test_ctrl_c_says_how_many_rows_are_kept(
+    copied: Path, archive: Path, small_checkpoint: str
+) -> None:
+    part = min((copied / "scores").iterdir())
+    num_kept = 42 - len(pq.read_table(part))
+    part.unlink()
+    with mock.patch("cxr.scoring.job._run", side_effect=KeyboardInterrupt):
+        ended = score(small_checkpoint, copied, "--input", str(archive))
+    assert ended.code == 130
+    kept = f"{num_kept} of 42 rows are kept; the same command continues"
+    assert ended.own_err == [f"interrupted: {kept}"]
+
+
 def test_a_finished_job_does_nothing_and_says_so(
     copied: Path, archive: Path, small_checkpoint: str
 ) -> None:
@@ -389,10 +403,13 @@ def test_a_full_disk_is_one_clear_message_and_the_job_goes_on_when_there_is_room
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz") -> pa.Table:
+def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz", status: str = "") -> pa.Table:
     """An inventory of so many files, and members of a compressed tar."""
     step = {"kind": kind, "offset": 0, "packed": 1, "size": 1, "method": 0, "crc": -1}
-    facts = {"size": 1, "modified_ns": 0, "status": "", "reason": "", "warnings": []}
+    facts = {
+        "size": 1, "modified_ns": 0, "status": status, "reason": "", "warnings": [],
+        "written": "", "manifest": "", "manifest_row": -1,
+    }  # fmt: skip
     table = [
         {"uri": f"{i:05}", "file": f"{i:05}", "place": [], **facts} for i in range(num_loose)
     ] + [
@@ -408,8 +425,11 @@ def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_ta
     numbers = manifest.number_parts(table)
     assert numbers[0] == 0
     assert set(np.diff(numbers)) <= {0, 1}
-    assert np.bincount(numbers).max() <= manifest.PART_ROWS
-    tasks = read.tasks(parts.by_part(table.append_column("part", pa.array(numbers))))
+    assert np.bincount(numbers).max() <= manifest.PART_IMAGES
+    tasks = [
+        pa.concat_tables(task)
+        for task in read.tasks(parts.by_part(table.append_column("part", pa.array(numbers))))
+    ]
     seen = [uri for task in tasks for uri in task["uri"].to_pylist()]
     assert sorted(seen) == table["uri"].to_pylist()
     owners: dict[int, int] = {}
@@ -421,6 +441,17 @@ def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_ta
     assert len(streams) <= 2 or num_in_tar < 10
     for task in streams:
         assert task["uri"].to_pylist() == sorted(task["uri"].to_pylist())
+
+
+def test_rows_without_pixels_share_large_parts_and_images_do_not() -> None:
+    known = listing(10_000, 0, status="unreadable")
+    assert np.bincount(manifest.number_parts(known)).tolist() == [1250] * 8  # Four for each CPU.
+    many = manifest.number_parts(pa.concat_tables([known, known, known]))
+    assert np.bincount(many).max() == 2048
+    mixed = pa.concat_tables([listing(500, 0), known])
+    sizes = np.bincount(manifest.number_parts(mixed))
+    assert sizes[:7].tolist() == [64] * 7
+    assert sizes.sum() == 10_500
 
 
 def test_parts_survive_packing() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import pytest
 from cxr import sources, storage
 from cxr.errors import SettingsError, StorageError
 from cxr.scoring import parts
+from cxr.scoring.columns import ColumnSettings
 from cxr.scoring.manifest import ScoreSettings, check_output
 from cxr.scoring.parts import FORMAT, SCORES
 
@@ -19,7 +21,7 @@ STEPS = (
     "list<element: struct<kind: string, offset: int64, packed: int64, size: int64,"
     " method: int64, crc: int64>>"
 )
-FORMATS = {
+FORMATS: dict[int, dict[str, Any]] = {
     1: {
         "scores": {
             "uri": "string", "sha256": "string", "status": "string", "reason": "string",
@@ -36,9 +38,20 @@ FORMATS = {
     },
 }  # fmt: skip
 FORMATS[2] = FORMATS[1] | {"settings": [*FORMATS[1]["settings"], "any_view"]}
+FORMATS[3] = {
+    "scores": {"uri": "string", "file": "string", **FORMATS[1]["scores"], "view": "string"},
+    "manifest": FORMATS[1]["manifest"]
+    | {"written": "string", "manifest": "string", "manifest_row": "int64"},
+    "settings": [
+        *FORMATS[2]["settings"], "operating_point", "columns", "keep_columns", "study_columns",
+        "hash_key",
+    ],
+}  # fmt: skip
 """What is on disk in each format. Another column is another format, and has an entry of its own."""
 
-SETTINGS = ScoreSettings(("/in",), any_body_part=False, any_view=False, checkpoint="abc")
+SETTINGS = ScoreSettings(
+    ("/in",), any_body_part=False, any_view=False, checkpoint="abc", operating_point="youden"
+)
 
 
 def columns(schema: pa.Schema) -> dict[str, str]:
@@ -60,9 +73,10 @@ def scores(*uris: str) -> pa.Table:
     row: dict[str, object] = {
         "sha256": "", "status": "unreadable", "reason": "the file is empty", "warnings": [],
         "prob_pneumonia": None, "logit": None, "prediction": None, "width": 0, "height": 0,
-        "format": "",
+        "format": "", "view": "",
     }  # fmt: skip
-    return pa.Table.from_pylist([row | {"uri": uri} for uri in uris], schema=SCORES)
+    rows = [row | {"uri": uri, "file": uri} for uri in uris]
+    return pa.Table.from_pylist(rows, schema=SCORES)
 
 
 @pytest.fixture
@@ -91,18 +105,20 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def test_finished_parts_are_taken_as_they_are(folder: Path, listed: dict[int, pa.Table]) -> None:
     before = everything(folder)
-    done = parts.open_parts(str(folder / "scores"), listed)
+    done = parts.open_parts(str(folder / "scores"), listed, SCORES)
     assert sorted(done) == [0, 1, 2, 3]
     assert done[2].equals(scores("2a", "2b"))
     assert everything(folder) == before
-    assert parts.read_parts(str(folder / "scores"), {3: listed[3]})[3].equals(scores("3a", "3b"))
+    assert parts.read_parts(str(folder / "scores"), {3: listed[3]}, SCORES)[3].equals(
+        scores("3a", "3b")
+    )
 
 
 def test_a_folder_that_is_not_there_has_no_parts(
     tmp_path: Path, listed: dict[int, pa.Table]
 ) -> None:
-    assert parts.open_parts(str(tmp_path / "scores"), listed) == {}
-    assert parts.read_parts(str(tmp_path / "scores"), listed) == {}
+    assert parts.open_parts(str(tmp_path / "scores"), listed, SCORES) == {}
+    assert parts.read_parts(str(tmp_path / "scores"), listed, SCORES) == {}
 
 
 def test_damaged_parts_are_moved_and_nothing_is_lost(
@@ -116,7 +132,7 @@ def test_damaged_parts_are_moved_and_nothing_is_lost(
     third.with_name("part-0000002.parquet.12ab34cd.part").write_bytes(b"half")
     (folder / "scores" / "notes.txt").write_text("mine")
     before = everything(folder)
-    done = parts.open_parts(str(folder / "scores"), listed)
+    done = parts.open_parts(str(folder / "scores"), listed, SCORES)
     assert sorted(done) == [2, 3]
     assert "damaged: 3 parts, moved to " in capsys.readouterr().out
     kept = {path.name for path in (folder / "scores").iterdir()}
@@ -131,7 +147,7 @@ def test_damaged_parts_are_moved_and_nothing_is_lost(
 def test_a_part_damaged_twice_is_kept_twice(folder: Path, listed: dict[int, pa.Table]) -> None:
     for data in (b"one", b"two"):
         (folder / "scores" / "part-0000001.parquet").write_bytes(data)
-        parts.open_parts(str(folder / "scores"), listed)
+        parts.open_parts(str(folder / "scores"), listed, SCORES)
     assert sorted(path.read_bytes() for path in (folder / "damaged").iterdir()) == [b"one", b"two"]
 
 
@@ -140,7 +156,7 @@ def test_a_part_damaged_twice_is_kept_twice(folder: Path, listed: dict[int, pa.T
     [
         lambda table: table.drop_columns(["logit"]),
         lambda table: table.append_column("heat", pa.array([0.0, 0.0])),
-        lambda table: table.set_column(8, "width", table["width"].cast(pa.int32())),
+        lambda table: table.set_column(9, "width", table["width"].cast(pa.int32())),
     ],
     ids=["one less", "one more", "another type"],
 )
@@ -154,11 +170,11 @@ def test_a_part_with_other_columns_is_refused_and_kept(
         rf"part-0000002\.parquet: does not have the columns of scores of format {FORMAT}\. Choose"
     )
     with pytest.raises(SettingsError, match=message):
-        parts.open_parts(str(folder / "scores"), listed)
+        parts.open_parts(str(folder / "scores"), listed, SCORES)
     assert everything(folder) == before
 
 
-@pytest.mark.parametrize("format", [0, FORMAT + 1, None])
+@pytest.mark.parametrize("format", [0, FORMAT - 1, FORMAT + 1, None])
 def test_a_folder_of_another_format_is_refused_and_kept(folder: Path, format: int | None) -> None:
     storage.write_json(str(folder / "settings.json"), SETTINGS.to_json() | {"format": format})
     before = everything(folder)
@@ -179,6 +195,14 @@ def test_a_folder_of_the_same_settings_is_resumed(folder: Path, tmp_path: Path) 
         ("any_view", dataclasses.replace(SETTINGS, any_view=True)),
     ):
         with pytest.raises(SettingsError, match=f"holds scores with {option} False, not True"):
+            check_output(str(folder), other)
+    kept = ColumnSettings(keep_columns=("Site",))
+    for option, other in (
+        ("operating_point youden", dataclasses.replace(SETTINGS, operating_point="sensitivity=1")),
+        ("keep_columns", dataclasses.replace(SETTINGS, columns=kept)),
+        ("hash_key , not abc", dataclasses.replace(SETTINGS, key_digest="abc")),
+    ):
+        with pytest.raises(SettingsError, match=f"holds scores with {option}"):
             check_output(str(folder), other)
     (folder / "settings.json").unlink()
     with pytest.raises(StorageError, match="exists already"):

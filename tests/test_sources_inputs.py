@@ -346,7 +346,7 @@ def test_a_manifest_names_files_members_and_archives(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("path,label\na.png,0\n", r"lacks column uri; found path, label\."),
-        ('uri\na.png\n""\n', "row 2 of the manifest has no uri"),
+        ("uri,label\na.png,0\n\n,1\n", r"column uri is empty in row 2 \(line 4\)\."),
         ("uri\n", "no radiographs found"),
         ("", "not a folder, an archive or a manifest"),
     ],
@@ -362,6 +362,71 @@ def test_a_manifest_may_name_a_column_twice_and_hold_any_text(tmp_path: Path) ->
     rows = rows_of(tmp_path / "m.csv")
     assert [row["uri"] for row in rows] == [f"{tmp_path}/a.png", f"{tmp_path}/a\0b.png"]
     assert rows[1]["reason"] == "cannot be read: embedded null byte"
+
+
+def test_a_file_knows_the_row_of_the_manifest_that_names_it(tmp_path: Path) -> None:
+    root = plant(tmp_path, "a.png", "b.png", "unnamed.png")
+    for kind in ("zip", "tar.gz"):
+        (root / f"a.{kind}").write_bytes(dict(MAKERS.values())[kind](FILES))
+    (root / "m.csv").write_text(
+        "File;Age\n ./a.png ;41\nb.png;42\na.zip!/./last.png;43\na.tar.gz!/folder;44\na.png;45\n"
+        "nonsense://x/a.png;46\ngone.png;47\na.zip!/gone.png;48\n"
+    )
+    found = sources.list_inputs([str(root / "m.csv"), str(root / "unnamed.png")], ["uri=File"])
+    tables = [sources.list_archive(*archive)[0] for archive in found.archives.items()]
+    assert {set(table["manifest_row"].to_pylist()) == {-1} for table in tables} == {True}
+    table = pa.concat_tables([found.table(), *map(found.join_entries, tables)])
+    assert table.schema == sources.INVENTORY
+    manifest = str(root / "m.csv")
+    assert {
+        row["uri"].removeprefix(f"{root}/"): (row["written"], row["manifest"], row["manifest_row"])
+        for row in table.to_pylist()
+    } == {
+        "a.png": (" ./a.png ", manifest, 0),
+        "b.png": ("b.png", manifest, 1),
+        "unnamed.png": ("", "", -1),
+        "a.zip!/last.png": ("a.zip!/./last.png", manifest, 2),
+        "a.tar.gz!/folder/second.dcm": ("", manifest, 3),
+        "a.tar.gz!/folder/deeper/third": ("", manifest, 3),
+        "nonsense://x/a.png": ("nonsense://x/a.png", manifest, 5),
+        "gone.png": ("gone.png", manifest, 6),
+        "a.zip!/gone.png": ("a.zip!/gone.png", manifest, 7),
+    }
+    assert found.manifests[manifest]["Age"].to_pylist() == [str(age) for age in range(41, 49)]
+
+
+def test_all_members_of_an_archive_that_a_manifest_names_know_its_row(tmp_path: Path) -> None:
+    nested = {"in.zip": zipped({"b/c.png": b"1"}), "a.png": b"2"}
+    (tmp_path / "nest.zip").write_bytes(zipped(nested))
+    (tmp_path / "m.csv").write_text("uri\nnest.zip!/in.zip\nnest.zip\n")
+    found = sources.list_inputs([str(tmp_path / "m.csv")])
+    [(file, paths)] = found.archives.items()
+    table = found.join_entries(sources.list_archive(file, paths)[0])
+    rows = {inside(row): row["manifest_row"] for row in table.to_pylist()}
+    assert rows == {"a.png": 1, "in.zip!/b/c.png": 0}
+
+
+def test_paths_of_windows_in_a_manifest_are_relative_to_it(tmp_path: Path) -> None:
+    root = plant(tmp_path, "sub/a.png", "with\\backslash.png")
+    (root / "sub" / "a.zip").write_bytes(zipped(FILES))
+    entries = ["sub\\a.png", "sub\\a.zip!/last.png", "./with\\backslash.png", "C:\\x\\a.png",
+               "\\\\server\\x.png"]  # fmt: skip
+    (root / "m.csv").write_text("\n".join(["uri", *entries]))
+    rows = {row["uri"]: row["reason"] for row in rows_of(root / "m.csv")}
+    for entry in entries[3:]:
+        assert rows.pop(entry).startswith("an absolute path of Windows. Write paths relative to")
+    assert rows == {
+        f"{root}/sub/a.png": "",
+        f"{root}/sub/a.zip!/last.png": "",
+        f"{root}/with\\backslash.png": "",
+    }
+
+
+def test_tables_beside_the_images_are_passed_over(tmp_path: Path) -> None:
+    plant(tmp_path, "a.png", "m.csv", "m.csv.gz", "m.TSV.GZ", "m.xlsx", "a.nii.gz")
+    found = sources.list_inputs([str(tmp_path)])
+    assert found.skipped == {".csv": 1, ".csv.gz": 1, ".tsv.gz": 1, ".xlsx": 1}
+    assert found.manifests == {}
 
 
 # --- members by name -----------------------------------------------------------------------------

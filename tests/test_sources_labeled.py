@@ -1,6 +1,8 @@
 """Folders, archives and manifests become one listing; what is missing or ambiguous is refused."""
 
+import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pytest
 
 from cxr import sources
 from cxr.errors import DataError, StorageError
+from cxr.sources.settings import SetSettings
 from tests.support.archives import MAKERS, zipped
 from tests.support.folders import as_nobody, readable_folder
 
@@ -200,26 +203,37 @@ def test_a_manifest_needs_uri_and_label_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("uri,label\na.jpeg,0\na.jpeg,1\n", r"1 URIs stand twice, the first .*a\.jpeg"),
-        ("uri,label\na.jpeg,0\n./a.jpeg,1\n", r"1 URIs stand twice, the first .*a\.jpeg"),
-        ("uri,label,split\na.jpeg,0,train\na.jpeg,0,test\n", "1 URIs stand twice"),
-        ("uri,class\na.jpeg,0\n", r"lacks column label\. Expected uri,label.*; found uri, class\."),
-        ("path,class\na.jpeg,0\n", "lacks column label, uri"),
-        ("uri,label\na.jpeg,COVID\n", r"unknown label 'COVID'\. Choices: NORMAL, PNEUMONIA, 0, 1"),
-        ("uri,label\na.jpeg,0\nb.jpeg,\n", "row 2 of the manifest has no label"),
-        ("uri,label\na.jpeg,0\n,1\n", "row 2 of the manifest has no uri"),
         (
-            "uri,label,split\na.jpeg,0,training\n",
-            r"unknown split 'training'\. Choices: train, val, test",
+            "uri,label\na.jpeg,0\nb.jpeg,0\na.jpeg,1\n",
+            r"one image has two labels, in row 1 \(line 2\) and row 3 \(line 4\)\.$",
         ),
+        ("uri,label\na.jpeg,0\n./a.jpeg,1\na.jpeg,1\n", r"two labels, .* row 2 \(line 3\); 1 more"),
+        ("uri,label\na.jpeg,COVID\na.jpeg,1\n", "two labels, in row 1"),
+        ("uri,label,split\na.jpeg,0,train\na.jpeg,0,test\n", "two splits, in row 1"),
+        ("uri,label,patient\na.jpeg,0,1\na.jpeg,0,2\n", "two patients, in row 1"),
+        ("uri,class\na.jpeg,0\n", r"lacks column label; found uri, class\. .*label=COLUMN"),
+        ("path,class\na.jpeg,0\n", r"lacks column uri, label; .* uri=COLUMN label=COLUMN"),
+        (
+            "uri,label\na.jpeg,0\nb.jpeg,COVID\nc.jpeg,Covid\nd.jpeg,hip\ne.jpeg,hip\n",
+            r"column label has 2 other labels, in row 2 \(line 3\), row 3 \(line 4\), row 4"
+            r" \(line 5\) and 1 more\. Choices: normal, 0, pneumonia, 1\. .*--other-labels skip\.$",
+        ),
+        ("uri,label\na.jpeg,0\nb.jpeg,\n", r"column label is empty in row 2 \(line 3\)\.$"),
+        ("uri,label\na.jpeg,0\n,1\n", r"column uri is empty in row 2 \(line 3\)\.$"),
+        (
+            "uri,label,Split\na.jpeg,0,train\nb.jpeg,0,fold 3\n",
+            r"column Split has an unknown split in row 2 \(line 3\)\. Choices: train, val, test\.$",
+        ),
+        ("uri,label\n", r"the manifest has no rows\.$"),
         ("uri,label\na.jpeg,0\n", "split 'train' has no PNEUMONIA"),
         ("", "not a folder, an archive or a manifest"),
-        ("uri,label\na.jpeg\n", "not a folder, an archive or a manifest"),
+        ("uri,label\na.jpeg\n", r"column label is empty in row 1 \(line 2\)"),
     ],
 )
 def test_a_wrong_manifest_is_refused(tmp_path: Path, text: str, reason: str) -> None:
-    with pytest.raises(DataError, match=rf"manifest\.csv: .*{reason}"):
+    with pytest.raises(DataError, match=rf"manifest\.csv: .*{reason}") as caught:
         sources.list_radiographs(write_csv(tmp_path, text), "train")
+    assert not re.search("covid|hip|fold 3", str(caught.value), re.I)
 
 
 def test_a_manifest_must_be_what_its_name_says(tmp_path: Path) -> None:
@@ -231,6 +245,62 @@ def test_columns_become_arrays(tmp_path: Path) -> None:
     table = sources.list_radiographs(str(plant(tmp_path, *TREE)), "val")
     assert sources.column(table, "label").tolist() == [0, 1]
     assert sources.column(table, "patient").dtype.kind == "U"
+
+
+OWN = SetSettings(
+    columns=("uri=File", "label=Finding", "patient=Patient ID", "split=Set", "subtype=Germ"),
+    labels=("normal=No finding", "pneumonia=Pneumonia,Bronchopneumonia"),
+)
+
+OWN_TEXT = (
+    "Finding;File;Patient ID;Set;Germ;Age\r\n"
+    "no finding;a.png;007;Training;;41\r\n"
+    '" PNEUMONIA ";"b.png";0012;;virus;"4\r\n2"\r\n'
+    "Bronchopneumonia;c.png;0012;train;;43\r\n"
+    ";;;;;\r\n"
+    "No Finding;d.png;8;validate;;44\r\n"
+    "No Finding;./a.png;007;train;;45\r\n"
+)
+"""A manifest as Excel writes it, by `OWN`."""
+
+
+def test_columns_and_labels_may_have_names_of_their_own(tmp_path: Path) -> None:
+    uri = write_csv(tmp_path, "")
+    Path(uri).write_bytes(OWN_TEXT.encode())
+    data = sources.list_set(uri, OWN)
+    train = data.split("train")
+    assert train["label"].to_pylist() == [0, 1, 1]
+    assert train["patient"].to_pylist() == ["007", "0012", "0012"]
+    assert train["subtype"].to_pylist() == ["", "virus", ""]
+    assert [row["split"] for row in data.rows] == ["train", "train", "train", "val"]
+    assert data.skipped == {"rows that name an image again": 1}
+    # What else a manifest says is joined by row.
+    assert data.manifest is not None
+    ages = data.manifest["Age"].to_pylist()
+    assert [ages[row["row"]] for row in data.rows] == ["41", "4\r\n2", "43", "44"]
+
+
+def test_other_labels_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
+    text = OWN_TEXT.replace("c.png", "c.png;;;;\r\nOedema Smith;a.png;7;test;;1\r\n;e.png")
+    uri = write_csv(tmp_path, text)
+    with pytest.raises(DataError, match="two labels, in row 1"):
+        sources.list_set(uri, OWN)
+    data = sources.list_set(uri, dataclasses.replace(OWN, other_labels="skip"))
+    assert len(data.split("train")) == 3
+    assert data.skipped == {"rows with another label": 2, "rows that name an image again": 1}
+
+
+def test_labels_are_compared_as_numbers_and_without_case(tmp_path: Path) -> None:
+    text = "uri,label\na.png,0.0\nb.png,1.0\nc.png,1\nd.png,Normal\ne.png, pneumonia \n"
+    labels = sources.list_radiographs(write_csv(tmp_path, text), "train")["label"]
+    assert labels.to_pylist() == [0, 1, 1, 0, 1]
+
+
+def test_rows_of_a_manifest_do_not_change_what_is_cached(tmp_path: Path) -> None:
+    """Pixels are cached by the listing: another order of rows, or another column, is the same."""
+    one = write_csv(tmp_path, "uri,label\na.png,0\nb.png,1\n")
+    two = write_csv(tmp_path, "uri,age,label\n./b.png,41,1.0\na.png,42,NORMAL\n", "2.csv")
+    assert sources.list_radiographs(one, "train") == sources.list_radiographs(two, "train")
 
 
 # Archives -----------------------------------------------------------------------------------------
@@ -325,13 +395,53 @@ def test_images_of_a_class_may_be_in_archives(tmp_path: Path) -> None:
 def test_an_archive_beside_the_folders_is_passed_over(tmp_path: Path) -> None:
     plant(tmp_path, *TREE)
     (tmp_path / "download.zip").write_bytes(zipped(files_of(*TREE)))
-    plant(tmp_path, "elsewhere.jpeg", "train/OTHER/a.jpeg")
     data = sources.list_set(str(tmp_path))
     assert len(data.split("train")) == 4
-    assert data.skipped == {
-        "archive beside the folders": 1,
-        "image outside the folders of the classes": 2,
-    }
+    assert data.skipped == {"archive beside the folders": 1}
+
+
+def test_images_that_are_not_used_are_named_with_their_folders(tmp_path: Path) -> None:
+    plant(tmp_path, *TREE, "elsewhere.jpeg", "train/c.jpeg", "a/b/c.jpeg", "a/b/d.jpeg")
+    plant(tmp_path, *(f"train/COVID/{name}.jpeg" for name in ("a", "b", "sub/c", "sub/d")))
+    data = sources.list_set(str(tmp_path))
+    assert len(data.split("train")) == 4
+    assert data.skipped == {"in train/COVID": 4, "in a/b": 2, "in its root": 1,
+                            "in other folders": 1}  # fmt: skip
+    assert sources.in_words(data.skipped).startswith("Passed over: 4 in train/COVID, 2 in a/b, ")
+
+
+def test_images_are_listed_whatever_their_suffix(tmp_path: Path) -> None:
+    names = ("a.jpe", "b.IMA", "c", "d.1.2.840", "e.JPEG")
+    plant(
+        tmp_path, *(f"train/{label}/{name}" for label in ("NORMAL", "PNEUMONIA") for name in names)
+    )
+    train = sources.list_radiographs(str(tmp_path), "train")
+    assert [Path(uri).name for uri in train["uri"].to_pylist()] == [*names, *names]
+    assert set(train["uri"].to_pylist()) == set(sources.list_inputs([str(tmp_path)]).files)
+
+
+def test_names_of_folders_are_compared_without_case(tmp_path: Path) -> None:
+    plant(tmp_path, "Train/normal/a.jpeg", "Train/Pneumonia/b.jpeg", "TRAIN/PNEUMONIA/c.jpeg")
+    train = sources.list_radiographs(str(tmp_path), "train")
+    assert [Path(uri).name for uri in train["uri"].to_pylist()] == ["c.jpeg", "b.jpeg", "a.jpeg"]
+    assert train["label"].to_pylist() == [1, 1, 0]
+    assert sources.list_set(str(tmp_path)).skipped == {}
+
+
+def test_a_folder_that_is_no_set_names_the_manifests_in_it(tmp_path: Path) -> None:
+    plant(tmp_path, "images/a.png", "images/b.png", "labels.csv", "notes.txt")
+    message = (
+        rf"{tmp_path}: no folders train\|val\|test / NORMAL\|PNEUMONIA; found 2 files that may be"
+        rf" images, and labels\.csv\. Give --data {tmp_path}/labels\.csv, with columns uri and"
+        r" label\.$"
+    )
+    with pytest.raises(DataError, match=message):
+        sources.list_set(str(tmp_path))
+    plant(tmp_path, "old/1.xlsx", "old/2.parquet", "old/3.csv.gz")
+    with pytest.raises(
+        DataError, match=r", and labels\.csv, old/1\.xlsx, old/2\.parquet and 1 more"
+    ):
+        sources.list_set(str(tmp_path))
 
 
 def test_a_folder_of_an_archive_may_be_named(tmp_path: Path) -> None:
@@ -439,12 +549,11 @@ def test_a_manifest_may_name_archive_members(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.zip,0", r"row 1 of the manifest names an archive, not an image: .*a\.zip\. Name a"),
-        (
-            "a.zip!/x,0",
-            r"row 1 of the manifest names a folder of an archive, not an image: .*zip!/x",
-        ),
-        ("a.zip!/x/1.dcm,0\na.zip!/./x/1.dcm,1", r"1 URIs stand twice, the first .*x/1\.dcm"),
+        ("a.zip,0", r"an archive, not an image, in row 1 \(line 2\)\. Name a member, as in"),
+        ("a.zip!/x,0", r"a folder of an archive, not an image, in row 1 \(line 2\)\.$"),
+        ("a.zip!/x/1.dcm,0\na.zip!/./x/1.dcm,1", r"two labels, in row 1 \(line 2\) and row 2"),
+        ("file://server/a.png,0", r"csv: row 1 \(line 2\): .*lies on host 'server'"),
+        ("C:\\a.png,0", r"csv: row 1 \(line 2\): C:\\a\.png: an absolute path of Windows"),
         ("gone.zip!/x,0", r"gone\.zip: cannot be read: No such file or directory\. A labeled set"),
     ],
 )
@@ -457,7 +566,7 @@ def test_a_manifest_names_single_images(tmp_path: Path, text: str, message: str)
 def test_labels_of_a_split_that_is_not_used_may_be_missing(tmp_path: Path) -> None:
     manifest = write_csv(tmp_path, "uri,label,split\na.png,0,\nb.png,1,\nc.png,,test\n")
     assert len(sources.list_radiographs(manifest, "train")) == 2
-    with pytest.raises(DataError, match="row 3 of the manifest has no label"):
+    with pytest.raises(DataError, match=r"column label is empty in row 3 \(line 4\)"):
         sources.list_radiographs(manifest, "test")
 
 

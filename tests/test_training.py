@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -266,3 +269,15 @@ def test_a_run_that_cannot_be_read_is_refused_with_one_line(
         run.reopen(str(tmp_path))
     assert reason in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_ctrl_c_ends_training_although_ray_train_would_exit_with_0() -> None:
+    def train() -> None:
+        with trainer.usual_interrupts():
+            signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # As Ray Train's handler.
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -30,6 +30,9 @@ ENVIRONMENT: Final = {
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Else Ray Train prints every line twice.
     "RAY_AIR_NEW_OUTPUT": "0",  # Else Ray Tune frames its settings, whatever its verbosity.
+    # Else Ctrl-C ends a search as if it had finished, with the trials that it has.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
 }
 """Environment of the job and of a cluster that it starts; what is set already stays."""
@@ -61,7 +64,6 @@ def connect(num_cpus: int | None = None) -> None:
     for name, value in variables.items():
         os.environ.setdefault(name, value)
     import ray
-    import ray.data
 
     if ray.is_initialized():
         return
@@ -80,7 +82,8 @@ def connect(num_cpus: int | None = None) -> None:
             logging_level=logging.ERROR,
             logging_config=ray.LoggingConfig(log_level="ERROR"),
         )
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    if data := sys.modules.get("ray.data"):  # Imported before the variables were set.
+        data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)

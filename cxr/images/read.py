@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cxr import storage
 from cxr.errors import CxrError, UnavailableError
-from cxr.images.decoding import Status, decode
+from cxr.images.decoding import Status, Uids, View, decode
 from cxr.images.resize import resize
 from cxr.sources import Reader, Step
 
@@ -48,6 +48,10 @@ class Image:
     """Of the original as displayed, in pixels; 0 if unknown."""
     format: str
     """`"jpeg"`, `"png"`, `"tiff"`, `"bmp"`, `"dicom"`, or empty if unknown."""
+    view: View
+    """The projection that a DICOM header names; empty if none."""
+    uids: Uids | None
+    """Of a DICOM file whose header could be read, else None."""
     pixels: NDArray[np.uint8] | None
     """Gray levels 0-255, (image_px, image_px), bone bright; None unless ok."""
 
@@ -179,7 +183,7 @@ def _to_image(
     warnings = tuple(row["warnings"])
     if isinstance(data, str):
         status: Status = row["status"] or "unreadable"
-        return Image(status, data, warnings, "", 0, 0, "", None)
+        return Image(status, data, warnings, "", 0, 0, "", "", None, None)
     decoded = decode(data, min_px=image_px, any_body_part=any_body_part, any_view=any_view)
     return Image(
         decoded.status,
@@ -189,5 +193,7 @@ def _to_image(
         decoded.width,
         decoded.height,
         decoded.format,
+        decoded.view,
+        decoded.uids,
         None if decoded.pixels is None else resize(decoded.pixels, image_px),
     )

@@ -4,6 +4,8 @@ model.safetensors    weights of backbone and head together, by the classifier's 
 checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
 validation.parquet   label, logit, subtype and a consecutive patient number of each validation
                      image: enough to choose another operating point, nothing that names a patient
+
+Loading a checkpoint needs no PyTorch; building its `model` does.
 """
 
 import dataclasses
@@ -11,21 +13,22 @@ import hashlib
 import json
 import platform
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.torch
 
 from cxr import metrics, storage
 from cxr.errors import CheckpointError, CxrError
 from cxr.labels import CLASSES
 from cxr.metrics import OperatingPoint
-from cxr.models import classifier
-from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
+
+if TYPE_CHECKING:
+    from cxr.models.classifier import Classifier
 
 # Raise it when the folder's files or their content change, and read or refuse the older ones.
 FORMAT: Final = 1
@@ -39,7 +42,8 @@ class Checkpoint:
     """A trained classifier with its calibration, operating point and provenance."""
 
     recipe: Recipe
-    model: Classifier
+    weights: bytes
+    """The content of model.safetensors."""
     operating_point: OperatingPoint
     temperature: float
     provenance: dict[str, Any]
@@ -48,6 +52,33 @@ class Checkpoint:
     """One row per validation image: label, logit, subtype, patient (a consecutive number)."""
     fingerprint: str
     """SHA-256 of checkpoint.json, which contains the SHA-256 of the other files."""
+
+    @cached_property
+    def model(self) -> "Classifier":
+        """The classifier with its weights, in evaluation mode; built when it is first asked for.
+
+        Raises:
+            CheckpointError: the weights are not those of the recipe.
+        """
+        import safetensors.torch
+
+        from cxr.models import classifier
+
+        try:
+            model = classifier.build(self.recipe)
+            model.load_state_dict(safetensors.torch.load(self.weights))
+        except (ValueError, RuntimeError, CxrError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.recipe.name}: the weights do not fit its recipe: {error}"
+            ) from None
+        return model.eval()
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The classifier as an ONNX file."""
+        from cxr.models.export import export
+
+        return export(self.model, self.recipe, {})
 
     def choose(self, rule: str | None) -> OperatingPoint:
         """The stored operating point, or one chosen by another rule on the same images."""
@@ -61,7 +92,7 @@ class Checkpoint:
 def save(
     folder: str,
     recipe: Recipe,
-    model: Classifier,
+    model: "Classifier",
     validation: pa.Table,
     provenance: dict[str, Any],
     rule: str = "youden",
@@ -78,6 +109,8 @@ def save(
         provenance: JSON values that say where the model comes from.
         rule: by which the operating point is chosen.
     """
+    import safetensors.torch
+
     y_true = np.asarray(validation["label"])
     logits = np.asarray(validation["logit"])
     patients = np.unique(np.asarray(validation["patient"]), return_inverse=True)[1]
@@ -121,7 +154,7 @@ def save(
     text = (json.dumps(content, indent=2) + "\n").encode()
     storage.write_bytes(storage.join(folder, "checkpoint.json"), text)
     fingerprint = hashlib.sha256(text).hexdigest()
-    return Checkpoint(recipe, model, point, temperature, complete, anonymous, fingerprint)
+    return Checkpoint(recipe, weights, point, temperature, complete, anonymous, fingerprint)
 
 
 def exists(folder: str) -> bool:
@@ -160,12 +193,9 @@ def load(folder: str) -> Checkpoint:
                     f"{folder}/{name}: changed since it was written (SHA-256 {actual[:12]}...,"
                     f" not {expected[:12]}...). Copy the checkpoint again."
                 )
-        recipe = Recipe.from_json(json.dumps(content["recipe"]))
-        model = classifier.build(recipe)
-        model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
         return Checkpoint(
-            recipe=recipe,
-            model=model.eval(),
+            recipe=Recipe.from_json(json.dumps(content["recipe"])),
+            weights=files["model.safetensors"],
             operating_point=OperatingPoint.from_dict(content["operating_point"]),
             temperature=content["temperature"],
             provenance=content["provenance"],

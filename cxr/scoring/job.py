@@ -5,6 +5,7 @@ manifest.parquet   every file and archive member to be scored, and its part
 scores/            one Parquet file per part
 damaged/           files of parts that could not be read; there if there were any
 scores.csv         all scores, sorted by uri
+studies.parquet    scores of studies or patients; there if there is what to group by
 summary.json       counts, rates, versions
 index.html         the same as a page
 
@@ -18,25 +19,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
-import ray
-import ray.data
-from ray.actor import ActorHandle
 
-from cxr import cluster, storage
-from cxr.cluster.counter import ClusterProgress, Counter
-from cxr.datasets.shards import READ_CPUS
+from cxr import cli, cluster, storage
+from cxr.cluster.crew import Crew, read_ahead
 from cxr.errors import CxrError
-from cxr.inference import devices
+from cxr.inference.engine import CPU_THREADS
+from cxr.inference.networks import send_classifier
+from cxr.metrics import OperatingPoint
 from cxr.models.checkpoint import Checkpoint
-from cxr.scoring import parts, results
-from cxr.scoring.manifest import PART_ROWS, ScoreSettings, check_output, open_manifest
+from cxr.progress import Progress
+from cxr.scoring import parts
+from cxr.scoring.columns import DEFAULTS, ColumnSettings, scores_schema
+from cxr.scoring.manifest import ScoreSettings, check_output, kept_columns, open_manifest
+from cxr.scoring.parts import pack
 from cxr.scoring.predict import PartPredictor
-from cxr.scoring.read import read_parts, tasks
-from cxr.scoring.results import Summary
-from cxr.scoring.write import PartSink
+from cxr.scoring.read import ReadSettings, read_packed, tasks
+from cxr.scoring.summary import Summary, summarize
 
-MIN_WRITERS: Final = 2
-"""Least number of concurrent tasks that write parts; with more predictors, as many as those."""
+READ_CPUS: Final = 1
+"""CPUs of a task that reads for a GPU."""
 
 
 def score(
@@ -44,6 +45,8 @@ def score(
     checkpoint: Checkpoint,
     output: str,
     *,
+    operating_point: OperatingPoint,
+    columns: ColumnSettings = DEFAULTS,
     any_body_part: bool = False,
     any_view: bool = False,
     update: bool = False,
@@ -53,31 +56,40 @@ def score(
 
     Args:
         inputs: as `sources.list_inputs` takes them.
-        checkpoint: whose model, temperature and operating point are used.
+        checkpoint: whose model and temperature are used.
         output: folder, path or URI: empty, or that of a job with the same settings.
+        operating_point: chosen on the checkpoint's validation images.
+        columns: that the scores have beyond their own.
         any_body_part: also score DICOM files of body parts other than the chest.
         any_view: also score DICOM files of lateral and oblique views.
         update: list the inputs again, and add what is new.
         gpu: compute on GPUs.
 
     Raises:
-        SettingsError: the folder holds scores of other settings or of another format.
+        SettingsError: the folder holds scores of other settings or of another format, a column
+            cannot be kept, or the key of hashed identifiers is too short.
         DataError: the inputs name nothing.
         CxrError: scores are missing in the end.
+        KeyboardInterrupt: says how many rows are kept.
     """
     started = time.time()
     output = storage.absolute(output)
+    uid_columns = columns.uid_columns()
     settings = ScoreSettings(
         tuple(storage.absolute(uri) for uri in inputs),
         any_body_part,
         any_view,
         checkpoint.fingerprint,
+        operating_point.rule,
+        columns,
+        uid_columns.key_digest if uid_columns else "",
     )
     check_output(output, settings)
     manifest, skipped = open_manifest(output, settings, update=update)
+    schema = scores_schema(uid_columns, kept_columns(manifest))
     folder = storage.join(output, "scores")
     listed = parts.by_part(manifest)
-    done = parts.open_parts(folder, listed)
+    done = parts.open_parts(folder, listed, schema)
     missing = {part: rows for part, rows in listed.items() if part not in done}
     num_missing = sum(map(len, missing.values()))
     rates: dict[str, Any] = {}
@@ -85,69 +97,68 @@ def score(
         if done:
             num_done = len(manifest) - num_missing
             print(f"resumed: {num_done:,} of {len(manifest):,} images have their row")
-        with ClusterProgress(f"scoring with {checkpoint.recipe.name}", num_missing) as progress:
-            _run(missing, num_missing, checkpoint, folder, settings, progress.counter, gpu=gpu)
-            marks: list[tuple[float, int]] = ray.get(progress.counter.marks.remote())
-        rates = _rates(marks, started, _pool(num_missing, gpu=gpu).min_size)
-        done |= parts.read_parts(folder, missing)
+        with (
+            cli.on_interrupt(lambda: _kept(folder, listed, len(manifest))),
+            Progress(f"scoring with {checkpoint.recipe.name}", num_missing) as progress,
+        ):
+            reading = ReadSettings(
+                checkpoint.recipe.image_px, any_body_part, any_view, schema, uid_columns
+            )
+            marks, num_actors = _run(
+                missing, checkpoint, operating_point, folder, reading, progress, gpu=gpu
+            )
+        rates = _rates(marks, started, num_actors)
+        done |= parts.read_parts(folder, missing, schema)
         if lost := listed.keys() - done.keys():
             raise CxrError(f"{folder}: {len(lost)} parts are missing. Run the same command again.")
-    elif results.is_written(output, len(manifest)):
+    from cxr.scoring import results  # Matplotlib takes a second, in which parts are scored.
+
+    if not missing and results.is_written(output, len(manifest)):
         print("nothing to do: every listed image has its row")
-        return results.summarize(pa.concat_tables(done.values()), 0)
-    scores = pa.concat_tables(done[part] for part in sorted(done)).sort_by("uri")
-    summary = results.summarize(scores, num_missing)
-    results.write(output, scores, summary, skipped, checkpoint, settings, manifest, rates)
+        return summarize(pa.concat_tables(done.values()), 0)
+    scores = pa.concat_tables(done[part] for part in sorted(done)).sort_by(
+        [("uri", "ascending"), ("file", "ascending")]
+    )
+    summary = summarize(scores, num_missing)
+    results.write(
+        output, scores, summary, skipped, checkpoint, operating_point, settings, manifest, rates
+    )
     return summary
 
 
-def _pool(num_images: int, *, gpu: bool) -> cluster.Pool:
-    return cluster.pool(-(-num_images // PART_ROWS), devices.CPU_THREADS, gpu=gpu)
+def _kept(folder: str, listed: Mapping[int, pa.Table], num_listed: int) -> str:
+    kept = parts.count_rows(folder, listed)
+    return f"{kept:,} of {num_listed:,} rows are kept; the same command continues"
 
 
 def _run(
     missing: Mapping[int, pa.Table],
-    num_images: int,
     checkpoint: Checkpoint,
+    point: OperatingPoint,
     folder: str,
-    settings: ScoreSettings,
-    counter: "ActorHandle[Counter]",
+    reading: ReadSettings,
+    progress: Progress,
     *,
     gpu: bool,
-) -> None:
+) -> tuple[list[tuple[float, int]], int]:
+    """When how many rows were done, in seconds since 1970, and how many actors began."""
     first = next(iter(missing.values()))
     cluster.check_reach([folder], first["file"].to_pylist()[:1])
-    pool = _pool(num_images, gpu=gpu)
-    share = pool.share
-    point = checkpoint.operating_point
-    state = ray.put(dict(checkpoint.model.state_dict()))
     work = tasks(missing)
-    pixels = ray.data.from_blocks(work).map_batches(
-        read_parts,
-        fn_args=(checkpoint.recipe.image_px, settings.any_body_part, settings.any_view),
-        batch_format="pyarrow",
-        batch_size=None,
-        # On CPUs the same claim as the predictors', so that Ray Data fuses the two: a process reads
-        # and predicts in turn, and none waits for a core. GPUs are fed by separate tasks.
-        num_cpus=1 if gpu else share.num_cpus,
-    )
-    scored = pool.map(
-        pixels,
-        PartPredictor,
-        (
-            checkpoint.recipe, state, share.threads, gpu, counter, checkpoint.temperature,
-            point.threshold,
-        ),
-    )  # fmt: skip
-    cluster.execute(
-        lambda: scored.write_datasink(
-            PartSink(folder),
-            ray_remote_args={"num_cpus": READ_CPUS},
-            # A process takes seconds to start, and without a limit Ray started ten.
-            # Ray warns of a limit above the number of tasks.
-            concurrency=min(len(work), max(MIN_WRITERS, pool.min_size)),
-        )
-    )
+    network = send_classifier(checkpoint, gpu=gpu)
+    args = (network, CPU_THREADS, reading, folder, checkpoint.temperature, point.threshold)
+    crew = Crew(PartPredictor, args, len(work), CPU_THREADS, gpu=gpu)
+    packed = ([pack(rows) for rows in task] for task in work)
+    if gpu:
+        read = read_ahead(read_packed, ((reading, *rows) for rows in packed), READ_CPUS)
+        counts = crew.run("predict", ((part,) for part in read))
+    else:
+        counts = crew.run("score", packed)
+    marks = []
+    for count in counts:
+        marks.append((time.time(), count))
+        progress.add(count)
+    return marks, crew.num_first
 
 
 def _rates(marks: Sequence[tuple[float, int]], started: float, num_actors: int) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Parts of the manifest and their scores: one Parquet file for each part.
 
-A part is a run of rows of the manifest, known by its number, and it travels through the pipeline as
-one row of a Ray Dataset: however Ray Data splits and joins blocks, a part stays together. Its file
-is written atomically and always under the same name, so a retry replaces it, and the names alone
-say what is done.
+A part is a run of rows of the manifest, known by its number. It is read, predicted and written as
+one. Its file is written atomically and always under the same name, so a retry replaces it, and the
+names alone say what is done.
 """
 
 import posixpath
@@ -19,13 +18,14 @@ import pyarrow as pa
 from cxr import storage
 from cxr.errors import CxrError, SettingsError, UnavailableError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised when the columns of the scores or of the manifest change, or the settings: a folder of
 another format is refused."""
 
 SCORES: Final = pa.schema(
     [
         ("uri", pa.string()),
+        ("file", pa.string()),
         ("sha256", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
@@ -36,12 +36,15 @@ SCORES: Final = pa.schema(
         ("width", pa.int64()),
         ("height", pa.int64()),
         ("format", pa.string()),
+        ("view", pa.string()),
     ]
 )
-"""The columns of the scores, one row per listed file. `sha256` is of the file's bytes, empty if
-they could not be read; `status` is `scored`, `refused` or `unreadable`, with a `reason` unless
-scored; `prob_pneumonia` is calibrated; `prediction` is the class at the stored operating point;
-`width` and `height` of the original in pixels."""
+"""The columns of every folder's scores, one row per listed file; `columns.scores_schema` adds those
+that are asked for. `uri` is the address as the manifest wrote it, `file` where it was read, and of
+other inputs the same; `sha256` is of the file's bytes, empty if they could not be read; `status` is
+`scored`, `refused` or `unreadable`, with a `reason` unless scored; `prob_pneumonia` is calibrated;
+`prediction` is the class at the operating point; `width` and `height` of the original in pixels;
+`view` is `frontal`, `lateral`, `oblique`, or empty if the header does not say."""
 
 _NAME: Final = re.compile(r"part-(\d{7,})\.parquet")
 
@@ -77,12 +80,19 @@ def by_part(manifest: pa.Table) -> dict[int, pa.Table]:
     }
 
 
+def part_name(part: int) -> str:
+    """Name of the file of a part's scores."""
+    return f"part-{part:07}.parquet"
+
+
 def part_file(folder: str, part: int) -> str:
     """Path or URI of a part's scores."""
-    return storage.join(folder, f"part-{part:07}.parquet")
+    return storage.join(folder, part_name(part))
 
 
-def open_parts(folder: str, listed: Mapping[int, pa.Table]) -> dict[int, pa.Table]:
+def open_parts(
+    folder: str, listed: Mapping[int, pa.Table], schema: pa.Schema
+) -> dict[int, pa.Table]:
     """The scores that earlier jobs have computed; nothing that was computed is deleted.
 
     Files that cannot be read, or that hold other rows than the manifest's, are moved to the folder
@@ -91,6 +101,7 @@ def open_parts(folder: str, listed: Mapping[int, pa.Table]) -> dict[int, pa.Tabl
     Args:
         folder: of the parts.
         listed: the rows of each part.
+        schema: of the folder's scores.
 
     Returns:
         The scores of each part that is complete.
@@ -100,7 +111,7 @@ def open_parts(folder: str, listed: Mapping[int, pa.Table]) -> dict[int, pa.Tabl
     """
     names = [file.uri.rsplit("/", 1)[1] for file in storage.list_files(folder)]
     numbers = {int(match[1]): name for name in names if (match := _NAME.fullmatch(name))}
-    done = read_parts(folder, {part: listed[part] for part in numbers if part in listed})
+    done = read_parts(folder, {part: listed[part] for part in numbers if part in listed}, schema)
     for name in names:
         if _UNFINISHED.fullmatch(name):
             storage.delete_file(storage.join(folder, name))
@@ -114,30 +125,43 @@ def open_parts(folder: str, listed: Mapping[int, pa.Table]) -> dict[int, pa.Tabl
     return done
 
 
-def read_parts(folder: str, listed: Mapping[int, pa.Table]) -> dict[int, pa.Table]:
+def count_rows(folder: str, listed: Mapping[int, pa.Table]) -> int:
+    """Rows of the listed parts that have a file."""
+    names = {file.uri.rsplit("/", 1)[1] for file in storage.list_files(folder)}
+    return sum(len(rows) for part, rows in listed.items() if part_name(part) in names)
+
+
+def read_parts(
+    folder: str, listed: Mapping[int, pa.Table], schema: pa.Schema
+) -> dict[int, pa.Table]:
     """The scores of those of the listed parts whose files are complete.
+
+    Args:
+        folder: of the parts.
+        listed: the rows of each part.
+        schema: of the folder's scores.
 
     Raises:
         SettingsError: a file has other columns.
     """
     files = [part_file(folder, part) for part in listed]
     with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(_read, files)
+        tables = pool.map(lambda uri: _read(uri, schema), files)
         return {
             part: table
             for (part, rows), table in zip(listed.items(), tables, strict=True)
-            if table is not None and table["uri"].equals(rows["uri"])
+            if table is not None and table["file"].equals(rows["uri"])
         }
 
 
-def _read(uri: str) -> pa.Table | None:
+def _read(uri: str, schema: pa.Schema) -> pa.Table | None:
     try:
         table = storage.read_table(uri)
     except UnavailableError:
         raise
     except CxrError:
         return None
-    if not table.schema.equals(SCORES):
+    if not table.schema.equals(schema):
         raise SettingsError(
             f"{uri}: does not have the columns of scores of format {FORMAT}. Choose another"
             " --output, or use the version of cxr that wrote it."

@@ -1,7 +1,6 @@
 """The results of a scores folder: one table, a summary, a page."""
 
 from collections import Counter as Counts
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +11,13 @@ from pyarrow import csv
 from cxr import storage
 from cxr.images.read import read_all, without_numbers
 from cxr.labels import CLASSES
+from cxr.metrics import OperatingPoint
 from cxr.models.checkpoint import Checkpoint, package_versions
 from cxr.reports import FailureGroup, ScoringReport, SuspiciousImage, scoring_page, thumbnail
-from cxr.scoring.manifest import ScoreSettings
+from cxr.scoring.columns import choose_group
+from cxr.scoring.manifest import ScoreSettings, kept_columns
+from cxr.scoring.studies import group_scores
+from cxr.scoring.summary import Summary
 
 NUM_SUSPICIOUS: Final = 12
 """Images of the highest scores that are shown."""
@@ -23,55 +26,43 @@ NUM_EXAMPLES: Final = 3
 """Files that are named for a reason."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """How many of the listed files were scored, refused or unreadable."""
-
-    num_listed: int
-    num_scored: int
-    num_refused: int
-    num_unreadable: int
-    computed: int
-    """Rows that this job computed."""
-
-    @property
-    def failed_fraction(self) -> float:
-        """Share of the listed files that have no score."""
-        return 1 - self.num_scored / max(self.num_listed, 1)
-
-
-def summarize(scores: pa.Table, computed: int) -> Summary:
-    """Count the rows by their status; `computed` of them are this job's."""
-    counts = Counts(scores["status"].to_pylist())
-    return Summary(len(scores), counts["scored"], counts["refused"], counts["unreadable"], computed)
-
-
 def write(
     output: str,
     scores: pa.Table,
     summary: Summary,
     skipped: dict[str, int],
     checkpoint: Checkpoint,
+    point: OperatingPoint,
     settings: ScoreSettings,
     manifest: pa.Table,
     rates: dict[str, Any],
 ) -> None:
-    """Write `scores.csv`, `summary.json` and `index.html`.
+    """Write `scores.csv`, `studies.parquet` if there is what to group by, `summary.json`, a page.
 
     Args:
         output: the scores folder.
-        scores: all rows, schema `SCORES`, by uri.
+        scores: all rows, of the folder's schema, by uri.
         summary: of the scores.
         skipped: files that the listing passed over, by type.
         checkpoint: that the scores are from.
+        point: the operating point of the predictions.
         settings: of the folder.
         manifest: the listed files, to read thumbnails from.
         rates: seconds and images per second.
     """
     _write_csv(output, scores)
-    facts = _facts(scores, summary, skipped, checkpoint, settings, rates)
+    facts = _facts(scores, summary, skipped, checkpoint, point, settings, rates)
+    if group := choose_group(settings.columns, kept_columns(manifest)):
+        studies = group_scores(scores, group, point)
+        storage.write_table(storage.join(output, "studies.parquet"), studies)
+        in_studies = pc.sum(studies["num_images"]).as_py() or 0
+        facts["studies"] = {
+            "by": group,
+            "rows": len(studies),
+            "images_without": len(scores) - in_studies,
+        }
     storage.write_json(storage.join(output, "summary.json"), facts)
-    page = _page(scores, summary, skipped, checkpoint, settings, manifest, facts)
+    page = _page(scores, summary, skipped, checkpoint, point, settings, manifest, facts)
     storage.write_bytes(storage.join(output, "index.html"), page.encode())
 
 
@@ -95,6 +86,7 @@ def _facts(
     summary: Summary,
     skipped: dict[str, int],
     checkpoint: Checkpoint,
+    point: OperatingPoint,
     settings: ScoreSettings,
     rates: dict[str, Any],
 ) -> dict[str, Any]:
@@ -117,7 +109,7 @@ def _facts(
             "fingerprint": checkpoint.fingerprint,
             "recipe": checkpoint.recipe.name,
             "temperature": checkpoint.temperature,
-            "operating_point": checkpoint.operating_point.to_dict(),
+            "operating_point": point.to_dict(),
         },
         "settings": settings.to_json(),
         "versions": package_versions(),
@@ -129,12 +121,13 @@ def _page(
     summary: Summary,
     skipped: dict[str, int],
     checkpoint: Checkpoint,
+    point: OperatingPoint,
     settings: ScoreSettings,
     manifest: pa.Table,
     facts: dict[str, Any],
 ) -> str:
     scored = scores.filter(pc.equal(scores["status"], "scored"))
-    names = ("computed_by_this_job", "seconds", "start_up_seconds", "images_per_second",
+    names = ("studies", "computed_by_this_job", "seconds", "start_up_seconds", "images_per_second",
              "checkpoint", "formats", "versions")  # fmt: skip
     return scoring_page(
         ScoringReport(
@@ -145,7 +138,7 @@ def _page(
             num_unreadable=summary.num_unreadable,
             probs=np.asarray(scored["prob_pneumonia"]),
             num_predicted=facts["called_pneumonia"],
-            operating_point=checkpoint.operating_point,
+            operating_point=point,
             suspicious=_suspicious(scored, manifest, checkpoint.recipe.image_px, settings),
             failures=_failures(scores),
             warnings=_warnings(scores),
@@ -164,7 +157,7 @@ def _failures(scores: pa.Table) -> list[FailureGroup]:
     failed = scores.filter(pc.not_equal(scores["status"], "scored"))
     uris: dict[tuple[str, str], list[str]] = {}
     for status, reason, uri in zip(
-        *(failed[name].to_pylist() for name in ("status", "reason", "uri")), strict=True
+        *(failed[name].to_pylist() for name in ("status", "reason", "file")), strict=True
     ):
         uris.setdefault((status, without_numbers(reason)), []).append(uri)
     return [
@@ -187,7 +180,7 @@ def _suspicious(
 ) -> list[SuspiciousImage]:
     """The images of the highest scores, read again for their thumbnails."""
     top = scored.take(pc.select_k_unstable(scored, NUM_SUSPICIOUS, [("logit", "descending")]))
-    listed = manifest.filter(pc.is_in(manifest["uri"], top["uri"])).to_pylist()
+    listed = manifest.filter(pc.is_in(manifest["uri"], top["file"])).to_pylist()
     images = read_all(
         listed, image_px, any_body_part=settings.any_body_part, any_view=settings.any_view
     )
@@ -198,9 +191,9 @@ def _suspicious(
     }
     return [
         SuspiciousImage(
-            row["uri"], row["prob_pneumonia"], row["prediction"] == CLASSES[1], row["warnings"],
-            thumbnails[row["uri"]],
+            row["file"], row["prob_pneumonia"], row["prediction"] == CLASSES[1], row["warnings"],
+            thumbnails[row["file"]],
         )
         for row in top.to_pylist()
-        if row["uri"] in thumbnails
+        if row["file"] in thumbnails
     ]  # fmt: skip

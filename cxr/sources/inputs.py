@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ from cxr import storage
 from cxr.errors import DataError, StorageError, UnavailableError
 from cxr.sources.archives import SEPARATOR, Member, Reader, Step, archive_kind, check_size
 from cxr.sources.archives import printable as printable_name
-from cxr.sources.manifests import beside, read_manifest, required, texts
+from cxr.sources.manifests import SUFFIXES, Manifest, beside, is_manifest, read_manifest
 from cxr.sources.names import passed_over, unread_archive
 from cxr.storage import File, s3
 
@@ -39,14 +39,31 @@ INVENTORY: Final = pa.schema(
         ("status", pa.string()),
         ("reason", pa.string()),
         ("warnings", pa.list_(pa.string())),
+        ("written", pa.string()),
+        ("manifest", pa.string()),
+        ("manifest_row", pa.int64()),
     ]
 )
 """The columns of an inventory, one row per file or archive member. `file` is what storage opens,
 `place` holds the `Step`s from there to the bytes, none for the file itself; `size` in bytes, -1 if
 unknown; `modified_ns` is of the file; `status` and `reason` are set if it is already known that
-there is nothing to decode."""
+there is nothing to decode. `manifest` is the manifest that names it, empty if none does, and
+`manifest_row` the row of that in `Inputs.manifests`, -1 if none; `written` is the text of its cell,
+empty also if the manifest names an archive or a folder of one that it is in."""
 
 _GLOB: Final = re.compile(r"[*?\[]")
+
+
+class Entry(NamedTuple):
+    """The first row of a manifest that names a file, or members of an archive."""
+
+    written: str
+    """The text of its cell."""
+    manifest: str
+    manifest_row: int
+
+
+_NO_ENTRY: Final = Entry("", "", -1)
 
 
 @dataclass
@@ -59,6 +76,12 @@ class Inputs:
     """The requested paths of each archive, None for all, by URI."""
     other_files: dict[str, str] = field(default_factory=dict)
     """The type of each file that is evidently no image, by URI."""
+    manifests: dict[str, pa.Table] = field(default_factory=dict)
+    """The rows of each manifest, all columns as text, by URI."""
+    entries: dict[str, Entry] = field(default_factory=dict)
+    """What manifests name, by the address that a listing has."""
+    columns: Sequence[str] = ()
+    """What manifests call their columns, see `read_manifest`."""
 
     @property
     def skipped(self) -> Counter[str]:
@@ -67,13 +90,39 @@ class Inputs:
 
     def table(self) -> pa.Table:
         """The files, of schema `INVENTORY`."""
-        return _table(_file_row(file) for file in self.files.values())
+        return self.join_entries(_table(_file_row(file) for file in self.files.values()))
+
+    def join_entries(self, table: pa.Table) -> pa.Table:
+        """Fill in which row of which manifest names each file or member.
+
+        Args:
+            table: of schema `INVENTORY`, as `list_archive` gives it.
+        """
+        if not self.entries:
+            return table
+        addresses = zip(table["uri"].to_pylist(), table["file"].to_pylist(), strict=True)
+        entries = [self._entry(uri, file) for uri, file in addresses]
+        for name in Entry._fields:
+            column = INVENTORY.field(name)
+            cells = pa.array([getattr(entry, name) for entry in entries], column.type)
+            table = table.set_column(INVENTORY.get_field_index(name), column, cells)
+        return table
+
+    def _entry(self, uri: str, file: str) -> Entry:
+        address = address_in_listing(uri, file)
+        if entry := self.entries.get(address):
+            return entry
+        while address != file:  # A folder of an archive, or the archive.
+            address = max(address.rpartition("/")[0].removesuffix("!"), file, key=len)
+            if entry := self.entries.get(address):
+                return entry._replace(written="")
+        return _NO_ENTRY
 
     def add(self, address: str) -> None:
         """Add what one input names.
 
         Raises:
-            DataError: it is not there, or a manifest without a column `uri`.
+            DataError: it is not there, or a manifest that cannot be read or has no column uri.
             StorageError: a folder or bucket cannot be listed.
         """
         archive, path = split_address(address)
@@ -84,8 +133,8 @@ class Inputs:
         match storage.kind(uri):
             case "file" if archive_kind(uri):
                 self._add_archive(uri, "")
-            case "file" if uri.lower().endswith((".csv", ".parquet")):
-                self.add_named(_manifest_uris(uri), uri)
+            case "file" if is_manifest(uri):
+                self._add_manifest(read_manifest(uri, self.columns))
             case "file":
                 self.add_named([uri], uri)
             case "folder":
@@ -95,7 +144,7 @@ class Inputs:
             case _:
                 raise DataError(
                     f"{uri}: not found. Give files, folders, bucket prefixes, archives, globs, or"
-                    " a CSV or Parquet manifest with a column uri."
+                    f" a manifest ({', '.join(SUFFIXES)})."
                 )
 
     def add_named(self, addresses: Iterable[str], manifest: str) -> None:
@@ -119,6 +168,18 @@ class Inputs:
                 files.append(uri)
         for file in storage.for_all(_look_up, files):
             self.files[file.uri] = file
+
+    def _add_manifest(self, manifest: Manifest) -> None:
+        texts = manifest.required_texts("uri")
+        self.manifests[manifest.uri] = manifest.table
+        written = manifest.table[manifest.columns["uri"]].to_pylist()
+        for row, text in enumerate(texts):
+            try:
+                address = entry_address(manifest.uri, text)
+            except StorageError:
+                address = split_address(text)[0]
+            self.entries.setdefault(address, Entry(written[row], manifest.uri, row))
+        self.add_named(texts, manifest.uri)
 
     def _add_archive(self, archive: str, path: str) -> None:
         uri = storage.printable(storage.absolute(archive))
@@ -157,18 +218,21 @@ class Inputs:
         self._add_listed(matching, root)
 
 
-def list_inputs(inputs: Sequence[str]) -> Inputs:
+def list_inputs(inputs: Sequence[str], columns: Sequence[str] = ()) -> Inputs:
     """List every file that the inputs name; archives are not opened.
 
     Args:
         inputs: files, folders, globs, bucket prefixes, archives, `archive.zip!/path` addresses, and
-            CSV or Parquet manifests with a column `uri`, in any combination.
+            manifests with a column uri, in any combination.
+        columns: what manifests call their columns, each as `NAME=COLUMN`; see `read_manifest`.
 
     Raises:
-        DataError: an input does not exist, or nothing at all may be an image.
+        DataError: an input does not exist, a manifest cannot be read, or nothing at all may be an
+            image.
+        SettingsError: `columns` are not what they should be.
         StorageError: a folder or bucket cannot be listed.
     """
-    listed = Inputs()
+    listed = Inputs(columns=columns)
     for address in inputs:
         listed.add(address)
     if not listed.files and not listed.archives:
@@ -190,13 +254,21 @@ def split_address(address: str) -> tuple[str, str]:
     return address, ""
 
 
-def _manifest_uris(uri: str) -> list[str]:
-    table = read_manifest(uri)
-    if "uri" not in table.column_names:
-        raise DataError(
-            f"{uri}: the manifest lacks column uri; found {', '.join(table.column_names)}."
-        )
-    return [required(uri, "uri", i, text) for i, text in enumerate(texts(table, "uri"))]
+def entry_address(manifest: str, text: str) -> str:
+    """The address that an entry of a manifest means, in the one form that a listing has.
+
+    Raises:
+        StorageError: there is no such address.
+    """
+    file, path = split_address(text)
+    file = storage.printable(beside(manifest, file))
+    return f"{file}{SEPARATOR}{plain(path)}" if path else file
+
+
+def address_in_listing(uri: str, file: str) -> str:
+    """The address of a listed file or member, in the form of `entry_address`."""
+    member = uri[len(file) + len(SEPARATOR) :]
+    return f"{file}{SEPARATOR}{plain(member)}" if member else file
 
 
 def _look_up(uri: str) -> File:
@@ -371,7 +443,7 @@ class _ArchiveLister:
                 "uri": f"{self.file}{SEPARATOR}{path}" if path else self.file, "file": self.file,
                 "place": [step._asdict() for step in steps], "size": size,
                 "modified_ns": self.modified_ns, "status": status, "reason": reason,
-                "warnings": list(warnings),
+                "warnings": list(warnings), **_NO_ENTRY._asdict(),
             }
         )  # fmt: skip
 
@@ -392,6 +464,7 @@ def _file_row(file: File) -> dict[str, Any]:
     return {
         "uri": file.uri, "file": file.uri, "place": [], "size": file.size,
         "modified_ns": file.modified_ns, "status": status, "reason": reason, "warnings": [],
+        **_NO_ENTRY._asdict(),
     }  # fmt: skip
 
 

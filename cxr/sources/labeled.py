@@ -3,7 +3,9 @@
 The layout is `train|val|test / NORMAL|PNEUMONIA`, at the root or below other folders.
 """
 
+import operator
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,23 +16,26 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cxr import labels, storage
-from cxr.errors import DataError
+from cxr.errors import DataError, StorageError
 from cxr.sources.archives import SEPARATOR, archive_kind
 from cxr.sources.inputs import (
     INVENTORY,
+    Entry,
     Inputs,
+    address_in_listing,
+    entry_address,
     in_words,
     list_archive,
     list_inputs,
     plain,
     split_address,
 )
-from cxr.sources.manifests import beside, read_manifest, required, texts
-from cxr.sources.settings import SetSettings
+from cxr.sources.manifests import Manifest, is_manifest, read_manifest
+from cxr.sources.settings import SetSettings, parse_labels
 
 LISTING: Final = pa.schema(
     [
-        *INVENTORY,
+        *(column for column in INVENTORY if column.name not in Entry._fields),
         ("split", pa.string()),
         ("label", pa.int64()),
         ("patient", pa.string()),
@@ -42,7 +47,14 @@ radiograph. `label` is an index of `labels.CLASSES`."""
 
 _LAYOUT: Final = f"{'|'.join(labels.SPLITS)} / {'|'.join(labels.CLASSES)}"
 
-_MANIFEST: Final = "a CSV or Parquet manifest (uri,label[,patient,split,subtype])"
+_MANIFEST: Final = "a CSV, Parquet or Excel manifest (uri,label[,patient,split,subtype])"
+
+_SPLITS: Final = {
+    **dict(zip(labels.SPLITS, labels.SPLITS, strict=True)),
+    **{"training": "train", "validation": "val", "validate": "val", "valid": "val"},
+    "testing": "test",
+}
+"""What manifests call the splits, in lower case; an empty cell is train."""
 
 _NUM_NAMED: Final = 3
 """Folders named in a message."""
@@ -58,9 +70,19 @@ class LabeledSet:
 
     uri: str
     rows: tuple[Row, ...]
-    """Of schema `LISTING`, but `label` is text: a class name, or what a manifest says."""
+    """Of schema `LISTING`, but `label` is a class name, empty where a manifest has none or another;
+    and `row`, the row of the manifest from 0, -1 without one."""
     skipped: Counter[str]
-    """Files that were passed over, by type."""
+    """Files and rows that were passed over, by type."""
+    source: Manifest | None = None
+    """The manifest that was given, if one was."""
+    settings: SetSettings = DEFAULTS
+    """How it was read."""
+
+    @property
+    def manifest(self) -> pa.Table | None:
+        """The rows of the manifest, all columns as text; None without one."""
+        return self.source.table if self.source else None
 
     def split(self, name: str) -> pa.Table:
         """The radiographs of one split.
@@ -74,7 +96,7 @@ class LabeledSet:
         Raises:
             DataError: the split or one of its classes is missing, or a label is unknown.
         """
-        rows = [row | {"label": self._label(row)} for row in self.rows if row["split"] == name]
+        rows = [row for row in self.rows if row["split"] == name]
         if not rows:
             counts = Counter(row["split"] for row in self.rows)
             listed = ", ".join(f"{counts[s]:,} of {s}" for s in labels.SPLITS if counts[s])
@@ -83,40 +105,48 @@ class LabeledSet:
                 f" {'|'.join(labels.SPLITS)}, or the column split of a manifest, says where a"
                 " radiograph belongs; without that column it is train."
             )
+        if self.source and (others := [row["row"] for row in rows if not row["label"]]):
+            self._refuse_labels(self.source, others)
         counts = Counter(row["label"] for row in rows)
-        missing = [name for label, name in enumerate(labels.CLASSES) if not counts[label]]
-        if missing:
-            listed = ", ".join(f"{counts[i]:,} {name}" for i, name in enumerate(labels.CLASSES))
+        if missing := [label for label in labels.CLASSES if not counts[label]]:
+            listed = ", ".join(f"{counts[label]:,} {label}" for label in labels.CLASSES)
             raise DataError(
                 f"{self.uri}: split {name!r} has no {' and no '.join(missing)} ({listed})."
             )
+        rows = [row | {"label": labels.CLASSES.index(row["label"])} for row in rows]
         return pa.Table.from_pylist(rows, schema=LISTING).sort_by("uri")
 
-    def _label(self, row: Row) -> int:
-        indices = {name: i for i, name in enumerate(labels.CLASSES)} | {"0": 0, "1": 1}
-        text = row["label"]
-        if not text:
-            raise DataError(f"{self.uri}: row {row['row'] + 1} of the manifest has no label.")
-        if text.upper() not in indices:
-            raise DataError(
-                f"{self.uri}: unknown label {text!r}. Choices: {', '.join(labels.CLASSES)}, 0, 1."
-            )
-        return indices[text.upper()]
+    def _refuse_labels(self, manifest: Manifest, rows: Sequence[int]) -> NoReturn:
+        """Say which rows have another label or none; a label is not printed."""
+        column, texts = manifest.columns["label"], manifest.texts("label")
+        if empty := [row for row in rows if not texts[row]]:
+            raise DataError(f"{self.uri}: column {column} is empty in {manifest.locate(empty)}.")
+        num_others = len({_plain_label(texts[row]) for row in rows})
+        raise DataError(
+            f"{self.uri}: column {column} has {num_others:,} other"
+            f" {'label' if num_others == 1 else 'labels'}, in {manifest.locate(rows)}. Choices:"
+            f" {', '.join(parse_labels(self.settings.labels))}. Name yours with --labels"
+            " normal='No finding' pneumonia='Pneumonia', or leave others out with --other-labels"
+            " skip."
+        )
 
 
-def list_set(uri: str, settings: SetSettings = DEFAULTS) -> LabeledSet:  # noqa: ARG001
+def list_set(uri: str, settings: SetSettings = DEFAULTS) -> LabeledSet:
     """List a set of labeled radiographs; archives are read as folders are.
 
     Args:
         uri: a folder, bucket prefix or archive with `train|val|test / NORMAL|PNEUMONIA` in it, a
-            folder with such archives, a folder of an archive (`archive.zip!/folder`), or a CSV or
-            Parquet manifest with columns `uri,label[,patient,split,subtype]`, whose URIs may be
-            archive members. A row of a manifest without a split belongs to train; patient and
-            subtype that are not given are taken from the file name.
+            folder with such archives, a folder of an archive (`archive.zip!/folder`), or a
+            manifest with columns `uri,label[,patient,split,subtype]`, whose URIs may be archive
+            members. Names of these folders are compared without case. A row of a manifest without
+            a split belongs to train; patient and subtype that are not given are taken from the
+            file name.
+        settings: what the manifest calls its columns and labels.
 
     Raises:
         DataError: there is nothing, or not a set; an archive or folder of it cannot be listed; a
-            manifest lacks a column or a value, has an unknown one, or names an image twice.
+            manifest lacks a column or a value, has an unknown one, or gives an image two labels,
+            splits, patients or subtypes.
     """
     uri = storage.absolute(uri)
     archive, _ = split_address(uri)
@@ -126,8 +156,8 @@ def list_set(uri: str, settings: SetSettings = DEFAULTS) -> LabeledSet:  # noqa:
             f"{uri}: not found. Give a folder, a bucket prefix, an archive or {_MANIFEST} as"
             " --data."
         )
-    is_manifest = kind == "file" and not archive_kind(uri)
-    return _list_manifest(uri) if is_manifest else _list_layout(uri)
+    is_manifest_file = kind == "file" and not archive_kind(uri)
+    return _list_manifest(uri, settings) if is_manifest_file else _list_layout(uri, settings)
 
 
 def list_radiographs(uri: str, split: str) -> pa.Table:
@@ -135,7 +165,7 @@ def list_radiographs(uri: str, split: str) -> pa.Table:
     return list_set(uri).split(split)
 
 
-def _list_layout(uri: str) -> LabeledSet:
+def _list_layout(uri: str, settings: SetSettings) -> LabeledSet:
     inputs = list_inputs([uri])
     skipped = inputs.skipped
     files: list[Row] = inputs.table().to_pylist()
@@ -149,9 +179,23 @@ def _list_layout(uri: str) -> LabeledSet:
         rows = _in_layout(uri, members)
         files += members
     if not rows:
-        _refuse_layout(uri, files, skipped)
-    skipped["image outside the folders of the classes"] += len(files) - len(rows)
-    return LabeledSet(uri, tuple(rows), +skipped)
+        _refuse_layout(uri, files, skipped, sorted(inputs.other_files))
+    listed = {row["uri"] for row in rows}
+    skipped += _count_outside(uri, [row for row in files if row["uri"] not in listed])
+    return LabeledSet(uri, tuple(rows), +skipped, settings=settings)
+
+
+def _count_outside(uri: str, files: Iterable[Row]) -> Counter[str]:
+    """Count the images that are in no folder of a class, by the folder that they are in."""
+    folders: Counter[str] = Counter()
+    for row in files:
+        path = _path_below(uri, row)[:-1]
+        # A class that is not used is one folder, whatever is in it.
+        split = next((i for i, part in enumerate(path) if part.lower() in labels.SPLITS), len(path))
+        folders["/".join(path[: split + 2]) or "its root"] += 1
+    named = folders.most_common(_NUM_NAMED)
+    others = folders.total() - sum(count for _, count in named)
+    return Counter({f"in {name}": count for name, count in named} | {"in other folders": others})
 
 
 def _list_archives(inputs: Inputs) -> tuple[list[Row], Counter[str]]:
@@ -192,11 +236,11 @@ def _in_layout(uri: str, files: Iterable[Row]) -> list[Row]:
     first: dict[tuple[str, ...], Row] = {}
     for row, path in paths:
         below = path[len(root) :]
-        if path[: len(root)] != root or not below or below[0] not in labels.SPLITS:
+        if path[: len(root)] != root or not below or below[0].lower() not in labels.SPLITS:
             continue
         if row["uri"].endswith("/"):
             _refuse_part(row)
-        if len(below) < 3 or below[1] not in labels.CLASSES:
+        if len(below) < 3 or below[1].upper() not in labels.CLASSES:
             continue
         same = first.setdefault(below, row)
         if same["file"] != row["file"]:
@@ -204,7 +248,7 @@ def _in_layout(uri: str, files: Iterable[Row]) -> list[Row]:
                 f"{uri}: {'/'.join(below)} is in two archives, {same['file']} and {row['file']}."
                 " Give one of them as --data."
             )
-        rows.append(_labeled(row, below[0], below[1]))
+        rows.append(_labeled(row, below[0].lower(), below[1].upper()) | {"row": -1})
     for row, path in paths:
         other = _layout_root(path)
         if row["place"] and other not in (None, root) and path[len(other or ()) :] not in first:
@@ -241,7 +285,7 @@ def _path_below(uri: str, row: Row) -> tuple[str, ...]:
 def _layout_root(path: Sequence[str]) -> tuple[str, ...] | None:
     """The folders above `split / CLASS / file`; None if that is not in the path."""
     for i in range(len(path) - 2):
-        if path[i] in labels.SPLITS and path[i + 1] in labels.CLASSES:
+        if path[i].lower() in labels.SPLITS and path[i + 1].upper() in labels.CLASSES:
             return tuple(path[:i])
     return None
 
@@ -254,10 +298,19 @@ def _refuse_several(uri: str, *roots: Sequence[str]) -> NoReturn:
     )
 
 
-def _refuse_layout(uri: str, files: Sequence[Row], skipped: Counter[str]) -> NoReturn:
+def _refuse_layout(
+    uri: str, files: Sequence[Row], skipped: Counter[str], other_files: Sequence[str]
+) -> NoReturn:
     for row in files:
         if row["uri"].endswith("/"):
             _refuse_part(row)
+    if manifests := [file for file in other_files if is_manifest(file)]:
+        names = [manifest[len(uri) :].strip("/") for manifest in manifests[:_NUM_NAMED]]
+        more = f" and {len(manifests) - _NUM_NAMED:,} more" if len(manifests) > _NUM_NAMED else ""
+        raise DataError(
+            f"{uri}: no folders {_LAYOUT}; found {len(files):,} files that may be images, and"
+            f" {', '.join(names)}{more}. Give --data {manifests[0]}, with columns uri and label."
+        )
     if not files:
         raise DataError(f"{uri}: no radiographs found. {in_words(skipped)}")
     folders = Counter("/".join(_path_below(uri, row)[:-1]) or "its root" for row in files)
@@ -276,56 +329,87 @@ def _refuse_part(row: Row) -> NoReturn:
     )
 
 
-def _list_manifest(uri: str) -> LabeledSet:
-    table = read_manifest(uri)
-    if missing := {"uri", "label"} - set(table.column_names):
-        raise DataError(
-            f"{uri}: the manifest lacks column {', '.join(sorted(missing))}."
-            f" Expected uri,label[,patient,split]; found {', '.join(table.column_names)}."
-        )
-    uris = [required(uri, "uri", i, text) for i, text in enumerate(texts(table, "uri"))]
-    addresses = [_entry_address(uri, i, text) for i, text in enumerate(uris)]
-    if twice := [address for address, count in Counter(addresses).items() if count > 1]:
-        raise DataError(f"{uri}: {len(twice)} URIs stand twice, the first {twice[0]}.")
-    splits = [text or "train" for text in texts(table, "split")]
-    if unknown := sorted(set(splits) - set(labels.SPLITS)):
-        raise DataError(
-            f"{uri}: unknown split {unknown[0]!r}. Choices: {', '.join(labels.SPLITS)}."
-        )
+def _list_manifest(uri: str, settings: SetSettings) -> LabeledSet:
+    manifest = read_manifest(uri, settings.columns, ("uri", "label"))
+    if not len(manifest.table):
+        raise DataError(f"{uri}: the manifest has no rows.")
+    addresses = _entry_addresses(manifest)
+    classes = parse_labels(settings.labels)
+    cells = {name: manifest.texts(name) for name in ("label", "patient", "subtype")}
+    cells["split"] = _splits(manifest)
+    label_names = [classes.get(_plain_label(text), "") for text in cells["label"]]
+    skip = settings.other_labels == "skip"
+    kept = [i for i in range(len(addresses)) if label_names[i] or not skip]
+    first = {addresses[i]: i for i in reversed(kept)}
+    # Labels of one class are one label, and other labels are compared as they are written.
+    compared = cells | {"label": [a or b for a, b in zip(label_names, cells["label"], strict=True)]}
+    for name, texts in compared.items():
+        if rows := [i for i in kept if texts[i] != texts[first[addresses[i]]]]:
+            pair = " and ".join(manifest.locate([i]) for i in (first[addresses[rows[0]]], rows[0]))
+            more = f"; {len(rows) - 1:,} more" if len(rows) > 1 else ""
+            raise DataError(f"{uri}: one image has two {name}s, in {pair}{more}.")
+    skipped = Counter(
+        {
+            "rows with another label": len(addresses) - len(kept),
+            "rows that name an image again": len(kept) - len(first),
+        }
+    )
     inputs = Inputs()
-    inputs.add_named(addresses, uri)
+    inputs.add_named(first, uri)
     files: list[Row] = inputs.table().to_pylist() + _list_archives(inputs)[0]
-    by_address = {_row_address(row): row for row in files}
-    names = {name: texts(table, name) for name in ("label", "patient", "subtype")}
-    rows = []
-    for i, address in enumerate(addresses):
-        if address not in by_address:
-            raise DataError(
-                f"{uri}: row {i + 1} of the manifest names a folder of an archive, not an image:"
-                f" {address}."
-            )
-        label = names["label"][i]
-        row = _labeled(by_address[address], splits[i], label) | {"row": i}
-        given = {name: names[name][i] for name in ("patient", "subtype") if names[name][i]}
-        rows.append(row | given)
-    return LabeledSet(uri, tuple(rows), Counter())
-
-
-def _entry_address(manifest: str, row: int, text: str) -> str:
-    """The address that an entry of a manifest means, in the one form that a listing has."""
-    file, path = split_address(text)
-    file = storage.printable(beside(manifest, file))
-    if not path and archive_kind(file):
+    by_address = {address_in_listing(row["uri"], row["file"]): row for row in files}
+    if folders := [i for address, i in first.items() if address not in by_address]:
         raise DataError(
-            f"{manifest}: row {row + 1} of the manifest names an archive, not an image: {file}."
-            f" Name a member, as in archive.zip{SEPARATOR}image.jpeg."
+            f"{uri}: a folder of an archive, not an image, in {manifest.locate(sorted(folders))}."
         )
-    return f"{file}{SEPARATOR}{plain(path)}" if path else file
+    rows_of_set = []
+    for address, i in sorted(first.items(), key=operator.itemgetter(1)):
+        row = _labeled(by_address[address], cells["split"][i], label_names[i]) | {"row": i}
+        given = {name: cells[name][i] for name in ("patient", "subtype") if cells[name][i]}
+        rows_of_set.append(row | given)
+    return LabeledSet(uri, tuple(rows_of_set), +skipped, manifest, settings)
 
 
-def _row_address(row: Row) -> str:
-    file, member = row["file"], row["uri"][len(row["file"]) + len(SEPARATOR) :]
-    return f"{file}{SEPARATOR}{plain(member)}" if member else file
+def _plain_label(text: str) -> str:
+    """A label as it is compared: without case, and 1 for 1.0, as tables with gaps have it."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", text.casefold())
+
+
+def _splits(manifest: Manifest) -> list[str]:
+    """The split of each row.
+
+    Raises:
+        DataError: a cell names none.
+    """
+    texts = manifest.texts("split")
+    splits = [_SPLITS.get(text.lower(), "") if text else "train" for text in texts]
+    if unknown := [i for i, split in enumerate(splits) if not split]:
+        raise DataError(
+            f"{manifest.uri}: column {manifest.columns['split']} has an unknown split in"
+            f" {manifest.locate(unknown)}. Choices: {', '.join(labels.SPLITS)}."
+        )
+    return splits
+
+
+def _entry_addresses(manifest: Manifest) -> list[str]:
+    """The address of each row, in the form that a listing has.
+
+    Raises:
+        DataError: there is none, or it is that of an archive.
+    """
+    addresses = []
+    for i, text in enumerate(manifest.required_texts("uri")):
+        try:
+            address = entry_address(manifest.uri, text)
+        except StorageError as error:
+            raise DataError(f"{manifest.uri}: {manifest.locate([i])}: {error}") from None
+        if archive_kind(address) and not split_address(address)[1]:
+            raise DataError(
+                f"{manifest.uri}: an archive, not an image, in {manifest.locate([i])}. Name a"
+                f" member, as in archive.zip{SEPARATOR}image.jpeg."
+            )
+        addresses.append(address)
+    return addresses
 
 
 def _labeled(row: Row, split: str, label: str) -> Row:

@@ -1,49 +1,375 @@
-"""Lists of radiographs that a user writes: CSV or Parquet with a column `uri` and others."""
+"""Manifests: the lists of images that people write, as CSV in any of its forms, Parquet or Excel.
 
+Every column is read as text, so that a patient number keeps its leading zeros. Text files are read
+by Python's `csv`, not by pyarrow, which knows no line numbers and refuses the rows that Excel cuts
+short.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import math
 import posixpath
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
 
 import pyarrow as pa
-from pyarrow import csv
 
 from cxr import storage
-from cxr.errors import DataError
+from cxr.errors import DataError, StorageError
+from cxr.sources.settings import COLUMNS, parse_columns
+
+SUFFIXES: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".xlsx")
+"""Suffixes of manifests, in lower case."""
+
+DELIMITERS: Final = ",;\t|"
+
+NUM_NAMED_ROWS: Final = 3
+"""Rows named in a message."""
+
+NUM_NAMED_COLUMNS: Final = 40
+"""Columns named in a message; the widest public tables of radiographs have fewer."""
+
+_NO_MANIFEST: Final = "not a folder, an archive or a manifest"
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f]")
+
+_START: Final = 1024
+"""Characters in which a file that is not text has one that no text has."""
+
+_DATA: Final = re.compile(
+    r"[\W\d_]+|.*\.(jpe?g|png|dcm|dicom|tiff?|bmp)|.*\d{4}.*|.*\d.*[/\\].*|.*[/\\].*\d.*",
+    re.I | re.S,
+)
+"""A cell that is no column name: a number, a date, an identifier or a path."""
+
+Record = tuple[int, list[str]]
+"""A row of a file before its columns are known: the number of its line, and its cells."""
 
 
-def read_manifest(uri: str) -> pa.Table:
-    """Read a CSV or Parquet manifest, the columns uri, label, patient and split of a CSV as text.
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as it was read."""
+
+    uri: str
+    table: pa.Table
+    """Its rows without the empty ones; columns of text, as written, with unique names."""
+    columns: dict[str, str]
+    """The columns that mean something to us, by our names: uri, label, patient, ..."""
+    lines: Sequence[int]
+    """The line of the file, or the row of the sheet, where each row begins; empty for Parquet."""
+
+    def texts(self, name: str) -> list[str]:
+        """The cells of one of our columns, stripped; all empty if there is no such column."""
+        if name not in self.columns:
+            return [""] * len(self.table)
+        return [text.strip() for text in self.table[self.columns[name]].to_pylist()]
+
+    def required_texts(self, name: str) -> list[str]:
+        """The cells of one of our columns, stripped.
+
+        Raises:
+            DataError: one of them is empty.
+        """
+        texts = self.texts(name)
+        if empty := [row for row, text in enumerate(texts) if not text]:
+            raise DataError(
+                f"{self.uri}: column {self.columns[name]} is empty in {self.locate(empty)}."
+            )
+        return texts
+
+    def locate(self, rows: Sequence[int]) -> str:
+        """Where rows stand, such as `row 7 (line 9), row 8 (line 10) and 3 more`.
+
+        Args:
+            rows: indices of rows of the table, from 0.
+        """
+        unit = "sheet row" if self.uri.lower().endswith(".xlsx") else "line"
+        named = [
+            f"row {row + 1}" + (f" ({unit} {self.lines[row]})" if len(self.lines) else "")
+            for row in rows[:NUM_NAMED_ROWS]
+        ]
+        more = f" and {len(rows) - NUM_NAMED_ROWS:,} more" if len(rows) > NUM_NAMED_ROWS else ""
+        return ", ".join(named) + more
+
+
+def is_manifest(uri: str) -> bool:
+    """Whether a file is a manifest by its name."""
+    return uri.lower().endswith(SUFFIXES)
+
+
+def read_manifest(
+    uri: str, columns: Sequence[str] = (), required: Sequence[str] = ("uri",)
+) -> Manifest:
+    """Read a manifest: CSV, Parquet or an Excel workbook; empty rows and columns are dropped.
+
+    CSV is delimited by comma, semicolon, tab or bar, whichever gives the most of the columns; it is
+    UTF-8, UTF-16 or Windows-1252, compressed by gzip or not. Of a workbook, the first sheet is
+    read. Names of columns are compared without blanks around them, and without case where none is
+    spelled the same.
+
+    Args:
+        uri: path or URI; a file that is neither `.parquet` nor `.xlsx` is read as text.
+        columns: what it calls our columns, where it does not call them by our names, each as
+            `NAME=COLUMN`; see `settings.COLUMNS`.
+        required: those of our columns that it must have.
 
     Raises:
-        DataError: it is neither.
+        DataError: it cannot be read, lacks a column, or has a row with more cells than columns.
+        SettingsError: `columns` are not what they should be.
+        StorageError: the file cannot be read.
     """
-    if uri.lower().endswith(".parquet"):
-        return storage.read_table(uri)
-    types = dict.fromkeys(("uri", "label", "patient", "split"), pa.string())
-    try:
-        return csv.read_csv(
-            pa.BufferReader(storage.read_bytes(uri)),
-            convert_options=csv.ConvertOptions(column_types=types),
-        )
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{uri}: not a folder, an archive or a manifest: {error}.") from None
-
-
-def texts(table: pa.Table, column: str) -> list[str]:
-    """The values of a column as text; empty for nulls, and if there is no such column."""
-    if column not in table.column_names:
-        return [""] * len(table)
-    values = table[table.column_names.index(column)]
-    return ["" if value is None else str(value).strip() for value in values.to_pylist()]
-
-
-def required(uri: str, column: str, row: int, text: str) -> str:
-    """The text of a cell; an empty one is refused with its row."""
-    if not text:
-        raise DataError(f"{uri}: row {row + 1} of the manifest has no {column}.")
-    return text
+    given = parse_columns(columns)
+    lower = uri.lower()
+    if lower.endswith(".parquet"):
+        table = _text_table(storage.read_table(uri))
+        return Manifest(uri, table, _find_columns(uri, table.column_names, given, required), ())
+    data = storage.read_bytes(uri)
+    if lower.endswith(".xlsx"):
+        records = _sheet_records(uri, data)
+    else:
+        records = _text_records(uri, _decompress(uri, data), {**_BY_OUR_NAMES, **given}.values())
+    records = (record for record in records if any(map(str.strip, record[1])))
+    _, header = next(records, (0, []))
+    if not header:
+        raise DataError(f"{uri}: {_NO_MANIFEST}: it is empty.")
+    names = _unique_names(header)
+    found = _find_columns(uri, names, given, required)
+    return _collect(uri, names, found, records)
 
 
 def beside(manifest: str, uri: str) -> str:
-    """Resolve an entry of a manifest: a relative path starts at the manifest's folder."""
+    r"""Resolve an entry of a manifest: a relative path starts at the manifest's folder.
+
+    An entry with backslashes and without slashes is a path of Windows: `images\a.png` is
+    `images/a.png`. A file whose name has a backslash is written `./a\b.png`.
+
+    Raises:
+        StorageError: a path of Windows that is not relative, or a URI that is not supported.
+    """
+    if "\\" in uri and "/" not in uri:
+        if re.match(r"\\|[a-z]:", uri, re.I):
+            raise StorageError(
+                f"{uri}: an absolute path of Windows. Write paths relative to the manifest, with"
+                " the images beside it."
+            )
+        uri = uri.replace("\\", "/")
     if "://" in uri or uri.startswith("/"):
         return storage.absolute(uri)
     return storage.join(posixpath.dirname(manifest), uri.removeprefix("./"))
+
+
+_BY_OUR_NAMES: Final = dict(zip(COLUMNS, COLUMNS, strict=True))
+
+
+def _find_columns(
+    uri: str, names: Sequence[str], given: dict[str, str], required: Sequence[str]
+) -> dict[str, str]:
+    """The names of our columns in a manifest.
+
+    Raises:
+        DataError: one of those that are required or given is not there.
+    """
+    columns: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for name, wanted in {**_BY_OUR_NAMES, **given}.items():
+        if column := find_column(names, wanted):
+            columns[name] = column
+        elif name in required or name in given:
+            missing[name] = wanted
+    if not missing:
+        return columns
+    if any(_CONTROL.search(name) for name in names):
+        raise DataError(f"{uri}: {_NO_MANIFEST}: it is not text.")
+    if any(_DATA.fullmatch(name) for name in names):
+        listed = "its first line seems to hold data, not names of columns"
+    else:
+        listed = f"found {', '.join(names[:NUM_NAMED_COLUMNS])}"
+        if len(names) > NUM_NAMED_COLUMNS:
+            listed += f" and {len(names) - NUM_NAMED_COLUMNS} more"
+    example = " ".join(f"{name}=COLUMN" for name in missing)
+    raise DataError(
+        f"{uri}: the manifest lacks column {', '.join(missing.values())}; {listed}. Say what it is"
+        f" called: --columns {example}."
+    )
+
+
+def find_column(names: Sequence[str], wanted: str) -> str:
+    """The column of this name, else the first that differs in case alone; empty if none."""
+    if wanted in names:
+        return wanted
+    return next((name for name in names if name.casefold() == wanted.casefold()), "")
+
+
+def _unique_names(header: Sequence[str]) -> list[str]:
+    """Names of columns: stripped, numbered where they repeat or are empty."""
+    names: list[str] = []
+    for number, cell in enumerate(header, 1):
+        name = unique = cell.strip() or f"column {number}"
+        copies = 0
+        while unique in names:
+            copies += 1
+            unique = f"{name}.{copies}"  # As pandas numbers them.
+        names.append(unique)
+    return names
+
+
+def _collect(
+    uri: str, names: Sequence[str], columns: dict[str, str], records: Iterable[Record]
+) -> Manifest:
+    """The manifest of rows that are as wide as their columns, or shorter where cells are empty.
+
+    Raises:
+        DataError: a row has more cells.
+    """
+    width = len(names)
+    cells_of: list[list[str]] = [[] for _ in names]
+    lines: list[int] = []
+    too_wide: list[int] = []
+    for line, cells in records:
+        if any(map(str.strip, cells[width:])):
+            too_wide.append(len(lines))
+        for texts, cell in zip(cells_of, cells + [""] * (width - len(cells)), strict=False):
+            texts.append(cell)
+        lines.append(line)
+    arrays = {
+        name: pa.array(texts, pa.string()) for name, texts in zip(names, cells_of, strict=True)
+    }
+    for number, name in enumerate(names, 1):
+        if name == f"column {number}" and not any(map(str.strip, cells_of[number - 1])):
+            del arrays[name]  # As Excel leaves them behind.
+    manifest = Manifest(uri, pa.table(arrays), columns, lines)
+    if too_wide:
+        raise DataError(
+            f"{uri}: more cells than columns in {manifest.locate(too_wide)}. Put quotation marks"
+            " around cells that contain the delimiter."
+        )
+    return manifest
+
+
+def _text_table(table: pa.Table) -> pa.Table:
+    """A table with all its columns as text, nulls as empty text."""
+    names = _unique_names(table.column_names)
+    arrays = [
+        pa.array([_text(value) for value in column.to_pylist()], pa.string())
+        for column in table.columns
+    ]
+    return pa.table(arrays, names=names)
+
+
+def _text(value: Any) -> str:
+    """A cell as text; whole numbers without `.0`: columns with gaps turn them into floats."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else str(int(value) if value.is_integer() else value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value)
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+def _decompress(uri: str, data: bytes) -> str:
+    if uri.lower().endswith(".gz"):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error):
+            raise DataError(f"{uri}: not a gzip file, or damaged.") from None
+    return _decode(uri, data)
+
+
+def _decode(uri: str, data: bytes) -> str:
+    """The text of a file: UTF-8, UTF-16, or Windows-1252 as Excel writes it in Europe."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    elif len(data) > 1 and 0 in data[:2] and any(data[:2]):  # UTF-16 without its mark.
+        encodings = ["utf-16-be" if data[0] == 0 else "utf-16-le"]
+    else:
+        encodings = ["utf-8-sig", "cp1252"]
+    for encoding in encodings:
+        with suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            if encoding != "cp1252" or not _CONTROL.search(text, 0, _START):
+                return text
+    raise DataError(f"{uri}: {_NO_MANIFEST}: it is not text in UTF-8, UTF-16 or Windows-1252.")
+
+
+def _text_records(uri: str, text: str, wanted: Iterable[str]) -> Iterator[Record]:
+    """The rows of a text, each with its line.
+
+    Raises:
+        DataError: a quotation mark is not closed, or stands in a cell alone.
+    """
+    # The limit is of the module, and a quoted line break may make one cell of a whole file.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    first = 1
+    try:
+        delimiter, start = _find_delimiter(text, wanted)
+        first += text.count("\n", 0, start)
+        line = first
+        reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
+        for cells in reader:
+            yield first, cells
+            first = line + reader.line_num
+    except csv.Error:
+        raise DataError(
+            f"{uri}: the row that begins in line {first} is not CSV: a quotation mark is not"
+            " closed, or not doubled within a cell."
+        ) from None
+
+
+def _find_delimiter(text: str, wanted: Iterable[str]) -> tuple[str, int]:
+    """The delimiter that gives most of the columns, and where the rows begin.
+
+    The line `sep=;`, which Excel reads and some programs write for it, says so itself.
+    """
+    if said := re.match(r'"?sep=([^"\r\n])"?\r?\n', text, re.I):
+        return said[1], said.end()
+    start = len(text) - len(text.lstrip(" \r\n\v\f" + DELIMITERS))
+    start = max(text.rfind("\n", 0, start), text.rfind("\r", 0, start)) + 1
+    wanted = [name.casefold() for name in wanted]
+
+    def num_columns(delimiter: str) -> tuple[int, int]:
+        cells = next(csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter), [])
+        names = [cell.strip().casefold() for cell in cells]
+        return sum(name in names for name in wanted), len(names)
+
+    return max(DELIMITERS, key=num_columns), start
+
+
+# Excel --------------------------------------------------------------------------------------------
+
+
+def _sheet_records(uri: str, data: bytes) -> Iterator[Record]:
+    """The rows of a workbook's first sheet, each with its number there.
+
+    Raises:
+        DataError: openpyxl is not installed, or cannot read it.
+    """
+    try:
+        import openpyxl
+    except ImportError:
+        raise DataError(
+            f"{uri}: openpyxl is not installed. pip install -e '.[xlsx]', or save it as CSV."
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of validations and styles, which are not read.
+            book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+            sheet = book.worksheets[0]
+            sheet.reset_dimensions()  # Which some programs write wrongly.
+            rows = [[_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]
+    except Exception as error:  # A damaged workbook makes libraries raise anything.
+        raise DataError(
+            f"{uri}: not a readable .xlsx workbook ({type(error).__name__}). If it opens in Excel,"
+            " save it without a password, or as CSV."
+        ) from None
+    yield from enumerate(rows, 1)

@@ -111,5 +111,8 @@ def passed_over(path: str) -> str:
         for part in parts
     ):
         return "hidden or system file"
-    suffix = posixpath.splitext(path)[1].lower()
+    stem, suffix = posixpath.splitext(path.lower())
+    if suffix == ".gz":  # `.csv.gz` is a table.
+        inner = posixpath.splitext(stem)[1]
+        return inner + suffix if inner in OTHER_SUFFIXES else ""
     return suffix if suffix in OTHER_SUFFIXES else ""

@@ -1,9 +1,19 @@
 """How a labeled set is read: the settings that every job on one shares."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import tyro
+
+from cxr import labels
+from cxr.errors import SettingsError
+
+COLUMNS: Final = ("uri", "label", "patient", "split", "subtype")
+"""The columns of a manifest that mean something to us; uri and label are needed."""
+
+LABELS: Final = {name: (name, str(index)) for index, name in enumerate(labels.CLASSES)}
+"""What a manifest calls the classes unless --labels says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -24,3 +34,59 @@ class SetSettings:
     """How the patient of an image is known, where neither a column, nor DICOM, nor the names of a
     known data set tell: folder, file (each image is a patient of its own), or a regular expression
     with one group that is searched in the path."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        parse_labels(self.labels)
+
+
+def parse_columns(columns: Sequence[str]) -> dict[str, str]:
+    """The names that a manifest has for our columns, by our names.
+
+    Args:
+        columns: each `NAME=COLUMN`, such as `"label=Finding"`.
+
+    Raises:
+        SettingsError: one is not of this form, names no column of ours, or one that is named.
+    """
+    return {name: _only(name, texts) for name, texts in _pairs("columns", columns, COLUMNS).items()}
+
+
+def parse_labels(labels: Sequence[str]) -> Mapping[str, str]:
+    """The class that each label of a manifest stands for; labels without case.
+
+    Args:
+        labels: each `CLASS=LABEL[,LABEL]`, such as `"normal=No finding"`; a class that is not named
+            has the labels of `LABELS`.
+
+    Raises:
+        SettingsError: one is not of this form, names no class, or a label stands for both.
+    """
+    given = _pairs("labels", labels, tuple(LABELS))
+    classes: dict[str, str] = {}
+    for name, default in LABELS.items():
+        texts = [part for text in given.get(name, default) for part in text.split(",")]
+        for label in filter(None, (text.strip().casefold() for text in texts)):
+            if classes.setdefault(label, name) != name:
+                raise SettingsError(f"labels: {label!r} stands for both classes.")
+    return classes
+
+
+def _pairs(flag: str, entries: Sequence[str], choices: Sequence[str]) -> dict[str, list[str]]:
+    """The values of entries `NAME=VALUE` by name, spelled as the choices are."""
+    spelling = {choice.casefold(): choice for choice in choices}
+    values: dict[str, list[str]] = {}
+    for entry in entries:
+        name, _, value = (part.strip() for part in entry.partition("="))
+        if not value or name.casefold() not in spelling:
+            raise SettingsError(
+                f"{flag}: {entry!r} is not NAME=VALUE with a name of {', '.join(choices)}."
+            )
+        values.setdefault(spelling[name.casefold()], []).append(value)
+    return values
+
+
+def _only(name: str, values: Sequence[str]) -> str:
+    if len(values) > 1:
+        raise SettingsError(f"columns: {name} is given {len(values)} times.")
+    return values[0]

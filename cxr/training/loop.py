@@ -19,9 +19,10 @@ from torch import nn
 
 from cxr import metrics
 from cxr.inference import devices
-from cxr.inference.engine import forward
+from cxr.inference.torch_engine import forward
 from cxr.models import classifier, transforms
-from cxr.models.classifier import State, logit
+from cxr.models.classifier import State
+from cxr.models.outputs import logit
 from cxr.recipes import FOCAL_GAMMA, Recipe
 from cxr.training.loaders import Batch, Loader
 

@@ -85,6 +85,13 @@ def reopen(output: str) -> tuple[list[Recipe], RunSettings]:
     return recipes, dataclasses.replace(settings, output=output)
 
 
+def how_to_resume(folder: str) -> str:
+    """What an interrupted run has kept, and the command that continues it."""
+    if storage.kind(storage.join(folder, SETTINGS_FILE)) == "nothing":
+        return "nothing is kept yet; the same command starts again"
+    return f"finished epochs are kept; python jobs/train.py --resume {folder} continues"
+
+
 def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     """Train each recipe that is not finished yet, and compare all.
 

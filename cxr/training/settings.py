@@ -10,7 +10,6 @@ from cxr import cluster, recipes, storage
 from cxr.cluster.settings import CachedComputeSettings
 from cxr.errors import SettingsError
 from cxr.metrics import parse_rule
-from cxr.models import classifier
 from cxr.recipes import PUBLISHED_VERSIONS, Recipe
 from cxr.sources.settings import SetSettings
 
@@ -112,6 +111,8 @@ def resolve(settings: Settings, recipes: Sequence[Recipe], suffix: str = "") -> 
     Raises:
         SettingsError: a recipe cannot be built, or two have the same name.
     """
+    from cxr.models import classifier  # PyTorch takes seconds, and `--help` needs none.
+
     for recipe in recipes:
         classifier.check(recipe)
     if len({recipe.name for recipe in recipes}) < len(recipes):

@@ -8,9 +8,11 @@ features and train what follows; otherwise they read pixels and train the whole 
 import dataclasses
 import io
 import json
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -145,6 +147,7 @@ def fit(
         SettingsError: the workers do not fit the cluster.
         DataError: a class is missing in either set.
         CxrError: workers died more often than `MAX_FAILURES`.
+        KeyboardInterrupt: Ctrl-C.
     """
     for plan in plans:
         _check_classes(plan)
@@ -154,7 +157,8 @@ def fit(
         counter = progress.counter if progress else None
         trainer = _trainer(plans, output, workers, counter, gpu=gpu)
         try:
-            trainer.fit()
+            with usual_interrupts():
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
             cause = str(error).strip().splitlines()[-1]
             raise CxrError(
@@ -162,6 +166,23 @@ def fit(
                 f" {output}."
             ) from error
     return [_read_outcome(plan) for plan in plans]
+
+
+@contextmanager
+def usual_interrupts() -> Iterator[None]:
+    """Make Ctrl-C raise KeyboardInterrupt, during Ray Train and after it.
+
+    Ray Train's own handler stops the workers and ends the job with exit code 0, as if it had
+    finished; and it stays when training is over.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _progress(plans: Sequence[Plan]) -> "ClusterProgress | nullcontext[None]":

@@ -70,6 +70,13 @@ def search(recipe: Recipe, space: Space, settings: SharedSettings) -> Search:
     return results.conclude(shared, space, settings, images, reasons, name)
 
 
+def how_to_resume(folder: str) -> str:
+    """What an interrupted search has kept, and the command that continues it."""
+    if storage.kind(storage.join(folder, SETTINGS_FILE)) == "nothing":
+        return "nothing is kept yet; the same command starts again"
+    return f"finished folds are kept; the same command with --output {folder} continues"
+
+
 def open_output(recipe: Recipe, space: Space, settings: SharedSettings) -> None:
     """Take an empty folder for a search, or one of the same search.
 

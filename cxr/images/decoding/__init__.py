@@ -2,14 +2,14 @@
 
 The format is recognized by content, never by name. Whatever the bytes, `decode` returns a
 `Decoded`: pixels, or one sentence that says why there are none. No patient data leave this
-package: reasons and warnings are fixed sentences, never the text of a library's error, which may
-quote the header.
+package but the identifiers of study, series and image, which the caller keeps only where asked:
+reasons and warnings are fixed sentences, never the text of a library's error, which may quote the
+header.
 """
 
 import struct
 
 from cxr.errors import SettingsError
-from cxr.images.decoding.dicom import decode_dicom
 from cxr.images.decoding.levels import refuse_flat
 from cxr.images.decoding.quiet import NO_LOGS, NO_WARNINGS
 from cxr.images.decoding.raster import decode_raster
@@ -20,9 +20,11 @@ from cxr.images.decoding.verdict import (
     Facts,
     RejectedError,
     Status,
+    Uids,
+    View,
 )
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "decode"]
+__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "Uids", "View", "decode"]
 
 
 def decode(
@@ -54,6 +56,9 @@ def decode(
     try:
         with NO_WARNINGS:
             if facts.format == "dicom":
+                # Imported where there is a DICOM file: pydicom takes half a second.
+                from cxr.images.decoding.dicom import decode_dicom
+
                 with NO_LOGS:
                     pixels = decode_dicom(data, facts, any_body_part, any_view)
             else:

@@ -19,8 +19,8 @@ from cxr.images.decoding.bits import read_cells
 from cxr.images.decoding.codestream import check_rle, checked
 from cxr.images.decoding.gray import to_gray
 from cxr.images.decoding.presentation import to_display
-from cxr.images.decoding.tags import code, whole
-from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError
+from cxr.images.decoding.tags import code, identifier, whole
+from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError, Uids
 from cxr.images.decoding.views import (
     refuse_other_body_parts,
     refuse_other_modalities,
@@ -30,12 +30,16 @@ from cxr.images.decoding.views import (
 # The largest accepted image of 16 bits, and its header.
 MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 16 * 2**20
 
-# All that is read of the header. Texts are compared with fixed lists and never kept.
+# All that is read of the header. Texts are compared with fixed lists and never kept; the three
+# instance identifiers go to the caller.
 _TAGS = [
     Tag(keyword)
     for keyword in (
         "SpecificCharacterSet",
         "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
         "Modality",
         "PresentationIntentType",
         "StudyDescription",
@@ -112,6 +116,11 @@ def decode_dicom(
     header = _read_header(data)
     rows, columns = whole(header, "Rows"), whole(header, "Columns")
     facts.width, facts.height = columns, rows
+    facts.uids = Uids(
+        identifier(header, "StudyInstanceUID"),
+        identifier(header, "SeriesInstanceUID"),
+        identifier(header, "SOPInstanceUID"),
+    )
     refuse_other_modalities(header, facts)
     refuse_other_body_parts(header, facts, any_body_part)
     refuse_other_views(header, facts, any_view)

@@ -41,6 +41,18 @@ def text(header: Any, keyword: str) -> str:
     return value
 
 
+def identifier(header: Any, keyword: str) -> str:
+    """A unique identifier; empty if absent, damaged or not of digits and dots.
+
+    Source: DICOM PS3.5 section 9.1: up to 64 of them. Other text may be anything, a name too.
+    """
+    try:
+        value = str(header.get(keyword) or "").strip("\0 ")
+    except Exception:
+        return ""
+    return value if re.fullmatch(r"[0-9.]{1,64}", value) else ""
+
+
 def items(header: Any, keyword: str) -> list[Any]:
     """The first items of a sequence; none if absent or damaged."""
     try:

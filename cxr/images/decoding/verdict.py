@@ -1,7 +1,7 @@
 """The result of decoding a file: its pixels, or one sentence without patient data."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,17 @@ MAX_JPEG_SCANS = 100
 so a small file with thousands of them would keep a core busy for hours."""
 
 Status = Literal["ok", "refused", "unreadable"]
+
+View = Literal["", "frontal", "lateral", "oblique"]
+"""A projection; empty where the file does not say."""
+
+
+class Uids(NamedTuple):
+    """The identifiers of a DICOM file; empty where the header has none, or no valid one."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +50,10 @@ class Decoded:
     """Of the original as displayed, in pixels; 0 if unknown."""
     format: str
     """`"jpeg"`, `"png"`, `"tiff"`, `"bmp"`, `"dicom"`, or empty if unknown."""
+    view: View
+    """The projection that the header names; empty if none."""
+    uids: Uids | None
+    """Of a DICOM file whose header could be read, else `None`."""
 
 
 class RejectedError(Exception):
@@ -57,11 +72,14 @@ class Facts:
     format: str
     width: int = 0
     height: int = 0
+    view: View = ""
+    uids: Uids | None = None
     warnings: list[str] = field(default_factory=list)
 
     def decoded(self, pixels: NDArray[np.uint8] | None, status: Status, reason: str) -> Decoded:
         warned = tuple(dict.fromkeys(self.warnings))
-        return Decoded(pixels, status, reason, warned, self.width, self.height, self.format)
+        size = self.width, self.height
+        return Decoded(pixels, status, reason, warned, *size, self.format, self.view, self.uids)
 
     def set_size(self, width: int, height: int) -> None:
         """Record the size from the header, and refuse it before anything is allocated."""

@@ -4,11 +4,11 @@ Texts are read and compared with fixed lists; none is kept, and reasons and warn
 lists hold. A wrongly filled tag may hold the name of a patient.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from cxr.images.decoding.anatomy import body_part, folded, projections
 from cxr.images.decoding.tags import code, items, text
-from cxr.images.decoding.verdict import Facts, RejectedError
+from cxr.images.decoding.verdict import Facts, RejectedError, View
 
 # Computed radiography, digital radiography (DR: its retired code) and scanned film.
 _RADIOGRAPHY = ("CR", "DX", "DR", "RG")
@@ -74,6 +74,8 @@ def refuse_other_views(header: Any, facts: Facts, any_view: bool) -> None:
         view = "" if "frontal" in described else _other(described)
         if not described and _is_turned(header):
             view = "lateral"
+    named = coded or described
+    facts.view = view or ("frontal" if "frontal" in named and not _other(named) else "")
     if view and not any_view:
         raise RejectedError("refused", f"{_ARTICLES[view]} {view} view, not a frontal one")
     if view:
@@ -84,7 +86,7 @@ def refuse_other_views(header: Any, facts: Facts, any_view: bool) -> None:
         facts.warnings.append("a view in lateral decubitus")
 
 
-_ARTICLES = {"lateral": "a", "oblique": "an"}
+_ARTICLES: Final[dict[View, str]] = {"lateral": "a", "oblique": "an"}
 
 
 def _names(item: Any) -> list[str]:
@@ -92,8 +94,9 @@ def _names(item: Any) -> list[str]:
     return [text(item, "CodeValue"), text(item, "CodeMeaning")]
 
 
-def _other(named: set[str]) -> str:
-    return next((view for view in _ARTICLES if view in named), "")
+def _other(named: set[str]) -> View:
+    empty: View = ""
+    return next((view for view in _ARTICLES if view in named), empty)
 
 
 def _described(header: Any) -> set[str]:

@@ -101,7 +101,7 @@ def evaluate(
     ]
     page = evaluation_page(
         EvaluationReport(
-            title=f"{trained.recipe.name}: evaluation on the {split} split",
+            title=f"{trained.title}: evaluation on the {split} split",
             data=name,
             split=split,
             examination=examination,
@@ -171,6 +171,7 @@ def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:
         "fingerprint_of_split": pixels.fingerprint,
         "num_left_out": len(pixels.failed),
         "checkpoint": trained.fingerprint,
+        "precision": trained.precision,
         "temperature": trained.temperature,
         "trained": kept | {"weights": weights},
     }

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from cxr import cli
 from cxr.cluster.settings import CachedComputeSettings
+from cxr.models.precision import Precision, check_precision
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,15 @@ class EvaluateJob:
     youden, sensitivity=X or specificity=X."""
     output: str | None = None
     """Folder for the results; must be empty or not exist. Default: runs/<time>-evaluate."""
+    precision: Precision = "float32"
+    """int8: in 8-bit integers, on CPUs only, with a checkpoint of jobs/train.py --int8."""
     compute: Annotated[CachedComputeSettings, cli.section("resources")] = dataclasses.field(
         default_factory=CachedComputeSettings
     )
     """What the job computes on."""
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision, self.compute.gpu)
 
 
 def main() -> None:
@@ -41,14 +47,15 @@ def main() -> None:
     from cxr import cluster, evaluation, phantoms, storage
     from cxr.models import checkpoint
 
-    trained = checkpoint.load(job.checkpoint)
+    trained = checkpoint.load(job.checkpoint).at(job.precision)
     point = trained.choose(job.operating_point)
     data, name = phantoms.data_or_default(job.data, job.compute.cache)
     output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-evaluate")
     cluster.connect()
+    gpu = job.precision == "float32" and cluster.use_gpu(job.compute.gpu)
     done = evaluation.evaluate(
         trained, data, job.split, output, operating_point=point, cache=job.compute.cache,
-        name=name, gpu=cluster.use_gpu(job.compute.gpu),
+        name=name, gpu=gpu,
     )  # fmt: skip
     print(evaluation.summary(done.examination))
     if done.num_skipped:

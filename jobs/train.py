@@ -19,7 +19,7 @@ class TrainJob(RecipeChoice):
     """What to train, and how."""
 
     resume: str | None = None
-    """Folder of an interrupted run to resume; it keeps its own settings."""
+    """Folder of an interrupted run to resume; it keeps its own settings, but for --int8."""
     settings: Annotated[RunSettings, cli.section("data and resources")] = dataclasses.field(
         default_factory=RunSettings
     )
@@ -38,7 +38,7 @@ def main() -> None:
 
     recipes, resume = [job.fields for job in jobs], jobs[0].resume
     if resume:
-        recipes, settings = run.reopen(resume)
+        recipes, settings = run.reopen(resume, int8=jobs[0].settings.int8)
     else:
         settings = run.begin(recipes, jobs[0].settings)
     cluster.connect()

@@ -15,6 +15,7 @@ from cxr.metrics.examination import (
     reliability,
 )
 from cxr.metrics.operating_point import RULES, OperatingPoint, choose_operating_point, parse_rule
+from cxr.metrics.paired import auc_difference
 from cxr.metrics.scores import (
     TEMPERATURE_BOUNDS,
     Bools,
@@ -37,6 +38,7 @@ __all__ = [
     "Examination",
     "Floats",
     "OperatingPoint",
+    "auc_difference",
     "choose_operating_point",
     "divide",
     "draw_patients",

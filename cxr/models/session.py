@@ -1,15 +1,10 @@
-"""ONNX files of a checkpoint, and ONNX Runtime sessions on them. Needs no PyTorch."""
+"""ONNX Runtime sessions on ONNX files. Needs no PyTorch."""
 
-from typing import Final, Literal
+from typing import Final
 
 import onnxruntime
 
 from cxr.errors import CheckpointError
-
-Precision = Literal["float32", "int8"]
-
-FILES: Final[dict[Precision, str]] = {"float32": "model.onnx", "int8": "model.int8.onnx"}
-"""The file of each precision in a checkpoint's folder."""
 
 MIN_RUNTIME: Final = (1, 19)
 """The oldest ONNX Runtime that is used: the first one for NumPy 2."""

@@ -108,6 +108,7 @@ def _facts(
         "checkpoint": {
             "fingerprint": checkpoint.fingerprint,
             "recipe": checkpoint.recipe.name,
+            "precision": checkpoint.precision,
             "temperature": checkpoint.temperature,
             "operating_point": point.to_dict(),
         },

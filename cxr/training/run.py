@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cxr import cluster, metrics, phantoms, storage
-from cxr.datasets.pixels import count_reasons
+from cxr.datasets.pixels import count_reasons, decode_shards
 from cxr.errors import CheckpointError, CxrError
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
@@ -60,8 +61,12 @@ def begin(recipes: Sequence[Recipe], settings: RunSettings) -> RunSettings:
     return resolved
 
 
-def reopen(output: str) -> tuple[list[Recipe], RunSettings]:
-    """The recipes and settings of an interrupted run.
+def reopen(output: str, *, int8: bool = False) -> tuple[list[Recipe], RunSettings]:
+    """The recipes and settings of an interrupted or finished run.
+
+    Args:
+        output: its folder.
+        int8: add networks in 8-bit integers, whatever its own settings say.
 
     Raises:
         CheckpointError: there is no run in the folder, or none that this version can resume.
@@ -82,7 +87,7 @@ def reopen(output: str) -> tuple[list[Recipe], RunSettings]:
             f"{uri}: cannot be resumed by this version of cxr ({error}). Resume it with the version"
             " that wrote it, or start a new run."
         ) from None
-    return recipes, dataclasses.replace(settings, output=output)
+    return recipes, dataclasses.replace(settings, output=output, int8=settings.int8 or int8)
 
 
 def how_to_resume(folder: str) -> str:
@@ -125,7 +130,34 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
         _finish(plan, outcome, settings, name, gpu=gpu)
     skipped = _write_skipped(plans, output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
-    return _compare(recipes, settings, len(skipped))
+    quantized = _quantize(recipes, settings, listing, folds) if settings.int8 else []
+    return _compare(recipes, settings, len(skipped), quantized)
+
+
+def _quantize(
+    recipes: Sequence[Recipe],
+    settings: RunSettings,
+    listing: pa.Table,
+    folds: NDArray[np.int64],
+) -> list[str]:
+    """Add networks in 8-bit integers to the run's checkpoints; a sentence on each."""
+    from cxr.training.int8 import add_int8  # ONNX Runtime's quantizer takes a second.
+
+    sentences = []
+    for recipe in recipes:
+        folder = storage.join(settings.folder, recipe.name, "checkpoint")
+        if not checkpoint.exists(folder):
+            continue
+        trained = checkpoint.load(folder)
+        pixels = decode_shards(listing, folds, recipe.image_px, settings.cache)
+        train_folds = [fold for fold in range(settings.folds) if fold != settings.fold]
+        try:
+            sentence = add_int8(trained, pixels, train_folds, [settings.fold]).sentence
+        except CheckpointError as error:
+            sentence = f"{recipe.name}: {error}"
+        print(sentence, flush=True)
+        sentences.append(sentence)
+    return sentences
 
 
 def _write_settings(recipes: Sequence[Recipe], settings: RunSettings) -> None:
@@ -274,7 +306,9 @@ def _validation_table(predictions: pa.Table, rows: pa.Table) -> pa.Table:
     )
 
 
-def _compare(recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int) -> Run:
+def _compare(
+    recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int, quantized: Sequence[str]
+) -> Run:
     """Write the page on all recipes of a run, those finished earlier included."""
     output = settings.folder
     results: list[VersionResult] = []
@@ -284,7 +318,7 @@ def _compare(recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int)
         histories[recipe.name] = result.pop("history")
         results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
-    notes = _notes(recipes, settings, num_skipped)
+    notes = [*_notes(recipes, settings, num_skipped), *quantized]
     page = comparison_page(results, histories, notes, "Versions compared")
     storage.write_bytes(report, page.encode())
     folders = [storage.join(output, recipe.name, "checkpoint") for recipe in recipes]

@@ -113,8 +113,10 @@ def _add_to_logits(graph: onnx.GraphProto, shift: NDArray[np.float32]) -> None:
     biases = {initializer.name: initializer for initializer in graph.initializer}
     bias = numpy_helper.to_array(biases[dense.input[2]]) + shift
     # Under a name of its own: equal biases of other layers may share the old one.
-    dense.input[2] = "logits.bias"
+    old, dense.input[2] = dense.input[2], "logits.bias"
     graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), "logits.bias"))
+    if not any(old in node.input for node in graph.node):
+        graph.initializer.remove(biases[old])
 
 
 def _logits(content: bytes, pixels: NDArray[np.uint8], threads: int) -> NDArray[np.float32]:

@@ -46,10 +46,14 @@ def main() -> None:
         finished = run.train(recipes, settings)
     print(comparison_table(finished.results))
     print(f"report: {finished.report}")
-    data = f" --data {settings.data}" if settings.data else ""
     for folder in finished.checkpoints:
         print(f"checkpoint: {folder}")
-        print(f"next: python jobs/evaluate.py --checkpoint {folder}{data}")
+    if finished.best:
+        words = ["--checkpoint", finished.best]
+        words += ["--data", settings.data] if settings.data else []
+        words += cli.flags(settings, CacheSettings)
+        words += [] if finished.has_test else ["--split", "validation"]
+        print(f"next: {cli.command('evaluate', words)}")
 
 
 if __name__ == "__main__":

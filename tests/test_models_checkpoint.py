@@ -137,6 +137,21 @@ def test_the_files_are_those_that_are_described(tmp_path: Path, saved: Checkpoin
     assert content["operating_point"]["threshold"] == saved.operating_point.threshold
 
 
+def test_splits_are_one_of_the_files(tmp_path: Path, model: Classifier, saved: Checkpoint) -> None:
+    assert checkpoint.load(str(tmp_path / "checkpoint")).splits is None  # As of older versions.
+    splits = pa.table({"role": ["train"], "patient": ["a1"]}).replace_schema_metadata({"salt": "b"})
+    folder = tmp_path / "other"
+    checkpoint.save(str(folder), RECIPE, model, validation(), {}, splits=splits)
+    loaded = checkpoint.load(str(folder)).splits
+    assert loaded is not None
+    assert loaded.equals(splits, check_metadata=True)
+    content = bytearray((folder / "splits.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "splits.parquet").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"splits\.parquet: changed since"):
+        checkpoint.load(str(folder))
+
+
 def test_a_checkpoint_names_no_patient_and_no_file(tmp_path: Path, saved: Checkpoint) -> None:
     for path in (tmp_path / "checkpoint").iterdir():
         for name in (b"hospital", b"person", b"roentgen", b".jpeg", str(tmp_path).encode()):

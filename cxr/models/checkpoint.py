@@ -52,6 +52,8 @@ class Checkpoint:
     """One row per validation image: label, logit, subtype, patient (a consecutive number)."""
     fingerprint: str
     """SHA-256 of checkpoint.json, which contains the SHA-256 of the other files."""
+    splits: pa.Table | None = None
+    """Of schema `datasets.splits.SPLITS`; None in a checkpoint that does not have it."""
 
     @cached_property
     def model(self) -> "Classifier":
@@ -96,6 +98,7 @@ def save(
     validation: pa.Table,
     provenance: dict[str, Any],
     rule: str = "youden",
+    splits: pa.Table | None = None,
 ) -> Checkpoint:
     """Calibrate on the validation images, choose the operating point and write the folder.
 
@@ -108,6 +111,7 @@ def save(
             patients are numbered, and no other column is kept.
         provenance: JSON values that say where the model comes from.
         rule: by which the operating point is chosen.
+        splits: of schema `datasets.splits.SPLITS`, which names no patient.
     """
     import safetensors.torch
 
@@ -126,9 +130,9 @@ def save(
     point = metrics.choose_operating_point(y_true, metrics.probabilities(logits, temperature), rule)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     weights = safetensors.torch.save(state)
-    sink = pa.BufferOutputStream()
-    pq.write_table(anonymous, sink)
-    table = sink.getvalue().to_pybytes()
+    files = {"model.safetensors": weights, "validation.parquet": _parquet(anonymous)}
+    if splits is not None:
+        files["splits.parquet"] = _parquet(splits)
     complete = provenance | {"packages": package_versions()}
     content = {
         "format": FORMAT,
@@ -144,13 +148,10 @@ def save(
         "operating_point": point.to_dict(),
         "temperature": temperature,
         "provenance": complete,
-        "sha256": {
-            "model.safetensors": hashlib.sha256(weights).hexdigest(),
-            "validation.parquet": hashlib.sha256(table).hexdigest(),
-        },
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    storage.write_bytes(storage.join(folder, "model.safetensors"), weights)
-    storage.write_bytes(storage.join(folder, "validation.parquet"), table)
+    for name, data in files.items():
+        storage.write_bytes(storage.join(folder, name), data)
     text = (json.dumps(content, indent=2) + "\n").encode()
     storage.write_bytes(storage.join(folder, "checkpoint.json"), text)
     fingerprint = hashlib.sha256(text).hexdigest()
@@ -201,6 +202,11 @@ def load(folder: str) -> Checkpoint:
             provenance=content["provenance"],
             validation=pq.read_table(pa.BufferReader(files["validation.parquet"])),
             fingerprint=hashlib.sha256(text).hexdigest(),
+            splits=(
+                pq.read_table(pa.BufferReader(files["splits.parquet"]))
+                if "splits.parquet" in files
+                else None
+            ),
         )
     except CheckpointError:
         raise

@@ -31,6 +31,7 @@ class PartPredictor:
         folder: str,
         temperature: float,
         threshold: float,
+        schema: pa.Schema,
     ) -> None:
         """Remember what the driver has sent.
 

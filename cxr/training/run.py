@@ -1,6 +1,7 @@
 """A run: from radiographs to checkpoints and a comparison, in a folder that can be resumed.
 
 RUN/run.json                 the resolved settings, written before the first step
+RUN/splits.parquet           who trains, validates and is tested on, as digests of patients
 RUN/unreadable.json          images that were skipped, with the reason
 RUN/report.html              all versions side by side
 RUN/<name>/recipe.json       what was trained
@@ -21,7 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import cluster, metrics, phantoms, storage
-from cxr.datasets.pixels import count_reasons
+from cxr.datasets import splits
+from cxr.datasets.pixels import CONTRADICTING, IN_ANOTHER_FOLD, count_reasons, describe_duplicates
+from cxr.datasets.splits import Splits
 from cxr.errors import CheckpointError, CxrError
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
@@ -29,11 +32,13 @@ from cxr.models.checkpoint import Checkpoint
 from cxr.recipes import Recipe
 from cxr.reports import comparison_page
 from cxr.training import loop, trainer
-from cxr.training.preparation import list_training_images, load_model, prepare
+from cxr.training.preparation import TrainingImages, list_training_images, load_model, prepare
 from cxr.training.settings import RunSettings, resolve
 from cxr.training.trainer import Outcome, Plan
 
 SETTINGS_FILE = "run.json"
+
+SPLITS_FILE = "splits.parquet"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,17 @@ class Run:
     """The comparison's page."""
     checkpoints: tuple[str, ...]
     """A folder per recipe, in the order of the recipes."""
+    has_test: bool
+    """Whether the data have radiographs to test on."""
+
+    @property
+    def best(self) -> str:
+        """The checkpoint with the highest AUC on validation; empty if there is none."""
+        aucs = {
+            storage.join(self.output, result.name, "checkpoint"): result.auc
+            for result in self.results
+        }
+        return max(self.checkpoints, key=lambda folder: aucs[folder] or 0.0, default="")
 
 
 def begin(recipes: Sequence[Recipe], settings: RunSettings) -> RunSettings:
@@ -76,7 +92,11 @@ def reopen(output: str) -> tuple[list[Recipe], RunSettings]:
     try:
         content = json.loads(storage.read_bytes(uri))
         recipes = [Recipe.from_json(json.dumps(recipe)) for recipe in content["recipes"]]
-        settings = RunSettings(**content["settings"])
+        kept: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content["settings"].items()
+        }
+        settings = RunSettings(**kept)
     except (ValueError, KeyError, TypeError, CxrError) as error:
         raise CheckpointError(
             f"{uri}: cannot be resumed by this version of cxr ({error}). Resume it with the version"
@@ -109,23 +129,42 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     for recipe in recipes:
         trainer.check_workers(workers, recipe, gpu=gpu)
     data, name = phantoms.data_or_default(settings.data, settings.cache)
-    listing, folds = list_training_images(data, settings)
+    splits_uri = storage.join(output, SPLITS_FILE)
+    is_resumed = storage.kind(splits_uri) == "file"
+    remembered = Splits(storage.read_table(splits_uri)) if is_resumed else None
+    images = list_training_images(data, settings, remembered)
     unfinished = [recipe for recipe in recipes if not _is_finished(output, recipe)]
     models = [load_model(recipe, settings) for recipe in unfinished]
     _write_settings(recipes, settings)
     print(f"run: {output}", flush=True)
     print(
-        f"data: {len(listing):,} radiographs of {name}, fold {settings.fold} of {settings.folds}"
-        " validates",
+        f"data: {len(images.listing):,} radiographs of {name}, fold {settings.fold} of"
+        f" {settings.folds} validates{_held_out(images)}",
         flush=True,
     )
-    plans = prepare(unfinished, models, listing, folds, settings, gpu=gpu)
+    plans = prepare(unfinished, models, images.listing, images.folds, settings, gpu=gpu)
+    if plans:
+        if duplicates := describe_duplicates(plans[0].shards):
+            print(duplicates, flush=True)
+        if not is_resumed:
+            roles = splits.collect(
+                plans[0].shards.table, images.listing, images.held_out, settings.fold
+            )
+            storage.write_table(splits_uri, roles.table)
     outcomes = trainer.fit(plans, output, workers=workers, gpu=gpu) if plans else []
     for plan, outcome in zip(plans, outcomes, strict=True):
-        _finish(plan, outcome, settings, name, gpu=gpu)
+        _finish(plan, outcome, settings, name, images, gpu=gpu)
     skipped = _write_skipped(plans, output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
-    return _compare(recipes, settings, len(skipped))
+    return _compare(recipes, settings, images, skipped)
+
+
+def _held_out(images: TrainingImages) -> str:
+    num_images = len(images.held_out)
+    if not num_images:
+        return ""
+    num_patients = pc.count_distinct(images.held_out["patient"]).as_py()
+    return f"; {num_images:,} radiographs of {num_patients:,} patients are held out to test on"
 
 
 def _write_settings(recipes: Sequence[Recipe], settings: RunSettings) -> None:
@@ -145,12 +184,12 @@ def _is_finished(output: str, recipe: Recipe) -> bool:
 
 def _write_skipped(plans: Sequence[Plan], output: str) -> dict[str, str]:
     """List the images that could not be decoded, by URI, with the reason."""
-    skipped: dict[str, str] = {}
+    uri = storage.join(output, "unreadable.json")
+    skipped: dict[str, str] = storage.read_json(uri) if storage.kind(uri) == "file" else {}
     for plan in plans:
         failed = plan.shards.failed.to_pydict()
         skipped |= dict(zip(failed["uri"], failed["reason"], strict=True))
     if skipped:
-        uri = storage.join(output, "unreadable.json")
         storage.write_json(uri, skipped)
         print(f"skipped: {len(skipped):,} images, listed in {uri}")
         for reason, count in count_reasons(list(skipped.values())).items():
@@ -159,7 +198,13 @@ def _write_skipped(plans: Sequence[Plan], output: str) -> dict[str, str]:
 
 
 def _finish(
-    plan: Plan, outcome: Outcome, settings: RunSettings, data_name: str, *, gpu: bool
+    plan: Plan,
+    outcome: Outcome,
+    settings: RunSettings,
+    data_name: str,
+    images: TrainingImages,
+    *,
+    gpu: bool,
 ) -> None:
     """Write recipe, checkpoint and result of a trained recipe."""
     recipe, folder = plan.recipe, plan.output
@@ -175,8 +220,9 @@ def _finish(
             recipe,
             plan.model,
             validation,
-            _provenance(plan, outcome, settings, data_name, len(validation), gpu=gpu),
+            _provenance(plan, outcome, settings, data_name, images, len(validation), gpu=gpu),
             settings.operating_point,
+            splits.collect(plan.shards.table, images.listing, images.held_out, settings.fold).table,
         )
         figures = _figures(saved)
     else:
@@ -226,6 +272,7 @@ def _provenance(
     outcome: Outcome,
     settings: RunSettings,
     data_name: str,
+    images: TrainingImages,
     num_validation: int,
     *,
     gpu: bool,
@@ -239,7 +286,10 @@ def _provenance(
             "fold": settings.fold,
             "folds": settings.folds,
             "num_validation": num_validation,
+            "num_held_out": len(images.held_out),
+            "patients": images.patients.sentence,
         },
+        "set": settings.how_read,
         "weights": plan.weights,
         "best_epoch": outcome.best["epoch"],
         "history": outcome.history,
@@ -274,7 +324,12 @@ def _validation_table(predictions: pa.Table, rows: pa.Table) -> pa.Table:
     )
 
 
-def _compare(recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int) -> Run:
+def _compare(
+    recipes: Sequence[Recipe],
+    settings: RunSettings,
+    images: TrainingImages,
+    skipped: Mapping[str, str],
+) -> Run:
     """Write the page on all recipes of a run, those finished earlier included."""
     output = settings.folder
     results: list[VersionResult] = []
@@ -284,21 +339,31 @@ def _compare(recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int)
         histories[recipe.name] = result.pop("history")
         results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
-    notes = _notes(recipes, settings, num_skipped)
+    notes = [images.patients.sentence, *_notes(recipes, settings, skipped)]
     page = comparison_page(results, histories, notes, "Versions compared")
     storage.write_bytes(report, page.encode())
     folders = [storage.join(output, recipe.name, "checkpoint") for recipe in recipes]
     checkpoints = tuple(folder for folder in folders if checkpoint.exists(folder))
-    return Run(output, tuple(results), report, checkpoints)
+    return Run(output, tuple(results), report, checkpoints, images.has_test)
 
 
-def _notes(recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int) -> list[str]:
+def _notes(
+    recipes: Sequence[Recipe], settings: RunSettings, skipped: Mapping[str, str]
+) -> list[str]:
     notes = []
     if settings.weights == "none" and any(recipe.frozen != 0 for recipe in recipes):
         notes.append(
             "Weights: none. The frozen convolutions kept their random start, so these versions read"
             " random features; --weights imagenet gives what transfer learning means."
         )
-    if num_skipped:
-        notes.append(f"{num_skipped} images could not be used and were skipped (unreadable.json).")
+    duplicates = sum(reason in (IN_ANOTHER_FOLD, CONTRADICTING) for reason in skipped.values())
+    if duplicates:
+        notes.append(
+            f"{duplicates:,} exact duplicates were left out, so that none is on both sides of a"
+            " split or under two labels (unreadable.json)."
+        )
+    if num_unreadable := len(skipped) - duplicates:
+        notes.append(
+            f"{num_unreadable:,} images could not be used and were skipped (unreadable.json)."
+        )
     return notes

@@ -39,27 +39,36 @@ class RecipeChoice:
 
 
 @dataclass(frozen=True)
-class DataSettings(SetSettings):
-    """What is read and written."""
+class ImageSettings(SetSettings):
+    """A labeled set, and which of its images train."""
 
     test_fraction: float | None = None
     """Share of the patients of a set without a test split that is held out for jobs/evaluate.py."""
-    weights: str | None = None
-    """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
-    torchvision's names. Default: none with synthetic radiographs, else imagenet."""
-    output: str | None = None
-    """Folder or bucket prefix for the results: empty, or not there yet; for a search also that of
-    the same search. Default: runs/<date and time>."""
     limit: int | None = None
     """Use at most so many training images: whole patients, classes in proportion."""
     folds: int = 5
     """Patient-disjoint, class-stratified folds that the training images are divided into."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.folds < 2:
             raise SettingsError(f"folds: {self.folds} is below 2.")
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit: {self.limit} is below 1.")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise SettingsError(f"test_fraction: {self.test_fraction} is not between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class DataSettings(ImageSettings):
+    """What is read and written."""
+
+    weights: str | None = None
+    """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
+    torchvision's names. Default: none with synthetic radiographs, else imagenet."""
+    output: str | None = None
+    """Folder or bucket prefix for the results: empty, or not there yet; for a search also that of
+    the same search. Default: runs/<date and time>."""
 
 
 @dataclass(frozen=True)

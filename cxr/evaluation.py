@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +26,7 @@ from cxr.metrics import Examination, OperatingPoint, Subgroup
 from cxr.models.checkpoint import Checkpoint
 from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
 from cxr.sources import LabeledSet
-from cxr.sources.settings import SetSettings
-
-Split = Literal["train", "val", "test", "validation"]
-"""A split of a set, or `"validation"`: the images that validated the checkpoint. Where the set has
-no test split, `"test"` are the patients whom training held out."""
+from cxr.sources.settings import SetSettings, Split
 
 NUM_WRONG = 12
 """Thumbnails of the most wrong images."""

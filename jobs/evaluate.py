@@ -15,6 +15,7 @@ import tyro
 
 from cxr import cli
 from cxr.cluster.settings import CachedComputeSettings
+from cxr.sources.settings import SetSettings, Split
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class EvaluateJob:
 
     checkpoint: str
     """Folder of a trained classifier, as jobs/train.py printed it."""
-    split: evaluation.Split = "test"
+    split: Split = "test"
     """What to evaluate on: a split of the data, or the images that validated the checkpoint. Where
     the data have no test split, test are the patients whom --test-fraction held out."""
     operating_point: str | None = None

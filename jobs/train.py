@@ -33,6 +33,7 @@ def main() -> None:
     jobs = [cli.parse(TrainJob, __doc__, TrainJob(fields=base)) for base in choice.read()]
     # Imported once the command line is known to be right: Ray and PyTorch take seconds.
     from cxr import cluster
+    from cxr.cluster.settings import CacheSettings
     from cxr.reports import comparison_table
     from cxr.training import run
 

@@ -55,6 +55,7 @@ def main() -> None:
     job = cli.parse(TuneJob, __doc__, TuneJob(fields=base))
     # Imported once the command line is known to be right: Ray and PyTorch take seconds.
     from cxr import cluster
+    from cxr.cluster.settings import CacheSettings
     from cxr.tuning import results, search
 
     asked = space.parse(job.search, job.trials, job.sampler)

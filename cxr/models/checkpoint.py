@@ -4,6 +4,8 @@ model.safetensors    weights of backbone and head together, by the classifier's 
 checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
 validation.parquet   label, logit, subtype and a consecutive patient number of each validation
                      image: enough to choose another operating point, nothing that names a patient
+splits.parquet       salted digests of the patients and images that were trained and validated on,
+                     and of the patients that were held out; checkpoints of older versions have none
 
 Loading a checkpoint needs no PyTorch; building its `model` does.
 """
@@ -30,7 +32,7 @@ from cxr.recipes import Recipe
 if TYPE_CHECKING:
     from cxr.models.classifier import Classifier
 
-# Raise it when the folder's files or their content change, and read or refuse the older ones.
+# Raise it when files that older versions read change, and read or refuse the older ones.
 FORMAT: Final = 1
 
 # Packages whose versions a checkpoint records.
@@ -155,7 +157,14 @@ def save(
     text = (json.dumps(content, indent=2) + "\n").encode()
     storage.write_bytes(storage.join(folder, "checkpoint.json"), text)
     fingerprint = hashlib.sha256(text).hexdigest()
-    return Checkpoint(recipe, weights, point, temperature, complete, anonymous, fingerprint)
+    return Checkpoint(recipe, weights, point, temperature, complete, anonymous, fingerprint, splits)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def exists(folder: str) -> bool:

@@ -31,7 +31,6 @@ class PartPredictor:
         folder: str,
         temperature: float,
         threshold: float,
-        schema: pa.Schema,
     ) -> None:
         """Remember what the driver has sent.
 

@@ -81,13 +81,6 @@ def how_to_resume(folder: str) -> str:
     return f"finished folds are kept; the same command with --output {folder} continues"
 
 
-def how_to_resume(folder: str) -> str:
-    """What an interrupted search has kept, and the command that continues it."""
-    if storage.kind(storage.join(folder, SETTINGS_FILE)) == "nothing":
-        return "nothing is kept yet; the same command starts again"
-    return f"finished folds are kept; the same command with --output {folder} continues"
-
-
 def open_output(recipe: Recipe, space: Space, settings: SharedSettings) -> None:
     """Take an empty folder for a search, or one of the same search.
 

@@ -24,7 +24,7 @@ from cxr.images.decoding.verdict import (
     View,
 )
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "Uids", "View", "decode"]
+__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "Uids", "View", "decode", "sniff"]
 
 
 def decode(

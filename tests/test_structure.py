@@ -190,6 +190,22 @@ for job in {JOBS!r}:
 
 
 @pytest.mark.cluster
+def test_processes_that_compute_on_cpus_import_no_pytorch_and_scoring_no_ray_data() -> None:
+    program = f"""
+import sys
+from cxr.inference import onnx_engine
+from cxr.models import checkpoint
+from cxr.scoring import job
+assert not sys.modules.keys() & (set({SLOW!r}) - {{"ray", "onnxruntime"}} | {{"ray.data"}})
+from cxr.datasets import extractor
+from cxr.inference import predictor
+assert not sys.modules.keys() & {{"torch", "torchvision", "sklearn", "matplotlib", "pydicom"}}
+"""
+    ended = run([sys.executable, "-c", program])
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.cluster
 def test_importing_starts_and_seeds_nothing(tmp_path: Path) -> None:
     program = f"""
 import importlib, os, random

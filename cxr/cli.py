@@ -20,6 +20,7 @@ CONFIG = (
     tyro.conf.OmitArgPrefixes,
     tyro.conf.OmitSubcommandPrefixes,
     tyro.conf.FlagCreatePairsOff,
+    tyro.conf.DisallowNone,  # Else the help shows {None}|STR for a flag that may be left out.
 )
 
 

@@ -8,7 +8,6 @@ It prints the training that follows, and that finds the images decoded.
 """
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -43,7 +42,7 @@ def main() -> None:
     from cxr import cluster, storage
     from cxr.checking.job import check, summary
 
-    output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-check")
+    output = storage.claim(job.output or storage.default_output("-check"))
     cluster.connect()
     report = check(job, job.images, job.cached, output)
     print(summary(report))

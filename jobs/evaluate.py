@@ -7,7 +7,6 @@ python jobs/evaluate.py --checkpoint DIR --data list.csv --by sex,age_band,scann
 """
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -55,7 +54,7 @@ def main() -> None:
     point = trained.choose(job.operating_point)
     settings = evaluation.read_as_trained(job.settings, trained)
     data, name = phantoms.data_or_default(settings.data, job.compute.cache)
-    output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-evaluate")
+    output = storage.claim(job.output or storage.default_output("-evaluate"))
     columns = [name for names in job.by for name in names.split(",")]
     cluster.connect()
     done = evaluation.evaluate(

@@ -29,6 +29,8 @@ class Job:
     """What it is called."""
     update: bool = False
     """List again."""
+    limit: int | None = None
+    """How many at most."""
     inner: Annotated[Inner, cli.section("what is kept")] = dataclasses.field(default_factory=Inner)
     """What is kept of it."""
 
@@ -137,3 +139,14 @@ class OtherDefault(Inner):
 
 def test_flags_of_a_class_are_its_own_against_its_own_defaults() -> None:
     assert cli.flags(OtherDefault(width=5), Inner) == ["--depth", "2"]
+
+
+def test_help_shows_what_a_flag_that_may_be_left_out_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.parse(Job, "A job.", args=("--help",))
+    assert "--limit INT  " in capsys.readouterr().out
+    assert cli.parse(Job, "A job.", args=()).limit is None
+    assert cli.parse(Job, "A job.", args=("--limit", "3")).limit == 3

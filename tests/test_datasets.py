@@ -299,7 +299,7 @@ def test_headers_are_read_once_and_name_nobody(
             (tmp_path / "set" / name).write_bytes(data)
         else:
             members[name] = data
-    (tmp_path / "set" / "train" / "NORMAL" / "damaged").write_bytes(b"DICM" * 99)
+    (tmp_path / "set" / "train" / "NORMAL" / "damaged").write_bytes(dicom(drawn())[:200])
     archive = tmp_path / "set" / "train" / "PNEUMONIA" / "more.tar.gz"
     archive.write_bytes(MAKERS["tar.gz"][1]({Path(k).name: v for k, v in members.items()}))
     cache = tmp_path / "cache"

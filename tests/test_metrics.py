@@ -291,6 +291,13 @@ def test_subtypes_have_sensitivities_and_counts_of_their_own() -> None:
     assert (result.num_normal, result.num_pneumonia) == (1, 5)
 
 
+def test_a_subtype_of_no_image_has_no_metric() -> None:
+    unknown = examine([1, 1, 0], [0.9, 0.8, 0.2]).at_half.estimates
+    assert not [name for name in unknown if name.startswith("sensitivity_")]
+    viral = examine([1, 1, 0], [0.9, 0.8, 0.2], subtypes=["virus", "", ""]).at_half.estimates
+    assert [name for name in viral if name.startswith("sensitivity_")] == ["sensitivity_virus"]
+
+
 def test_metrics_say_how_many_images_they_are_based_on() -> None:
     result = examine([0, 0, 1, 1, 1], [0.1, 0.9, 0.2, 0.8, 0.7]).at_half.estimates
     sizes = {name: result[name].n for name in ("accuracy", "sensitivity", "specificity")}
@@ -304,7 +311,6 @@ def test_metrics_without_a_class_are_undefined_not_invented() -> None:
         result.threshold_free["auc"],
         result.at_half.estimates["specificity"],
         result.at_half.estimates["balanced_accuracy"],
-        result.at_half.estimates["sensitivity_virus"],
     ):
         assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
         assert estimate.num_undefined == 20

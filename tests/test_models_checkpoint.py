@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -150,6 +151,15 @@ def test_splits_are_one_of_the_files(tmp_path: Path, model: Classifier, saved: C
     (folder / "splits.parquet").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"splits\.parquet: changed since"):
         checkpoint.load(str(folder))
+
+
+def test_a_loaded_checkpoint_has_its_folder_and_date_as_name(
+    tmp_path: Path, saved: Checkpoint
+) -> None:
+    os.utime(tmp_path / "checkpoint" / "checkpoint.json", (0, 1_780_000_000))
+    assert checkpoint.load(str(tmp_path / "checkpoint")).name == (
+        f"{tmp_path}/checkpoint (written 2026-05-28 20:26 UTC)"
+    )
 
 
 def test_a_checkpoint_names_no_patient_and_no_file(tmp_path: Path, saved: Checkpoint) -> None:

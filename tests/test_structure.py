@@ -23,7 +23,7 @@ SLOW = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "scipy", "panda
         "pydicom")  # fmt: skip
 """Libraries that a command line is read without: most take seconds to import."""
 
-JOBS = ("download", "train", "tune", "evaluate", "score")
+JOBS = ("download", "check", "train", "tune", "evaluate", "score")
 
 
 @functools.cache

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from cxr import metrics
 from cxr.cluster import Workers
+from cxr.datasets.shards import Shards
 from cxr.datasets.split import SplitConfig
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import probabilities
@@ -25,7 +27,13 @@ from cxr.recipes import Recipe, named
 from cxr.training import loop, run, trainer
 from cxr.training.loaders import Loader, MemoryLoader, StreamLoader
 from cxr.training.loop import Learner
-from cxr.training.preparation import list_training_images, load_model, prepare
+from cxr.training.preparation import (
+    list_training_images,
+    load_model,
+    prepare,
+    skipped_notes,
+    write_skipped,
+)
 from cxr.training.settings import RunSettings
 from cxr.training.trainer import Plan
 from tests.support.jobs import SMALL, TEN_EPOCHS, Ended, Job, execute, history
@@ -312,6 +320,8 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     words = (*SMALL, *TEN_EPOCHS, "--data", small_set, "--cache", cache, "--output", killed)
     first = Job("train", *words)
     first.read_until(r"epoch 2 of 10")
+    # The cluster of this process and that of the job are two on one machine.
+    assert "Traceback" not in first.printed
     first.kill_worker("RayTrainWorker")
     first.read_until(r"epoch 5 of 10")
     first.kill()
@@ -319,6 +329,27 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     assert execute("train", "--resume", killed).code == 0
     assert history(killed) == history(str(trained[1]))
     assert checkpoint.exists(f"{killed}/best/checkpoint")
+
+
+def test_skipped_images_are_listed_once_with_their_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shards(**failed: str) -> Shards:
+        table = pa.table({"uri": list(failed), "reason": list(failed.values())})
+        return Shards("", (64, 64), "uint8", {}, pa.table({}), table)
+
+    assert write_skipped([shards()], str(tmp_path)) == {}
+    assert not list(tmp_path.iterdir())
+    skipped = [shards(a="the file is empty"), shards(a="the file is empty", b="cut at byte 7")]
+    assert skipped_notes(write_skipped(skipped, str(tmp_path))) == [
+        "2 images could not be used and were skipped (unreadable.json)."
+    ]
+    listed = json.loads((tmp_path / "unreadable.json").read_text())
+    assert listed == {"a": "the file is empty", "b": "cut at byte 7"}
+    assert capsys.readouterr().out.splitlines() == [
+        f"skipped: 2 images, listed in {tmp_path}/unreadable.json",
+        "  1 the file is empty", "  1 cut at byte N",
+    ]  # fmt: skip
 
 
 OLD_RUN = {

@@ -131,13 +131,14 @@ def _header(reader: Reader, row: dict[str, Any]) -> Header:
         return Header("")
     try:
         if row["place"]:
-            return read_header(reader.read(row["file"], _steps(row)))
-        with storage.open_file(row["file"], HEADER_BYTES) as stream:
-            start = stream.read(HEADER_BYTES)
-            header = read_header(start)
-            if header.format == "dicom" and not header.complete and len(start) == HEADER_BYTES:
-                header = read_header(start + stream.read())
-            return header
+            header = read_header(reader.read(row["file"], _steps(row)))
+        else:
+            with storage.open_file(row["file"], HEADER_BYTES) as stream:
+                start = stream.read(HEADER_BYTES)
+                header = read_header(start)
+                if not header.complete and len(start) == HEADER_BYTES:
+                    header = read_header(start + stream.read())
+        return header if header.complete else Header("")
     except UnavailableError:
         raise
     except (CxrError, OSError):

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -56,6 +57,8 @@ class Checkpoint:
     """SHA-256 of checkpoint.json, which contains the SHA-256 of the other files."""
     splits: pa.Table | None = None
     """Of schema `datasets.splits.SPLITS`; None in a checkpoint that does not have it."""
+    name: str = ""
+    """Its folder, and when it was written: for messages, where the fingerprint says nothing."""
 
     @cached_property
     def model(self) -> "Classifier":
@@ -216,6 +219,7 @@ def load(folder: str) -> Checkpoint:
                 if "splits.parquet" in files
                 else None
             ),
+            name=_name(folder),
         )
     except CheckpointError:
         raise
@@ -225,6 +229,12 @@ def load(folder: str) -> Checkpoint:
         ) from None
     except (ValueError, TypeError, RuntimeError, CxrError, pa.ArrowException) as error:
         raise CheckpointError(f"{folder}: not a complete checkpoint: {error}") from None
+
+
+def _name(folder: str) -> str:
+    written_ns = storage.look_up(storage.join(folder, "checkpoint.json")).modified_ns
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(written_ns / 1e9))
+    return storage.absolute(folder) + (f" (written {date})" if written_ns else "")
 
 
 def package_versions() -> dict[str, str]:

@@ -110,7 +110,7 @@ def identify(
             )
         digests = [digest(key) for key in keys]
     else:
-        headers = _Headers.read(rows, read_headers)
+        headers = _Headers.read(rows, paths, read_headers)
         if headers.tell:
             how = "PatientID in the DICOM files"
             # A file that cannot be read gives no image: a patient of its own, behind the others.
@@ -197,7 +197,9 @@ class _Headers:
     """What is not as it should be, for a message."""
 
     @classmethod
-    def read(cls, rows: Sequence[Row], read_headers: ReadHeaders | None) -> "_Headers":
+    def read(
+        cls, rows: Sequence[Row], paths: Sequence[str], read_headers: ReadHeaders | None
+    ) -> "_Headers":
         sound = [index for index, row in enumerate(rows) if not row["status"]]
         names = [rows[index]["uri"].lower() for index in sound]
         if read_headers is None or not sound or any(n.endswith(RASTER_SUFFIXES) for n in names):
@@ -206,15 +208,19 @@ class _Headers:
         digests = [""] * len(rows)
         for index, text in zip(sound, table["patient_digest"].to_pylist(), strict=True):
             digests[index] = text
-        formats = Counter(table["format"].to_pylist())
-        num_dicom, num_images = formats["dicom"], len(sound) - formats[""]
-        num_known = sum(map(bool, digests))
+        formats = table["format"].to_pylist()
+        dicom = [index for index, name in zip(sound, formats, strict=True) if name == "dicom"]
+        num_images = len(sound) - formats.count("")
+        without = [paths[index] for index in dicom if not digests[index]]
         problem = ""
-        if num_dicom < num_images:
-            problem = f"{num_dicom:,} of {num_images:,} images are DICOM" if num_dicom else ""
-        elif num_known < num_dicom:
-            problem = f"{num_dicom - num_known:,} of {num_dicom:,} DICOM files have no PatientID"
-        return cls(digests, 0 < num_dicom == num_images == num_known, problem)
+        if 0 < len(dicom) < num_images:
+            problem = f"{len(dicom):,} of {num_images:,} images are DICOM"
+        elif without:
+            problem = (
+                f"{len(without):,} of {len(dicom):,} DICOM files have no PatientID, such as"
+                f" {_examples(without)}"
+            )
+        return cls(digests, 0 < len(dicom) == num_images and not without, problem)
 
 
 # Names of known data sets -------------------------------------------------------------------------

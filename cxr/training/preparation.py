@@ -2,9 +2,9 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,8 @@ from cxr import sources, storage
 from cxr.datasets import features
 from cxr.datasets.folds import assign_folds, hold_out, take
 from cxr.datasets.headers import list_labeled_set
-from cxr.datasets.pixels import decode_shards
+from cxr.datasets.pixels import CONTRADICTING, IN_ANOTHER_FOLD, count_reasons, decode_shards
+from cxr.datasets.shards import Shards
 from cxr.datasets.splits import Splits
 from cxr.errors import DataError
 from cxr.models import classifier, weights
@@ -23,6 +24,9 @@ from cxr.recipes import Recipe
 from cxr.sources import LabeledSet, PatientSource
 from cxr.training.settings import ImageSettings, RunSettings, SharedSettings
 from cxr.training.trainer import Plan
+
+SKIPPED_FILE: Final = "unreadable.json"
+"""In the folder of a run or a search, if images were skipped: the reason of each, by URI."""
 
 
 @dataclass(frozen=True)
@@ -184,3 +188,42 @@ def prepare(
             plans[i], shards=shards, cached=True, seconds=plans[i].seconds + part
         )
     return plans
+
+
+def write_skipped(shards: Sequence[Shards], output: str) -> dict[str, str]:
+    """List the images that were skipped in `SKIPPED_FILE`, and print how many and why.
+
+    Args:
+        shards: of the same listing; several where recipes differ in image size or features.
+        output: folder of the run or search; what an earlier part of it has listed is kept.
+
+    Returns:
+        The reason of each, by URI.
+    """
+    uri = storage.join(output, SKIPPED_FILE)
+    skipped: dict[str, str] = storage.read_json(uri) if storage.kind(uri) == "file" else {}
+    for shard in shards:
+        failed = shard.failed.to_pydict()
+        skipped |= dict(zip(failed["uri"], failed["reason"], strict=True))
+    if skipped:
+        storage.write_json(uri, skipped)
+        print(f"skipped: {len(skipped):,} images, listed in {uri}", flush=True)
+        for reason, count in count_reasons(list(skipped.values())).items():
+            print(f"  {count:,} {reason}", flush=True)
+    return skipped
+
+
+def skipped_notes(skipped: Mapping[str, str]) -> list[str]:
+    """What a page says of the images that were skipped."""
+    notes = []
+    duplicates = sum(reason in (IN_ANOTHER_FOLD, CONTRADICTING) for reason in skipped.values())
+    if duplicates:
+        notes.append(
+            f"{duplicates:,} exact duplicates were left out, so that none is on both sides of a"
+            f" split or under two labels ({SKIPPED_FILE})."
+        )
+    if num_unreadable := len(skipped) - duplicates:
+        notes.append(
+            f"{num_unreadable:,} images could not be used and were skipped ({SKIPPED_FILE})."
+        )
+    return notes

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from cxr import cluster, metrics, phantoms, storage
 from cxr.datasets import splits
-from cxr.datasets.pixels import CONTRADICTING, IN_ANOTHER_FOLD, count_reasons, describe_duplicates
+from cxr.datasets.pixels import describe_duplicates
 from cxr.datasets.splits import Splits
 from cxr.errors import CheckpointError, CxrError
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
@@ -32,7 +32,14 @@ from cxr.models.checkpoint import Checkpoint
 from cxr.recipes import Recipe
 from cxr.reports import comparison_page
 from cxr.training import loop, trainer
-from cxr.training.preparation import TrainingImages, list_training_images, load_model, prepare
+from cxr.training.preparation import (
+    TrainingImages,
+    list_training_images,
+    load_model,
+    prepare,
+    skipped_notes,
+    write_skipped,
+)
 from cxr.training.settings import RunSettings, resolve
 from cxr.training.trainer import Outcome, Plan
 
@@ -154,7 +161,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     outcomes = trainer.fit(plans, output, workers=workers, gpu=gpu) if plans else []
     for plan, outcome in zip(plans, outcomes, strict=True):
         _finish(plan, outcome, settings, name, images, gpu=gpu)
-    skipped = _write_skipped(plans, output)
+    skipped = write_skipped([plan.shards for plan in plans], output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
     return _compare(recipes, settings, images, skipped)
 
@@ -180,21 +187,6 @@ def _write_settings(recipes: Sequence[Recipe], settings: RunSettings) -> None:
 
 def _is_finished(output: str, recipe: Recipe) -> bool:
     return storage.kind(storage.join(output, recipe.name, "result.json")) == "file"
-
-
-def _write_skipped(plans: Sequence[Plan], output: str) -> dict[str, str]:
-    """List the images that could not be decoded, by URI, with the reason."""
-    uri = storage.join(output, "unreadable.json")
-    skipped: dict[str, str] = storage.read_json(uri) if storage.kind(uri) == "file" else {}
-    for plan in plans:
-        failed = plan.shards.failed.to_pydict()
-        skipped |= dict(zip(failed["uri"], failed["reason"], strict=True))
-    if skipped:
-        storage.write_json(uri, skipped)
-        print(f"skipped: {len(skipped):,} images, listed in {uri}")
-        for reason, count in count_reasons(list(skipped.values())).items():
-            print(f"  {count:,} {reason}")
-    return skipped
 
 
 def _finish(
@@ -356,14 +348,4 @@ def _notes(
             "Weights: none. The frozen convolutions kept their random start, so these versions read"
             " random features; --weights imagenet gives what transfer learning means."
         )
-    duplicates = sum(reason in (IN_ANOTHER_FOLD, CONTRADICTING) for reason in skipped.values())
-    if duplicates:
-        notes.append(
-            f"{duplicates:,} exact duplicates were left out, so that none is on both sides of a"
-            " split or under two labels (unreadable.json)."
-        )
-    if num_unreadable := len(skipped) - duplicates:
-        notes.append(
-            f"{num_unreadable:,} images could not be used and were skipped (unreadable.json)."
-        )
-    return notes
+    return notes + skipped_notes(skipped)

@@ -1,7 +1,6 @@
 """What a run of training and a search have in common: their settings, and how they are resolved."""
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -126,11 +125,10 @@ def resolve(settings: Settings, recipes: Sequence[Recipe], suffix: str = "") -> 
         classifier.check(recipe)
     if len({recipe.name for recipe in recipes}) < len(recipes):
         raise SettingsError("two recipes of a run have the same name. Set --name.")
-    output = settings.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
     return dataclasses.replace(
         settings,
         data=storage.absolute(settings.data) if settings.data else None,
         weights=settings.weights or ("imagenet" if settings.data else "none"),
-        output=storage.absolute(output),
+        output=storage.absolute(settings.output or storage.default_output(suffix)),
         cache=storage.absolute(settings.cache),
     )

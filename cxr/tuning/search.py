@@ -4,6 +4,7 @@ OUT/search.json             what was searched: another space or data is refused
 OUT/trials/<id>/            of each setting: setting.json, and a Parquet file per fold with the
                             logits of the images that its model was not trained on
 OUT/trials.parquet          a row per setting
+OUT/unreadable.json         images that were skipped, with the reason
 OUT/best.json               a recipe that jobs/train.py --recipe trains as it is
 OUT/report.html
 
@@ -31,6 +32,8 @@ from cxr.training.preparation import (
     list_training_images,
     load_model,
     runs_frozen_part_once,
+    skipped_notes,
+    write_skipped,
 )
 from cxr.training.settings import SharedSettings
 from cxr.tuning import results, tuner
@@ -69,8 +72,11 @@ def search(recipe: Recipe, space: Space, settings: SharedSettings) -> Search:
         flush=True,
     )
     shared, pixels = _prepare(recipe, space, settings, images, gpu=gpu)
+    if duplicates := describe_duplicates(pixels):
+        print(duplicates, flush=True)
+    skipped = write_skipped([pixels], settings.folder)
     reasons = tuner.run_trials(shared, space, settings.folder)
-    notes = [images.patients.sentence, *filter(None, [describe_duplicates(pixels)])]
+    notes = [images.patients.sentence, *skipped_notes(skipped)]
     return results.conclude(shared, space, settings, pixels.table, reasons, name, notes)
 
 

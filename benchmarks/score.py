@@ -30,6 +30,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -429,7 +430,7 @@ def hand_over_rate(num_images: int, image_px: int, folder: Path) -> float:
     from cxr.scoring.read import ReadSettings
 
     os.environ.update(ENVIRONMENT)
-    ray.init(address="local", num_gpus=1, include_dashboard=False, logging_level="error")
+    ray.init(address="local", num_gpus=1, include_dashboard=False, logging_level=logging.ERROR)
     reading = ReadSettings(image_px, False, False, SCORES, None)
     num_parts = num_images // PART_IMAGES
     crew = Crew(

@@ -20,6 +20,7 @@ count.
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -30,11 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
 from cxr.inference import devices
-from cxr.models import classifier, transforms
+from cxr.models import acquisition, classifier, transforms
 from cxr.models.classifier import Classifier
 from cxr.recipes import RECIPES, Normalization
 
@@ -259,7 +261,6 @@ def measure_transforms(
 ) -> list[TransformRow]:
     n, px = sizes.transform_batch, sizes.image_px
     gray = torch.randint(0, 256, (n, 1, px, px), dtype=torch.uint8, device=device)
-    generator = torch.Generator().manual_seed(0)
 
     def normalized(normalization: Normalization) -> Callable[[], torch.Tensor]:
         return lambda: transforms.normalize(gray, normalization).contiguous(
@@ -269,7 +270,9 @@ def measure_transforms(
     calls: dict[str, tuple[Callable[[], torch.Tensor], int]] = {
         f"normalize {name}": (normalized(name), 3) for name in get_args(Normalization)
     }
-    calls["augment"] = (lambda: transforms.augment(gray, generator), 1)
+    draws = acquisition.draw_uniform(np.arange(n), 0, 0, acquisition.NUM_DRAWS)
+    for name, ranges in acquisition.RANGES.items():
+        calls[f"augment {name}"] = (functools.partial(acquisition.vary, gray, draws, ranges), 1)
     print(f"{'transform':20} {'batch':>5} {'images/s':>12} {'GB/s':>8} {'of copy':>8}"
           "   uint8 in, float32 out, channels-last where normalized")  # fmt: skip
     rows = []

@@ -34,7 +34,7 @@ from cxr.models.classifier import Classifier
 from cxr.recipes import RECIPES, Recipe
 from cxr.training import trainer
 from cxr.training.preparation import list_training_images
-from cxr.training.settings import DataSettings
+from cxr.training.settings import RunSettings
 
 VERSIONS: Final = ("v1", "v2")
 NUM_FOLDS: Final = 5
@@ -85,12 +85,14 @@ def random_features(num_images: int, shape: tuple[int, ...], folder: str) -> Sha
             "subtype": [""] * num_images,
             "fold": row % NUM_FOLDS,
             "sha256": names,
+            "pixels_sha256": names,
             "error": [""] * num_images,
         }
     )
 
     def fill(batch: pa.Table) -> pa.Table:
-        # rows in: {row, uri, label, patient, subtype, fold, sha256, error}; rows out: those and x
+        # rows in: {row, uri, label, patient, subtype, fold, sha256, pixels_sha256, error}
+        # rows out: those and x
         rng = np.random.default_rng(batch["row"][0].as_py())
         x = [rng.standard_normal(shape, dtype=np.float32).tobytes() for _ in range(len(batch))]
         return batch.select(rows.column_names).append_column("x", pa.array(x, pa.binary()))
@@ -108,9 +110,9 @@ def features_of(
         return model, random_features(num_images, shape, f"{folder}/features")
     drawn = phantoms.PhantomSettings(num_train=num_images)
     data = job.data or str(phantoms.cached(drawn, Path(folder)))
-    settings = DataSettings(data=data, limit=num_images, folds=NUM_FOLDS)
-    listing, folds = list_training_images(data, settings)
-    pixels = decode_shards(listing, folds, recipe.image_px, folder)
+    settings = RunSettings(data=data, limit=num_images, folds=NUM_FOLDS, cache=folder)
+    images = list_training_images(data, settings)
+    pixels = decode_shards(images.listing, images.folds, recipe.image_px, folder)
     return model, features.extract([features.Pass(pixels, recipe, model)], folder)[0]
 
 

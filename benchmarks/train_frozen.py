@@ -112,12 +112,12 @@ def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
     ]
     if len(history) < recipe.epochs:
         raise CxrError(f"ours stopped after {len(history)} of {recipe.epochs} epochs.")
-    listing, _ = list_training_images(data, settings)
+    images = list_training_images(data, settings)
     import ray
 
     ray.shutdown()
     return Ours(
-        seconds, ray_seconds, sum(entry["seconds"] for entry in history), len(listing),
+        seconds, ray_seconds, sum(entry["seconds"] for entry in history), len(images.listing),
         history[-1]["val_loss"], history[-1]["val_auc"],
     )  # fmt: skip
 
@@ -149,8 +149,9 @@ def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
     from cxr.training.settings import RunSettings
 
     settings = RunSettings(data=data, limit=job.limit, folds=NUM_FOLDS)
-    listing, folds = list_training_images(data, settings)
-    uris, labels = (np.asarray(listing[name].to_pylist()) for name in ("uri", "label"))
+    images = list_training_images(data, settings)
+    folds = images.folds
+    uris, labels = (np.asarray(images.listing[name].to_pylist()) for name in ("uri", "label"))
     started = time.perf_counter()
     loaders = [
         DataLoader(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ CONFIG = (
     tyro.conf.OmitArgPrefixes,
     tyro.conf.OmitSubcommandPrefixes,
     tyro.conf.FlagCreatePairsOff,
+    tyro.conf.DisallowNone,  # Else the help shows {None}|STR for a flag that may be left out.
 )
 
 
@@ -53,6 +55,32 @@ def peek(flags: type[Job]) -> Job:
     peeked, _ = tyro.cli(flags, args=words, config=CONFIG, return_unknown_args=True)
     values: Job = peeked
     return values
+
+
+def flags(settings: Any, of: type | None = None) -> list[str]:
+    """The words of a command line that give settings; defaults are left out.
+
+    Args:
+        settings: a dataclass without others in it.
+        of: a class that it is of, whose fields alone are given; all of them if None.
+    """
+    words: list[str] = []
+    for field in dataclasses.fields(of or settings):
+        value = getattr(settings, field.name)
+        if field.default_factory is not dataclasses.MISSING:
+            is_default = value == field.default_factory()
+        else:
+            is_default = value == field.default
+        if not is_default:
+            words.append(f"--{field.name.replace('_', '-')}")
+            if value is not True:
+                words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return words
+
+
+def command(job: str, words: Sequence[str]) -> str:
+    """The command line of a job as one line that can be pasted into a shell."""
+    return shlex.join(["python", f"jobs/{job}.py", *words])
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """Examine a trained classifier on a split: figures with intervals, predictions, a page."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,28 @@ import pyarrow.compute as pc
 
 from cxr import cluster, metrics, sources, storage
 from cxr.cluster.counter import ClusterProgress
-from cxr.datasets.pixels import decode_shards
+from cxr.datasets.headers import list_labeled_set
+from cxr.datasets.pixels import decode_shards, describe_duplicates
 from cxr.datasets.shards import Shards
-from cxr.errors import DataError
+from cxr.datasets.splits import Role, Splits
+from cxr.errors import CheckpointError, DataError, SettingsError
 from cxr.images.read import read_all
 from cxr.inference.engine import CPU_THREADS, batch_size
 from cxr.inference.networks import send_classifier
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
-from cxr.metrics import Examination, OperatingPoint
+from cxr.metrics import Examination, OperatingPoint, Subgroup
 from cxr.models.checkpoint import Checkpoint
 from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
+from cxr.sources import LabeledSet
+from cxr.sources.settings import SetSettings, Split
 
 NUM_WRONG = 12
 """Thumbnails of the most wrong images."""
+
+TRAINED_ON = "left out: the checkpoint was trained or validated on this image"
+
+NOT_VALIDATED = "left out: not among the images that validated the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class Evaluated:
     """A finished examination."""
 
     examination: Examination
+    subgroups: tuple[Subgroup, ...]
+    """Of the columns that were asked for."""
     report: str
     """The page."""
     num_skipped: int
@@ -40,12 +51,14 @@ class Evaluated:
 def evaluate(
     trained: Checkpoint,
     where: str,
-    split: str,
+    split: Split,
     output: str,
     *,
+    settings: SetSettings,
     operating_point: OperatingPoint,
     cache: str,
     name: str,
+    by: Sequence[str] = (),
     gpu: bool = False,
 ) -> Evaluated:
     """Score a split, examine the scores and write metrics.json, predictions.parquet, report.html.
@@ -53,24 +66,33 @@ def evaluate(
     Args:
         trained: the classifier.
         where: data as `sources.list_set` takes them.
-        split: the split to read.
+        split: what to evaluate on.
         output: folder, empty.
+        settings: how the set is read, see `read_as_trained`.
         operating_point: chosen on validation.
         cache: folder of decoded pixels.
         name: of the data, for the page.
+        by: columns of the manifest; each of their values is examined by itself, too.
         gpu: compute on GPUs.
 
     Raises:
-        DataError: the split is missing, or shares a patient with train.
+        DataError: the split is missing, or has a patient who is in another split or whom the
+            checkpoint was trained on.
+        SettingsError: a column of `by` is not there, or does not form groups.
+        CheckpointError: it does not say what validated it.
     """
-    data = sources.list_set(where)
+    data = list_labeled_set(where, settings, cache)
     if data.skipped:
         print(f"{where}: {sources.in_words(data.skipped)}", flush=True)
-    listing = data.split(split)
-    if split != "train":
-        refuse_shared_patients(data, split, listing)
+    print(data.patients.sentence, flush=True)
+    groups = read_groups(data, by)
+    splits = None if trained.splits is None else Splits(trained.splits)
+    listing, remark = choose_images(data, split, splits)
     folds = np.zeros(len(listing), np.int64)
-    pixels = decode_shards(listing, folds, trained.recipe.image_px, cache)
+    decoded = decode_shards(listing, folds, trained.recipe.image_px, cache)
+    pixels = leave_out(decoded, split, splits)
+    if not len(pixels.table):
+        raise DataError(f"{where}: {TRAINED_ON}: all {len(decoded.table):,} of them.")
     table = score_shards(pixels, trained, gpu=gpu)
     y_true = np.asarray(table["label"])
     probs = metrics.probabilities(np.asarray(table["logit"]), trained.temperature)
@@ -79,6 +101,16 @@ def evaluate(
         probs,
         patients=table["patient"].to_pylist(),
         subtypes=table["subtype"].to_pylist(),
+        operating_point=operating_point,
+    )
+    subgroups = metrics.examine_subgroups(
+        {
+            column: [value_of[uri] for uri in table["uri"].to_pylist()]
+            for column, value_of in groups.items()
+        },
+        y_true,
+        probs,
+        patients=table["patient"].to_pylist(),
         operating_point=operating_point,
     )
     predictions = pa.table(
@@ -93,9 +125,20 @@ def evaluate(
     )
     storage.write_table(storage.join(output, "predictions.parquet"), predictions)
     facts = _facts(trained, pixels, split)
-    storage.write_json(storage.join(output, "metrics.json"), facts | examination.to_json())
+    figures = examination.to_json() | {"subgroups": [group.to_json() for group in subgroups]}
+    storage.write_json(storage.join(output, "metrics.json"), facts | figures)
     failed = pixels.failed.to_pydict()
-    notes = [
+    num_trained_on = failed["reason"].count(TRAINED_ON)
+    notes = [data.patients.sentence, remark, describe_duplicates(pixels)]
+    if num_trained_on:
+        notes.append(
+            f"{num_trained_on:,} images were left out: the checkpoint was trained or validated on"
+            " the same images."
+        )
+    notes = [note for note in notes if note]
+    for note in notes[1:]:
+        print(note, flush=True)
+    notes += [
         f"skipped: {uri.rsplit('/', 1)[-1]} ({reason})"
         for uri, reason in zip(failed["uri"], failed["reason"], strict=True)
     ]
@@ -105,6 +148,7 @@ def evaluate(
             data=name,
             split=split,
             examination=examination,
+            subgroups=subgroups,
             y_true=y_true,
             probs=probs,
             history=trained.provenance.get("history", []),
@@ -118,7 +162,35 @@ def evaluate(
     )
     report = storage.join(output, "report.html")
     storage.write_bytes(report, page.encode())
-    return Evaluated(examination, report, len(notes))
+    return Evaluated(examination, tuple(subgroups), report, len(pixels.failed))
+
+
+def read_groups(data: LabeledSet, by: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The values of the columns that form subgroups.
+
+    Args:
+        data: listed from a manifest, unless `by` is empty.
+        by: names of columns of the manifest.
+
+    Returns:
+        By column, the value of each image by its uri; empty where the cell is empty.
+
+    Raises:
+        SettingsError: there is no manifest, it lacks a column, or one has too many values.
+    """
+    if not by:
+        return {}
+    if data.manifest is None:
+        raise SettingsError(f"by: {data.uri} is no manifest, so it has no columns. Leave --by out.")
+    groups = {}
+    for column in by:
+        if column not in data.manifest.column_names:
+            choices = ", ".join(data.manifest.column_names)
+            raise SettingsError(f"by: {data.uri} has no column {column!r}. Choices: {choices}.")
+        values = [(cell or "").strip() for cell in data.manifest[column].to_pylist()]
+        metrics.check_values(column, values)
+        groups[column] = {row["uri"]: values[row["row"]] for row in data.rows}
+    return groups
 
 
 def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> pa.Table:
@@ -144,22 +216,119 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     return pixels.table.append_column("logit", scored["logit"].take(order))
 
 
-def refuse_shared_patients(data: sources.LabeledSet, split: str, listing: pa.Table) -> None:
-    """Refuse a split that holds a patient of train.
+def read_as_trained(given: SetSettings, trained: Checkpoint) -> SetSettings:
+    """The settings of a set, those that are not given as training had them."""
+    defaults, kept = SetSettings(), trained.provenance.get("set", {})
+    missing: dict[str, Any] = {
+        name: tuple(kept[name]) if isinstance(value, tuple) else kept[name]
+        for name, value in vars(defaults).items()
+        if name in kept and getattr(given, name) == value
+    }
+    return dataclasses.replace(given, **missing)
+
+
+def choose_images(data: LabeledSet, split: Split, splits: Splits | None) -> tuple[pa.Table, str]:
+    """The radiographs to evaluate on.
+
+    Args:
+        data: the set.
+        split: as `evaluate` takes it.
+        splits: of the checkpoint; None if it has none.
+
+    Returns:
+        A table of schema `sources.LISTING`, and what a report has to say of the choice, or empty.
 
     Raises:
-        DataError: names the first such patient.
+        DataError: the split is missing, or has a patient who is in another split or whom the
+            checkpoint was trained on.
+        CheckpointError: it does not say what validated it.
     """
-    try:
-        train = data.split("train")
-    except DataError:
-        return  # Data without a train split share no patient with it.
-    shared = sorted(set(train["patient"].to_pylist()) & set(listing["patient"].to_pylist()))
-    if shared:
+    if split == "validation":
+        if splits is None:
+            raise CheckpointError(
+                "--split validation: this checkpoint was written by a version of cxr that did not"
+                " keep which images validated. Train it again, or choose another --split."
+            )
+        return _of_role(data, splits, "validation")
+    if split == "test" and not any(row["split"] == "test" for row in data.rows):
+        if splits is not None and splits.patients("test"):
+            return _of_role(data, splits, "test")
         raise DataError(
-            f"{data.uri}: {len(shared)} patients are in both train and {split}, the first"
-            f" {shared[0]}. Figures on {split} would be too good; divide the data by patient."
+            f"{data.uri}: no test split, and training held no patients out. Evaluate with --split"
+            " validation, or train with --test-fraction 0.2."
         )
+    listing = data.split(split)
+    if split == "train":
+        return listing, ""
+    data.refuse_shared_patients()
+    if splits is None:
+        return listing, (
+            "The checkpoint was written by a version of cxr that did not keep what it was trained"
+            " on: patients and images of training are not recognized."
+        )
+    # A number of a file is not one of a person: copies of images are recognized by their content.
+    if data.patients.how:
+        _refuse_trained_patients(data, listing, split, splits)
+    return listing, ""
+
+
+def _of_role(data: LabeledSet, splits: Splits, role: Role) -> tuple[pa.Table, str]:
+    """The radiographs of the patients of one role in training."""
+    train = data.split("train")
+    listing = train.filter(pa.array(splits.has_patient(train["patient_digest"].to_pylist(), role)))
+    num_known = len(splits.patients(role))
+    num_patients = pc.count_distinct(listing["patient"]).as_py()
+    if not num_patients:
+        raise DataError(
+            f"{data.uri}: none of the {num_known:,} {role} patients of the checkpoint is in it."
+            " Give the data that it was trained on."
+        )
+    if missing := num_known - num_patients:
+        return listing, (
+            f"{missing:,} of the {num_known:,} {role} patients of the checkpoint are not in these"
+            " data."
+        )
+    return listing, ""
+
+
+def _refuse_trained_patients(
+    data: LabeledSet, listing: pa.Table, split: str, splits: Splits
+) -> None:
+    known = splits.has_patient(listing["patient_digest"].to_pylist(), "train", "validation")
+    shared = listing.filter(pa.array(known))
+    if len(shared):
+        num_patients = pc.count_distinct(shared["patient"]).as_py()
+        raise DataError(
+            f"{data.uri}: the checkpoint was trained or validated on {num_patients:,} of the"
+            f" patients of {split}, such as that of {shared['uri'][0]}. Figures would be too good."
+            " If they are other people with the same numbers, give them other ones in the column"
+            " patient."
+        )
+
+
+def leave_out(pixels: Shards, split: Split, splits: Splits | None) -> Shards:
+    """Leave out images that the checkpoint was trained on, or that did not validate it.
+
+    Args:
+        pixels: the decoded images of the split.
+        split: as `evaluate` takes it.
+        splits: of the checkpoint; None if it has none.
+    """
+    if splits is None or split == "train":
+        return pixels
+    if split == "validation":
+        used, reason = splits.has_image(pixels.table, "validation"), NOT_VALIDATED
+    else:
+        known, reason = splits.has_image(pixels.table, "train", "validation"), TRAINED_ON
+        used = [not image for image in known]
+    others = pixels.table.filter(pc.invert(pa.array(used, pa.bool_())))
+    reasons = pa.array([reason] * len(others), pa.string())
+    failed = others.append_column("reason", reasons).select(pixels.failed.column_names)
+    return dataclasses.replace(
+        pixels,
+        table=pixels.table.filter(pa.array(used, pa.bool_())),
+        failed=pa.concat_tables([pixels.failed, failed]),
+    )
 
 
 def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:
@@ -195,8 +364,8 @@ def _most_wrong(
     ]
 
 
-def summary(examination: Examination) -> str:
-    """The main figures in a few lines."""
+def summary(examination: Examination, subgroups: Sequence[Subgroup] = ()) -> str:
+    """The main figures in a few lines, and a line for each subgroup."""
     lines = [
         f"images {examination.num_images:,} ({examination.num_normal:,} {CLASSES[0]},"
         f" {examination.num_pneumonia:,} {CLASSES[1]}), patients {examination.num_patients:,}"
@@ -208,6 +377,21 @@ def summary(examination: Examination) -> str:
         lines.append(f"  {name.replace('_', ' '):18} {_interval(estimate)}")
     point = examination.operating_point
     lines.append(f"  at threshold {point.threshold:.4f} ({point.rule}, chosen on validation)")
+    if subgroups:
+        rows = [
+            [
+                f"{group.column} {group.value}",
+                *(_interval(estimate) for estimate in group.estimates.values()),
+                group.size,
+            ]
+            for group in subgroups
+        ]
+        rows.insert(0, ["subgroup", "AUC", "sensitivity", "specificity", "patients"])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += [
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
     return "\n".join(lines)
 
 

@@ -1,7 +1,6 @@
 """Class names, and the patient and subtype in a file name of Kermany et al. 2018."""
 
 import re
-from pathlib import PurePosixPath
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 """Class names in index order: label 0 is normal, label 1 is pneumonia."""
@@ -17,31 +16,25 @@ as described in its record at Mendeley Data."""
 
 
 def patient_key(uri: str) -> str:
-    """The patient in a file name; the file's stem if there is none.
+    """The patient in a file name of the set; empty if the name is none of its three forms.
 
     `person1_bacteria_1.jpeg` is patient `person1_bacteria`: the number alone is not enough, since
     the set counts its bacterial and viral patients separately (808 numbers occur in both).
     """
-    stem = _stem(uri)
-    if match := _PNEUMONIA.match(stem):
+    name = uri.rpartition("/")[2]
+    if match := _PNEUMONIA.match(name):
         return f"{match[1]}_{match[2]}".lower()
-    if match := _NORMAL.match(stem):
+    if match := _NORMAL.match(name):
         return match[0].upper()
-    if match := _RENAMED.match(stem):
+    if match := _RENAMED.match(name):
         return match[2]
-    return stem
+    return ""
 
 
 def subtype(uri: str) -> str:
     """`"bacteria"`, `"virus"` or `""`, from the file name."""
-    stem = _stem(uri)
-    if match := _PNEUMONIA.match(stem):
+    name = uri.rpartition("/")[2]
+    if match := _PNEUMONIA.match(name):
         return match[2].lower()
-    match = _RENAMED.match(stem)
+    match = _RENAMED.match(name)
     return match[1].lower().replace("normal", "") if match else ""
-
-
-def _stem(uri: str) -> str:
-    path = PurePosixPath(uri)
-    # DICOM files are often named by their UID, which differs only in its last number.
-    return path.name if path.suffix[1:].isdigit() else path.stem

@@ -16,8 +16,9 @@ Convolutions = int | Literal["all"]
 Normalization = Literal["none", "unit", "imagenet", "per_image", "equalize"]
 ClassWeighting = Literal["none", "fixed", "balanced", "effective", "focal"]
 Pooling = Literal["flatten", "average"]
-Augmentation = Literal["none", "affine"]
+Augmentation = Literal["none", "affine", "acquisition"]
 Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["decay", "one_cycle", "cosine"]
 Loading = Literal["memory", "stream"]
 
 # Loss weights of normal and pneumonia with `fixed`: those of the 2019 experiment.
@@ -30,6 +31,15 @@ EFFECTIVE_NUMBER_BETA: Final = 0.999
 # With `focal`, an image's loss is multiplied by (1 - probability of its class)^gamma: Lin et al.
 # 2017, arXiv 1708.02002, whose best value this is.
 FOCAL_GAMMA: Final = 2.0
+
+
+_NOT_NEGATIVE: Final = (
+    "learning_rate_decay",
+    "weight_decay",
+    "augmentation_strength",
+    "gradient_clipping",
+)
+_SHARES: Final = ("warmup", "ema", "label_smoothing")
 
 
 @dataclass(frozen=True)
@@ -63,13 +73,31 @@ class Recipe:
     dropout: tuple[float, ...] = (0.0, 0.7, 0.5)
     """Dropout rate before each dense layer of the head, the last one included."""
     augmentation: Augmentation = "none"
-    """affine: small random rotations, shifts, zooms and changes of exposure."""
+    """affine: small random rotations, shifts, zooms and changes of exposure. acquisition: larger
+    ones, and blur, gamma and noise, as between scanners and hospitals."""
+    augmentation_strength: float = 1.0
+    """Multiplies the range of every change that the augmentation draws."""
     optimizer: Optimizer = "adam"
     """The optimizer; its other settings are PyTorch's defaults."""
     learning_rate: float = 1e-3
-    """Learning rate of the first step."""
+    """Learning rate of the first step; with --schedule one_cycle or cosine the highest one."""
     learning_rate_decay: float = 0.0
     """Inverse-time decay per step: rate = learning_rate / (1 + learning_rate_decay * step)."""
+    schedule: Schedule = "decay"
+    """decay: as --learning-rate-decay says. one_cycle: PyTorch's OneCycleLR. cosine: a linear
+    warm-up, then down to 0 along a cosine. Both over all --epochs."""
+    warmup: float = 0.1
+    """Share of the steps of one_cycle or cosine in which the learning rate rises."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each trained layer to the one before it; below 1, early
+    layers change more slowly."""
+    ema: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is
+    validated and kept; 0: none."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    gradient_clipping: float = 0.0
+    """Largest norm of the gradient of all weights together; 0: no limit."""
     weight_decay: float = 0.0
     """Weight decay, as the optimizer defines it."""
     batch_size: int = 15
@@ -93,15 +121,20 @@ class Recipe:
         for field in ("image_px", "batch_size", "epochs", "patience"):
             if getattr(self, field) < 1:
                 raise SettingsError(f"{field}: {getattr(self, field)} is below 1.")
-        for field in ("learning_rate", "learning_rate_decay", "weight_decay"):
+        for field in ("learning_rate", *_NOT_NEGATIVE, *_SHARES, "layer_decay"):
             if not math.isfinite(getattr(self, field)):
                 raise SettingsError(f"{field}: {getattr(self, field)} is not a number.")
         if self.learning_rate <= 0:
             raise SettingsError(f"learning_rate: {self.learning_rate} is not above 0.")
-        for field in ("learning_rate_decay", "weight_decay", "pretrained", "frozen", "seed"):
+        if not 0 < self.layer_decay <= 1:
+            raise SettingsError(f"layer_decay: {self.layer_decay} is not above 0 and at most 1.")
+        for field in (*_NOT_NEGATIVE, "pretrained", "frozen", "seed"):
             value = getattr(self, field)
             if value != "all" and value < 0:
                 raise SettingsError(f"{field}: {value} is below 0.")
+        for field in _SHARES:
+            if not 0 <= getattr(self, field) < 1:
+                raise SettingsError(f"{field}: {getattr(self, field)} is outside 0 to 1.")
         if any(width < 1 for width in self.hidden):
             raise SettingsError(f"hidden: {self.hidden} has a layer narrower than 1.")
         if any(not 0 <= rate < 1 for rate in self.dropout):

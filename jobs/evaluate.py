@@ -1,17 +1,21 @@
 """Evaluate a trained checkpoint on a split that it was not trained on.
 
 python jobs/evaluate.py --checkpoint runs/first/v2/checkpoint --data chest_xray
+python jobs/evaluate.py --checkpoint DIR --data URI --split validation
 python jobs/evaluate.py --checkpoint DIR --data URI --operating-point sensitivity=0.95
+python jobs/evaluate.py --checkpoint DIR --data list.csv --by sex,age_band,scanner
 """
 
 import dataclasses
-import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
+
+import tyro
 
 from cxr import cli
 from cxr.cluster.settings import CachedComputeSettings
 from cxr.models.precision import Precision, check_precision
+from cxr.sources.settings import SetSettings, Split
 
 
 @dataclass(frozen=True)
@@ -20,18 +24,23 @@ class EvaluateJob:
 
     checkpoint: str
     """Folder of a trained classifier, as jobs/train.py printed it."""
-    data: str | None = None
-    """Folder, s3:// prefix, zip or tar archive with train|val|test / NORMAL|PNEUMONIA in it, or a
-    manifest. Without it, the synthetic radiographs that jobs/train.py draws."""
-    split: Literal["train", "val", "test"] = "test"
-    """The split to evaluate on."""
+    split: Split = "test"
+    """What to evaluate on: a split of the data, or the images that validated the checkpoint. Where
+    the data have no test split, test are the patients whom --test-fraction held out."""
     operating_point: str | None = None
     """Another rule for the threshold than the checkpoint's, still chosen on its validation images:
     youden, sensitivity=X or specificity=X."""
+    by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN[,COLUMN]")] = ()
+    """Columns of the manifest, such as sex,age_band,scanner: each of their values is evaluated by
+    itself, too."""
     output: str | None = None
     """Folder for the results; must be empty or not exist. Default: runs/<time>-evaluate."""
     precision: Precision = "float32"
     """int8: in 8-bit integers, on CPUs only, with a checkpoint of jobs/train.py --int8."""
+    settings: Annotated[SetSettings, cli.section("data")] = dataclasses.field(
+        default_factory=SetSettings
+    )
+    """What is read, and how; what is not given is as in training, but for --data."""
     compute: Annotated[CachedComputeSettings, cli.section("resources")] = dataclasses.field(
         default_factory=CachedComputeSettings
     )
@@ -49,19 +58,22 @@ def main() -> None:
 
     trained = checkpoint.load(job.checkpoint).at(job.precision)
     point = trained.choose(job.operating_point)
-    data, name = phantoms.data_or_default(job.data, job.compute.cache)
-    output = storage.claim(job.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-evaluate")
+    settings = evaluation.read_as_trained(job.settings, trained)
+    data, name = phantoms.data_or_default(settings.data, job.compute.cache)
+    output = storage.claim(job.output or storage.default_output("-evaluate"))
+    columns = [name for names in job.by for name in names.split(",")]
     cluster.connect()
     gpu = job.precision == "float32" and cluster.use_gpu(job.compute.gpu)
     done = evaluation.evaluate(
-        trained, data, job.split, output, operating_point=point, cache=job.compute.cache,
-        name=name, gpu=gpu,
+        trained, data, job.split, output, settings=settings, operating_point=point,
+        cache=job.compute.cache, name=name, by=columns, gpu=gpu,
     )  # fmt: skip
-    print(evaluation.summary(done.examination))
+    print(evaluation.summary(done.examination, done.subgroups))
     if done.num_skipped:
         print(f"skipped: {done.num_skipped:,} images; the report names them with the reason")
     print(f"report: {done.report}")
-    print(f"next: python jobs/score.py --checkpoint {job.checkpoint} --input <folder> --output DIR")
+    words = ["--checkpoint", job.checkpoint, "--input", data, "--output", f"{output}-scores"]
+    print(f"next: {cli.command('score', words)}")
 
 
 if __name__ == "__main__":

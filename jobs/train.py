@@ -33,6 +33,7 @@ def main() -> None:
     jobs = [cli.parse(TrainJob, __doc__, TrainJob(fields=base)) for base in choice.read()]
     # Imported once the command line is known to be right: Ray and PyTorch take seconds.
     from cxr import cluster
+    from cxr.cluster.settings import CacheSettings
     from cxr.reports import comparison_table
     from cxr.training import run
 
@@ -46,10 +47,14 @@ def main() -> None:
         finished = run.train(recipes, settings)
     print(comparison_table(finished.results))
     print(f"report: {finished.report}")
-    data = f" --data {settings.data}" if settings.data else ""
     for folder in finished.checkpoints:
         print(f"checkpoint: {folder}")
-        print(f"next: python jobs/evaluate.py --checkpoint {folder}{data}")
+    if finished.best:
+        words = ["--checkpoint", finished.best]
+        words += ["--data", settings.data] if settings.data else []
+        words += cli.flags(settings, CacheSettings)
+        words += [] if finished.has_test else ["--split", "validation"]
+        print(f"next: {cli.command('evaluate', words)}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import tyro
 
 from cxr import cli
 from cxr.recipes import RECIPES, Recipe
+from cxr.sources.settings import SetSettings
 from cxr.training.settings import RecipeChoice, SharedSettings, resolve
 from cxr.tuning import space
 
@@ -54,6 +55,7 @@ def main() -> None:
     job = cli.parse(TuneJob, __doc__, TuneJob(fields=base))
     # Imported once the command line is known to be right: Ray and PyTorch take seconds.
     from cxr import cluster
+    from cxr.cluster.settings import CacheSettings
     from cxr.tuning import results, search
 
     asked = space.parse(job.search, job.trials, job.sampler)
@@ -65,9 +67,13 @@ def main() -> None:
     for answer in finished.answers:
         print(answer)
     print(f"report: {finished.report}")
-    data = f" --data {settings.data}" if settings.data else ""
-    weights = f" --weights {job.settings.weights}" if job.settings.weights else ""
-    print(f"next: python jobs/train.py --recipe {finished.best_recipe}{data}{weights}")
+    words = ["--recipe", finished.best_recipe, *cli.flags(settings, SetSettings)]
+    if settings.test_fraction is not None:
+        words += ["--test-fraction", str(settings.test_fraction)]
+    if job.settings.weights:
+        words += ["--weights", job.settings.weights]
+    words += cli.flags(settings, CacheSettings)
+    print(f"next: {cli.command('train', words)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Each of the five jobs once, as a program, on a small set that is drawn for it.
+"""Each of the six jobs once, as a program, on a small set that is drawn for it.
 
     python -m tests.plain_jobs
 
@@ -47,6 +47,9 @@ def main() -> None:
         succeed("download", "--url", archive, "--to", data)
         assert pq.read_metadata(data / "manifest.parquet").num_rows == 64
 
+        succeed("check", "--version", "v0", "--data", data, "--output", root / "checked", *cache)
+        assert json.loads((root / "checked" / "check.json").read_text())["num_decoded"] == 64
+
         succeed("train", *SMALL, "--epochs", 1, "--data", data, "--output", root / "run", *cache)
         assert (checkpoint / "model.safetensors").is_file()
 
@@ -73,7 +76,7 @@ def main() -> None:
         trials = pq.read_table(root / "search" / "trials.parquet")
         assert trials["class_weighting"].to_pylist() == ["none", "balanced"]
         assert None not in trials["auc"].to_pylist()
-    print("all five jobs run on a plain installation")
+    print("all six jobs run on a plain installation")
 
 
 if __name__ == "__main__":

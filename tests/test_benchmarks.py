@@ -32,5 +32,8 @@ def test_gpu_benchmark_runs_quickly_on_a_cpu_without_ray_tyro_or_pydicom(tmp_pat
         (network, work) for network in ("alexnet", "vgg16") for work in ("train", "infer")
     }
     named = [row["transform"] for row in results["transforms"]]
-    assert named == [f"normalize {kind}" for kind in get_args(Normalization)] + ["augment"]
+    assert named == [f"normalize {kind}" for kind in get_args(Normalization)] + [
+        "augment affine",
+        "augment acquisition",
+    ]
     assert all(row["images_per_s"] > 0 for row in results["networks"] + results["transforms"])

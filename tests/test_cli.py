@@ -1,6 +1,7 @@
 """Command lines: flags that are yes or no, sections of the help, mistyped words."""
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -28,6 +29,8 @@ class Job:
     """What it is called."""
     update: bool = False
     """List again."""
+    limit: int | None = None
+    """How many at most."""
     inner: Annotated[Inner, cli.section("what is kept")] = dataclasses.field(default_factory=Inner)
     """What is kept of it."""
 
@@ -92,3 +95,58 @@ def test_help_has_named_sections_and_no_line_breaks_of_the_source(
     shown = capsys.readouterr().out
     assert "what is kept options" in shown
     assert "Keep everything, of which there may be (much) more." in shown
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is given."""
+
+    input: str
+    """What is read."""
+    columns: tuple[str, ...] = ()
+    """Columns of it."""
+    keep_all: bool = False
+    """Keep everything."""
+    depth: int = 1
+    """Levels below."""
+    share: float | None = None
+    """Of the whole."""
+
+
+def test_a_command_can_be_pasted_and_gives_the_settings_back() -> None:
+    flags = Flags("it's a/*.csv", ("uri=File name", "label=$Finding"), True, 2)
+    line = cli.command("train", cli.flags(flags))
+    assert "\n" not in line
+    words = shlex.split(line)
+    assert words[:2] == ["python", "jobs/train.py"]
+    assert cli.parse(Flags, "A job.", args=words[2:]) == flags
+
+
+def test_a_command_leaves_out_what_is_the_default() -> None:
+    assert cli.flags(Flags("a", depth=1)) == ["--input", "a"]
+    assert cli.flags(Inner(depth=3)) == ["--depth", "3"]
+
+
+@dataclass(frozen=True)
+class OtherDefault(Inner):
+    """The same flags."""
+
+    depth: int = 2
+    """Levels below."""
+    width: int = 1
+    """Beside it."""
+
+
+def test_flags_of_a_class_are_its_own_against_its_own_defaults() -> None:
+    assert cli.flags(OtherDefault(width=5), Inner) == ["--depth", "2"]
+
+
+def test_help_shows_what_a_flag_that_may_be_left_out_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.parse(Job, "A job.", args=("--help",))
+    assert "--limit INT  " in capsys.readouterr().out
+    assert cli.parse(Job, "A job.", args=()).limit is None
+    assert cli.parse(Job, "A job.", args=("--limit", "3")).limit == 3

@@ -1,6 +1,7 @@
 """Clusters that jobs join: several nodes, a node that vanishes, places that not all reach."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from cxr import cluster
 from cxr.cluster import Workers, parse_workers, resources
 from cxr.errors import CxrError, SettingsError
+from cxr.storage.paths import SUBMITTED_JOB
 from tests.support.jobs import ROOT, run
 
 NODES = """
@@ -149,6 +151,29 @@ def test_actors_get_their_batches_from_a_pool_alone() -> None:
         path.relative_to(ROOT).as_posix() for path in paths if "num_gpus=" in path.read_text()
     }
     assert naming == {"cxr/cluster/resources.py"}
+
+
+@pytest.mark.cluster
+def test_a_submitted_job_is_known_by_the_variable_that_ray_sets() -> None:
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    assert SUBMITTED_JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
+
+
+@pytest.mark.parametrize("before", ["http://127.0.0.1:8265", None])
+def test_ray_train_is_told_the_address_of_its_own_cluster(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    import ray
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    if before:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", before)
+    with cluster.own_address():
+        own = get_env_vars_to_propagate()["RAY_API_SERVER_ADDRESS"]
+    assert own == ray.get_runtime_context().gcs_address
+    assert os.environ.get("RAY_API_SERVER_ADDRESS") == before
 
 
 def test_workers_are_a_number_or_a_range() -> None:

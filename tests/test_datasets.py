@@ -9,18 +9,20 @@ import torch
 from PIL import Image
 
 from cxr import sources, storage
-from cxr.datasets import features
+from cxr.datasets import features, headers
 from cxr.datasets import shards as shards_module
 from cxr.datasets.folds import assign_folds
-from cxr.datasets.pixels import count_reasons, decode_shards
+from cxr.datasets.pixels import count_reasons, decode_shards, describe_duplicates
 from cxr.datasets.shards import FORMAT, Shards, key, load_shards, read_part
 from cxr.errors import DataError
 from cxr.images.read import read_image
 from cxr.models import classifier, transforms
 from cxr.recipes import Recipe
+from cxr.sources.patients import digest
+from cxr.sources.settings import SetSettings
 from cxr.storage.arrays import to_array
 from tests.support.archives import MAKERS, zipped
-from tests.support.radiographs import dicom, drawn
+from tests.support.radiographs import dicom, drawn, radiograph, saved
 
 IMAGE_PX = 64
 
@@ -119,16 +121,22 @@ def test_shards_that_were_not_finished_are_not_used(shards: Shards, tmp_path: Pa
 
 
 WRITTEN = {
-    2: {
+    3: {
         "part": {
             "row": "int64", "uri": "string", "label": "int64", "patient": "string",
-            "subtype": "string", "fold": "int64", "sha256": "string", "x": "binary",
+            "subtype": "string", "fold": "int64", "sha256": "string", "pixels_sha256": "string",
+            "format": "string", "width": "int64", "height": "int64", "x": "binary",
         },
         "rows": {
             "row": "int64", "uri": "string", "label": "int64", "patient": "string",
-            "subtype": "string", "fold": "int64", "sha256": "string",
+            "subtype": "string", "fold": "int64", "sha256": "string", "pixels_sha256": "string",
+            "format": "string", "width": "int64", "height": "int64",
         },
-        "failed": {"uri": "string", "reason": "string"},
+        "failed": {
+            "row": "int64", "uri": "string", "label": "int64", "patient": "string",
+            "subtype": "string", "fold": "int64", "sha256": "string", "pixels_sha256": "string",
+            "format": "string", "width": "int64", "height": "int64", "reason": "string",
+        },
         "index": ["shape", "dtype", "parts"],
     },
 }  # fmt: skip
@@ -182,7 +190,7 @@ def test_an_archive_gives_the_shards_of_its_folder(
         }
         assert listed == {f"{archive}!/{name}" for name in files}
         # The broken link has no member, so row numbers differ: what is compared are the images.
-        for name in ("label", "patient", "subtype", "sha256"):
+        for name in ("label", "subtype", "sha256"):
             assert made.table[name].equals(shards.table[name])
         assert made.fingerprint == shards.fingerprint
         assert len(made.failed) == len(shards.failed) - 1
@@ -195,17 +203,14 @@ def streamed(shards: Shards) -> list[dict[str, object]]:
     return rows
 
 
-def test_parts_of_a_compressed_tar_stay_small_and_in_order(tmp_path: Path, small_set: Path) -> None:
+def test_parts_of_a_compressed_tar_stay_small_and_in_order(tmp_path: Path) -> None:
     """Although a task has read many of them in one pass."""
-    files = {
-        f"{copy}/{path.name}": path.read_bytes()
-        for copy in range(5)
-        for path in (small_set / "train").rglob("*.jpeg")
-    }
-    (tmp_path / "set.tar.gz").write_bytes(MAKERS["tar.gz"][1](
-        {f"train/{'NORMAL' if 'IM' in name else 'PNEUMONIA'}/{name}": data
-         for name, data in files.items()}
-    ))  # fmt: skip
+    names = [
+        f"PNEUMONIA/person{i}_virus_{i}.jpeg" if i % 3 else f"NORMAL/IM-{i:04}-0001.jpeg"
+        for i in range(240)
+    ]
+    files = {f"train/{name}": radiograph(seed) for seed, name in enumerate(names)}
+    (tmp_path / "set.tar.gz").write_bytes(MAKERS["tar.gz"][1](files))
     listing = sources.list_radiographs(str(tmp_path / "set.tar.gz"), "train")
     folds = np.arange(len(listing)) % 2
     shards = decode_shards(listing, folds, IMAGE_PX, str(tmp_path / "cache"))
@@ -231,8 +236,103 @@ def test_dicom_files_are_labeled_by_a_manifest(tmp_path: Path) -> None:
     listing = sources.list_radiographs(str(tmp_path / "labels.csv"), "train")
     shards = decode_shards(listing, np.zeros(5, np.int64), IMAGE_PX, str(tmp_path / "cache"))
     assert len(shards.failed) == 0
-    assert shards.table["patient"].to_pylist() == ["p5", "p0", "p1", "p2", "p3"]
+    assert shards.table["patient"].to_pylist() == ["4", "0", "1", "2", "3"]
     assert shards.table["label"].to_pylist() == [1, 0, 1, 0, 1]
+
+
+def test_duplicates_are_never_on_both_sides_of_a_split(tmp_path: Path) -> None:
+    """Copies of bytes and of pixels, within a fold, across folds, and under two labels."""
+    images = {name: drawn(seed=seed) for seed, name in enumerate("abcdef")}
+    files = {f"{name}.png": saved(pixels, "PNG") for name, pixels in images.items()}
+    files |= {
+        "g of a.png": files["a.png"],
+        "h of a.png": files["a.png"],
+        "i of b.bmp": saved(images["b"], "BMP"),
+        "j of c.png": files["c.png"],
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    labels = dict.fromkeys(files, 0) | {"j of c.png": 1, "d.png": 1}
+    rows = [f"{name},{label}" for name, label in labels.items()]
+    (tmp_path / "labels.csv").write_text("\n".join(["uri,label", *rows]))
+    settings = SetSettings(patients="file")
+    listing = sources.list_radiographs(str(tmp_path / "labels.csv"), "train", settings)
+    names = [Path(uri).name for uri in listing["uri"].to_pylist()]
+    fold_of = dict.fromkeys(names, 0) | {"h of a.png": 1, "i of b.bmp": 1}
+    folds = np.array([fold_of[name] for name in names])
+    shards = decode_shards(listing, folds, IMAGE_PX, str(tmp_path / "cache"))
+    left_out = {
+        Path(row["uri"]).name: row["reason"].partition("duplicate of an image ")[2]
+        for row in shards.failed.to_pylist()
+    }
+    assert left_out == {
+        "h of a.png": "in another fold",
+        "i of b.bmp": "in another fold",
+        "c.png": "with another label",
+        "j of c.png": "with another label",
+    }
+    assert list(shards.parts) == [0]
+    read = [row["uri"] for row in shards.dataset(columns=("uri",)).take_all()]
+    assert sorted(read) == sorted(shards.table["uri"].to_pylist())
+    assert {Path(uri).name for uri in read} == set(files) - set(left_out)
+    assert describe_duplicates(shards) == (
+        "Exact duplicates (equal pixels): 1 used, in the fold of their first copy; 2 left out,"
+        " since the first copy is in another fold; 2 left out, since copies have different labels."
+    )
+    loaded = load_shards(shards.folder)
+    assert loaded is not None
+    assert loaded.parts == shards.parts
+
+
+def test_headers_are_read_once_and_name_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and members of archives, patients who share a fold, and what is kept of them."""
+    members = {}
+    for number in range(6):
+        data = dicom(
+            drawn(), PatientID=f"roentgen-{number // 2}", PatientAge="034Y", ViewPosition="PA"
+        )
+        name = f"train/{('NORMAL', 'PNEUMONIA')[number % 2]}/1.2.840.{number}"
+        if number < 3:
+            (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / name).write_bytes(data)
+        else:
+            members[name] = data
+    (tmp_path / "set" / "train" / "NORMAL" / "damaged").write_bytes(dicom(drawn())[:200])
+    archive = tmp_path / "set" / "train" / "PNEUMONIA" / "more.tar.gz"
+    archive.write_bytes(MAKERS["tar.gz"][1]({Path(k).name: v for k, v in members.items()}))
+    cache = tmp_path / "cache"
+    # The set is listed without what is beside its folders, so the archive is read by itself.
+    inputs = sources.list_inputs([str(tmp_path / "set" / "train" / "NORMAL")]).table()
+    packed, _ = sources.list_archive(str(archive), None)
+    listing = pa.concat_tables([inputs, packed])
+    table = headers.read_headers(listing, str(cache))
+    assert table.schema == headers.HEADERS
+    assert table["row"].to_pylist() == list(range(len(listing)))
+    by_name = {
+        Path(uri).name: row
+        for uri, row in zip(listing["uri"].to_pylist(), table.to_pylist(), strict=True)
+    }
+    assert by_name["damaged"]["format"] == ""
+    assert by_name["1.2.840.4"]["patient_digest"] == digest("roentgen-2")
+    assert by_name["1.2.840.5"]["age_years"] == 34
+    [file] = cache.rglob("*.parquet")
+    assert b"roentgen" not in file.read_bytes()
+    monkeypatch.setattr(headers, "_read", None)
+    assert headers.read_headers(listing, str(cache)).equals(table)
+
+
+def test_a_folder_of_dicom_files_is_listed_by_patient(tmp_path: Path) -> None:
+    for number in range(8):
+        path = tmp_path / "train" / ("NORMAL", "PNEUMONIA")[number % 2] / f"{number}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(dicom(drawn(), PatientID=f"roentgen-{number // 4}"))
+    data = headers.list_labeled_set(str(tmp_path), SetSettings(), str(tmp_path / "cache"))
+    assert data.patients.sentence == (
+        "Patients are identified by PatientID in the DICOM files: 2 patients with at most 4 images"
+        " each."
+    )
 
 
 def test_reasons_are_counted(shards: Shards) -> None:
@@ -256,10 +356,11 @@ def test_fingerprint_follows_content_and_not_place(
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
-    for name in ("NORMAL", "PNEUMONIA"):
-        (tmp_path / "train" / name).mkdir(parents=True)
+    for form in ("NORMAL/IM-{}-1.jpeg", "PNEUMONIA/person{}_virus_1.jpeg"):
         for number in range(3):
-            (tmp_path / "train" / name / f"IM-{number}{len(name)}-1.jpeg").write_bytes(b"no")
+            path = tmp_path / "train" / form.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"no")
     with pytest.raises(DataError, match="none of the 6 radiographs can be read"):
         decode(tmp_path, tmp_path / "cache")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cxr.datasets.folds import assign_folds, take
+from cxr.datasets.folds import assign_folds, hold_out, take
 from cxr.errors import DataError
 
 
@@ -79,3 +79,43 @@ def test_all_are_taken_where_there_are_no_more() -> None:
     labels, patients = drawn_set(20)
     assert np.array_equal(take(labels, patients, len(labels)), np.arange(len(labels)))
     assert np.array_equal(take(labels, patients, 10**6), np.arange(len(labels)))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
+def test_a_test_fraction_holds_out_whole_patients_of_each_class(fraction: float) -> None:
+    labels, patients = drawn_set()
+    held_out = hold_out(labels, patients, fraction)
+    assert not set(patients[held_out]) & set(patients[~held_out])
+    for label, num_patients in ((0, 75), (1, 225)):
+        own = held_out & (labels == label)
+        assert len(np.unique(patients[own])) == round(fraction * num_patients)
+
+
+def test_patients_of_both_classes_are_held_out_in_proportion() -> None:
+    labels = np.tile([0, 0, 1, 0, 1, 1], 20)
+    patients = np.array([f"{letter}{i}" for i in range(20) for letter in "aabbcc"])
+    held_out = hold_out(labels, patients, 0.25)
+    assert {letter: sum(p[0] == letter for p in set(patients[held_out])) for letter in "abc"} == {
+        "a": 5, "b": 5, "c": 5,
+    }  # fmt: skip
+
+
+def test_who_is_held_out_follows_the_seed_and_not_the_order() -> None:
+    labels, patients = drawn_set()
+    first, again, other = (hold_out(labels, patients, 0.2, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert np.array_equal(hold_out(labels[::-1], patients[::-1], 0.2), first[::-1])
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        (0.1, r"test fraction 0\.1: no NORMAL is left to test on; 3 patients have it"),
+        (0.9, "no NORMAL is left to train on"),
+    ],
+)
+def test_a_fraction_that_leaves_a_class_empty_is_refused(fraction: float, message: str) -> None:
+    labels, patients = np.repeat([0, 1], [3, 30]), np.arange(33).astype(str)
+    with pytest.raises(DataError, match=message):
+        hold_out(labels, patients, fraction)

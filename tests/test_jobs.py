@@ -47,9 +47,11 @@ def finished(trained: tuple[Ended, Path]) -> Path:
 def test_a_run_leaves_what_its_docstring_lists(finished: Path) -> None:
     left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     assert left == {
-        "run.json", "report.html", "best/recipe.json", "best/metrics.jsonl", "best/result.json",
+        "run.json", "splits.parquet", "report.html",
+        "best/recipe.json", "best/metrics.jsonl", "best/result.json",
         "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
         "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
+        "best/checkpoint/splits.parquet",
     }  # fmt: skip
     settings = json.loads((finished / "run.json").read_text())
     assert settings["recipes"][0]["epochs"] == 10
@@ -110,6 +112,63 @@ def test_evaluation_writes_figures_predictions_and_a_page(
     assert "<script" not in page
 
 
+@pytest.fixture(scope="module")
+def described_test_split(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of the small set's test images, with columns that describe them."""
+    rows = ["uri,label,split,sex,age,name"]
+    for number, path in enumerate(sorted((small_set / "test").rglob("*.jpeg"))):
+        sex = ("F", "M", "")[number % 3]
+        rows.append(f"{path},{path.parent.name},test,{sex},{number % 2}0-{number % 2}9,{number}")
+    # Names of 21 people, most of them in no image of the test split.
+    for number, path in enumerate(sorted((small_set / "train").rglob("*.jpeg"))[:21]):
+        rows.append(f"{path},{path.parent.name},train,,,person {number}")
+    manifest = tmp_path_factory.mktemp("described") / "manifest.csv"
+    manifest.write_text("\n".join(rows))
+    return manifest
+
+
+def test_subgroups_are_those_of_the_manifest_s_columns(
+    finished: Path, run_job: Run, described_test_split: Path, tmp_path: Path, cache: str
+) -> None:
+    ended = run_job(
+        "evaluate", "--checkpoint", str(finished / "best" / "checkpoint"),
+        "--data", str(described_test_split), "--by", "sex,age", "--output", str(tmp_path / "x"),
+        "--cache", cache,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    groups = json.loads((tmp_path / "x" / "metrics.json").read_text())["subgroups"]
+    assert [(g["column"], g["value"], g["num_images"]) for g in groups] == [
+        ("sex", "F", 4), ("sex", "M", 4), ("sex", "not given", 4),
+        ("age", "00-09", 6), ("age", "10-19", 6),
+    ]  # fmt: skip
+    assert all(group["is_small"] for group in groups)
+    assert "sex not given " in ended.out
+    assert "Subgroups" in (tmp_path / "x" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("scanner", "has no column 'scanner'. Choices: uri, label, split, sex, age, name."),
+        ("name", "by: column 'name' has 33 values, more than 20."),
+        ("", "is no manifest, so it has no columns. Leave --by out."),
+    ],
+)
+def test_columns_that_form_no_subgroups_are_refused_before_anything_is_decoded(
+    column: str, message: str, finished: Path, run_job: Run, small_set: Path,
+    described_test_split: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    ended = run_job(
+        "evaluate", "--checkpoint", str(finished / "best" / "checkpoint"),
+        "--data", str(described_test_split if column else small_set), "--by", column or "sex",
+        "--output", str(tmp_path / "x"), "--cache", str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert ended.code == 1
+    assert len(ended.own_err) == 1
+    assert message in ended.own_err[0]
+    assert "decoding" not in ended.out
+
+
 def test_a_patient_in_train_and_test_is_refused(
     finished: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
 ) -> None:
@@ -125,7 +184,8 @@ def test_a_patient_in_train_and_test_is_refused(
         "--cache", cache,
     )  # fmt: skip
     assert ended.code == 1
-    assert "1 patients are in both train and test, the first shared" in ended.err
+    assert "1 patient is in two splits, first with" in ended.err
+    assert "shared" not in ended.err
 
 
 def test_a_finished_run_resumed_trains_nothing_and_shows_the_table(
@@ -161,8 +221,8 @@ def _empty(folder: Path) -> list[str]:
 
 
 def _one_class(folder: Path) -> list[str]:
-    (folder / "train" / "NORMAL").mkdir(parents=True)
-    (folder / "train" / "NORMAL" / "IM-0001-0001.jpeg").write_bytes(b"x")
+    (folder / "train" / "PNEUMONIA").mkdir(parents=True)
+    (folder / "train" / "PNEUMONIA" / "person1_virus_1.jpeg").write_bytes(b"x")
     return ["--data", str(folder)]
 
 
@@ -199,9 +259,9 @@ def _bad_recipe(folder: Path) -> list[str]:
 
 
 def _few_patients(folder: Path) -> list[str]:
-    for name in ("NORMAL", "PNEUMONIA"):
-        (folder / "train" / name).mkdir(parents=True)
-        (folder / "train" / name / "IM-0001-0001.jpeg").write_bytes(b"x")
+    for name in ("NORMAL/IM-0001-0001.jpeg", "PNEUMONIA/person1_virus_1.jpeg"):
+        (folder / "train" / name).parent.mkdir(parents=True)
+        (folder / "train" / name).write_bytes(b"x")
     return ["--data", str(folder)]
 
 
@@ -216,7 +276,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "operating point": (lambda _: ["--operating-point", "best"], 1, "youden"),
     "missing data": (lambda folder: ["--data", str(folder / "no")], 1, "not found"),
     "empty folder": (_empty, 1, "no radiographs found"),
-    "one class": (_one_class, 1, "has no PNEUMONIA"),
+    "one class": (_one_class, 1, "has no NORMAL"),
     "no splits": (_no_splits, 1, "not a labeled set. Expected images in train|val|test"),
     "few patients": (_few_patients, 1, "cannot fill 5 patient-disjoint folds"),
     "weights names": (_wrong_weights, 1, "features.0.bias"),
@@ -274,13 +334,14 @@ def test_no_checkpoint_is_one_clear_message(
     assert "no checkpoint here" in ended.err
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "score", "tune", "download"])
+@pytest.mark.parametrize("job", ["check", "train", "evaluate", "score", "tune", "download"])
 def test_help_tells_every_flag_and_gives_commands_to_copy(job: str, run_job: Run) -> None:
     ended = run_job(job, "--help")
     assert ended.code == 0
     flags = {
+        "check": ("--data", "--patients", "--test-fraction", "--folds", "--cache"),
         "train": ("--data", "--frozen"),
-        "evaluate": ("--split",),
+        "evaluate": ("--split", "--by"),
         "score": ("--input",),
         "tune": ("--search", "--trials"),
         "download": ("--what", "--to", "--url", "--features-only"),

@@ -291,6 +291,13 @@ def test_subtypes_have_sensitivities_and_counts_of_their_own() -> None:
     assert (result.num_normal, result.num_pneumonia) == (1, 5)
 
 
+def test_a_subtype_of_no_image_has_no_metric() -> None:
+    unknown = examine([1, 1, 0], [0.9, 0.8, 0.2]).at_half.estimates
+    assert not [name for name in unknown if name.startswith("sensitivity_")]
+    viral = examine([1, 1, 0], [0.9, 0.8, 0.2], subtypes=["virus", "", ""]).at_half.estimates
+    assert [name for name in viral if name.startswith("sensitivity_")] == ["sensitivity_virus"]
+
+
 def test_metrics_say_how_many_images_they_are_based_on() -> None:
     result = examine([0, 0, 1, 1, 1], [0.1, 0.9, 0.2, 0.8, 0.7]).at_half.estimates
     sizes = {name: result[name].n for name in ("accuracy", "sensitivity", "specificity")}
@@ -304,7 +311,6 @@ def test_metrics_without_a_class_are_undefined_not_invented() -> None:
         result.threshold_free["auc"],
         result.at_half.estimates["specificity"],
         result.at_half.estimates["balanced_accuracy"],
-        result.at_half.estimates["sensitivity_virus"],
     ):
         assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
         assert estimate.num_undefined == 20
@@ -400,3 +406,75 @@ def test_interval_is_that_of_scikit_learn_on_the_resampled_images() -> None:
     auc = result.threshold_free["auc"]
     assert (auc.low, auc.high) == pytest.approx(np.quantile(aucs, [0.025, 0.975]), abs=1e-12)
     assert auc.value == pytest.approx(sk.roc_auc_score(y_true, probs), abs=1e-12)
+
+
+# ---------------------------------------------------------------- subgroups
+
+
+def subgroups(columns: dict[str, list[str]], y_true: Any, probs: Any) -> list[metrics.Subgroup]:
+    return metrics.examine_subgroups(
+        columns,
+        y_true,
+        probs,
+        patients=[f"p{index // 2}" for index in range(len(y_true))],
+        operating_point=HALF,
+        num_resamples=50,
+    )
+
+
+def test_a_subgroup_has_the_figures_of_its_images_alone() -> None:
+    y_true, probs = random_case(10, n=200)
+    sexes = ["F" if index % 4 < 2 else "M" for index in range(200)]
+    [female, male] = subgroups({"sex": sexes}, y_true, probs)
+    members = np.asarray(sexes) == "M"
+    alone = examine(
+        y_true[members], probs[members], patients=[f"p{i // 2}" for i in np.flatnonzero(members)]
+    )
+    assert (female.value, male.value) == ("F", "M")
+    assert male.estimates["auc"] == alone.threshold_free["auc"]
+    assert male.estimates["sensitivity"] == alone.at_half.estimates["sensitivity"]
+    assert (male.num_images, male.num_patients) == (100, 50)
+    assert female.num_normal + male.num_normal == int((y_true == 0).sum())
+
+
+def test_subgroups_are_in_the_order_of_their_numbers_and_empty_cells_come_last() -> None:
+    ages = ["10-19", "", "5-9", "0-4"]
+    groups = subgroups({"age": ages, "sex": ["M"] * 4}, [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8])
+    named = [(group.column, group.value) for group in groups]
+    assert named == [
+        ("age", "0-4"),
+        ("age", "5-9"),
+        ("age", "10-19"),
+        ("age", "not given"),
+        ("sex", "M"),
+    ]
+
+
+def test_a_subgroup_with_few_patients_of_a_class_is_called_small() -> None:
+    # 20 patients with two normal images each, 20 or 19 patients with one or two of pneumonia.
+    def of(num_pneumonia: int) -> metrics.Subgroup:
+        y_true = [0] * 40 + [1] * num_pneumonia
+        [group] = subgroups({"sex": ["F"] * len(y_true)}, y_true, [0.5] * len(y_true))
+        return group
+
+    assert not of(39).is_small
+    assert of(39).size == "n = 20 normal, 20 pneumonia"
+    assert of(38).is_small
+    assert of(38).size == "small: n = 20 normal, 19 pneumonia"
+
+
+def test_an_undefined_figure_of_a_subgroup_says_why() -> None:
+    [group] = subgroups({"sex": ["F", "F"]}, [0, 0], [0.1, 0.9])
+    content = json.loads(json.dumps(group.to_json(), allow_nan=False))
+    assert content["estimates"]["auc"]["value"] is None
+    assert content["estimates"]["auc"]["undefined_because"] == "no pneumonia images"
+    assert content["estimates"]["specificity"]["value"] == 0.5
+    assert content["estimates"]["specificity"]["undefined_because"] == ""
+    assert content["is_small"] is True
+
+
+def test_a_column_of_names_is_refused_without_showing_one() -> None:
+    metrics.check_values("age", [f"band {number}" for number in range(20)] + [""])
+    with pytest.raises(SettingsError, match="'name' has 21 values, more than 20") as refused:
+        metrics.check_values("name", [f"Roentgen {number}" for number in range(21)])
+    assert "Roentgen" not in str(refused.value)

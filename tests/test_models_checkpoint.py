@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -135,6 +136,30 @@ def test_the_files_are_those_that_are_described(tmp_path: Path, saved: Checkpoin
     assert content["transform"]["image_px"] == 32
     assert content["transform"]["normalization"] == "none"
     assert content["operating_point"]["threshold"] == saved.operating_point.threshold
+
+
+def test_splits_are_one_of_the_files(tmp_path: Path, model: Classifier, saved: Checkpoint) -> None:
+    assert checkpoint.load(str(tmp_path / "checkpoint")).splits is None  # As of older versions.
+    splits = pa.table({"role": ["train"], "patient": ["a1"]}).replace_schema_metadata({"salt": "b"})
+    folder = tmp_path / "other"
+    checkpoint.save(str(folder), RECIPE, model, validation(), {}, splits=splits)
+    loaded = checkpoint.load(str(folder)).splits
+    assert loaded is not None
+    assert loaded.equals(splits, check_metadata=True)
+    content = bytearray((folder / "splits.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "splits.parquet").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"splits\.parquet: changed since"):
+        checkpoint.load(str(folder))
+
+
+def test_a_loaded_checkpoint_has_its_folder_and_date_as_name(
+    tmp_path: Path, saved: Checkpoint
+) -> None:
+    os.utime(tmp_path / "checkpoint" / "checkpoint.json", (0, 1_780_000_000))
+    assert checkpoint.load(str(tmp_path / "checkpoint")).name == (
+        f"{tmp_path}/checkpoint (written 2026-05-28 20:26 UTC)"
+    )
 
 
 def test_a_checkpoint_names_no_patient_and_no_file(tmp_path: Path, saved: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""Normalization is torchvision's; augmentation is small, drawn by its generator and in range."""
+"""Normalization is torchvision's."""
 
 from typing import get_args
 
@@ -10,7 +10,7 @@ from torchvision.models import VGG16_Weights
 
 from cxr.errors import ImageError, SettingsError
 from cxr.models import transforms
-from cxr.models.transforms import augment, normalize
+from cxr.models.transforms import normalize
 from cxr.recipes import Normalization
 
 
@@ -20,17 +20,6 @@ def drawn(num: int = 4, image_px: int = 32) -> torch.Tensor:
     means = np.linspace(60, 190, num)[:, None, None, None]
     grain = rng.normal(means, 25, (num, 1, image_px, image_px))
     return torch.from_numpy(grain.clip(0, 255).astype(np.uint8))
-
-
-def blob(row: int, column: int, image_px: int = 64) -> torch.Tensor:
-    """A bright square of 9 x 9 pixels on black."""
-    pixels = torch.zeros(1, 1, image_px, image_px, dtype=torch.uint8)
-    pixels[0, 0, row - 4 : row + 5, column - 4 : column + 5] = 255
-    return pixels
-
-
-def center(image: torch.Tensor) -> torch.Tensor:
-    return torch.nonzero(image > 128).float().mean(dim=0)
 
 
 # Normalization ------------------------------------------------------------------------------------
@@ -121,62 +110,3 @@ def test_pixels_of_another_kind_are_refused(dtype: torch.dtype) -> None:
 def test_unknown_normalization_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"'zscore'\. Choices: none, unit, imagenet, per_image"):
         normalize(drawn(), "zscore")  # type: ignore[arg-type]
-
-
-# Augmentation -------------------------------------------------------------------------------------
-
-
-def test_augmentation_keeps_shape_and_range() -> None:
-    pixels = drawn(16)
-    images = augment(pixels, torch.Generator().manual_seed(0))
-    assert images.shape == pixels.shape
-    assert images.dtype == torch.float32
-    assert images.min() >= 0
-    assert images.max() <= 255
-
-
-def test_augmentation_follows_its_generator_alone() -> None:
-    pixels = drawn()
-    first = augment(pixels, torch.Generator().manual_seed(1))
-    torch.manual_seed(99)
-    state = torch.get_rng_state()
-    again = augment(pixels, torch.Generator().manual_seed(1))
-    other = augment(pixels, torch.Generator().manual_seed(2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_augmentation_changes_every_image_in_its_own_way() -> None:
-    pixels = drawn(1).expand(6, -1, -1, -1).contiguous()
-    images = augment(pixels, torch.Generator().manual_seed(0))
-    for i in range(6):
-        assert not torch.equal(images[i], pixels[i].float())
-        assert all(not torch.equal(images[i], images[j]) for j in range(i))
-
-
-def test_augmentation_moves_little_and_never_mirrors() -> None:
-    # Left of the middle: a shift of 5 %, a zoom of 10 % and 7 degrees move it by 8 % of the side.
-    pixels = blob(32, 16)
-    where = center(pixels[0, 0])
-    images = augment(pixels.expand(200, -1, -1, -1), torch.Generator().manual_seed(0))
-    moved = torch.stack([(center(image[0]) - where).norm() for image in images]) / 64
-    assert 0.03 < moved.max() < 0.13
-    areas = (images > 128).sum(dim=(1, 2, 3)) / 81
-    assert 0.7 < areas.min() < 0.95
-    assert 1.05 < areas.max() < 1.4
-
-
-def test_augmentation_varies_exposure_both_ways() -> None:
-    gray = torch.full((200, 1, 16, 16), 128, dtype=torch.uint8)
-    middle = augment(gray, torch.Generator().manual_seed(0))[:, 0, 8, 8]
-    assert 128 * 0.85 - 0.01 <= middle.min() < 128 * 0.9
-    assert 128 * 1.1 < middle.max() <= 128 * 1.15 + 0.01
-
-
-def test_augmentation_of_no_strength_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for bound in ("MAX_ROTATION_DEG", "MAX_SHIFT", "MAX_ZOOM", "MAX_EXPOSURE"):
-        monkeypatch.setattr(transforms, bound, 0.0)
-    pixels = drawn()
-    images = augment(pixels, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(images, pixels.float(), atol=0.01, rtol=0)

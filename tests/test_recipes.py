@@ -9,7 +9,18 @@ import pytest
 from cxr.errors import SettingsError
 from cxr.recipes import FIXED_CLASS_WEIGHTS, PUBLISHED_VERSIONS, RECIPES, Recipe, named
 
-VGG16_VERSIONS = {
+UNUSED = {
+    "augmentation_strength": 1.0,
+    "schedule": "decay",
+    "warmup": 0.1,
+    "layer_decay": 1.0,
+    "ema": 0.0,
+    "label_smoothing": 0.0,
+    "gradient_clipping": 0.0,
+}
+"""Fields that the published versions leave at values without effect."""
+
+VGG16_VERSIONS = UNUSED | {
     "backbone": "vgg16",
     "pretrained": "all",
     "frozen": "all",
@@ -27,7 +38,8 @@ VGG16_VERSIONS = {
 }
 
 PUBLISHED_VALUES: dict[str, dict[str, Any]] = {
-    "v0": {
+    "v0": UNUSED
+    | {
         "name": "v0",
         "backbone": "alexnet",
         "pretrained": 2,

@@ -44,7 +44,7 @@ FORMATS[3] = {
     | {"written": "string", "manifest": "string", "manifest_row": "int64"},
     "settings": [
         *FORMATS[2]["settings"], "operating_point", "columns", "keep_columns", "study_columns",
-        "hash_key",
+        "hash_key", "checkpoint_name",
     ],
 }  # fmt: skip
 """What is on disk in each format. Another column is another format, and has an entry of its own."""
@@ -207,3 +207,18 @@ def test_a_folder_of_the_same_settings_is_resumed(folder: Path, tmp_path: Path) 
     (folder / "settings.json").unlink()
     with pytest.raises(StorageError, match="exists already"):
         check_output(str(folder), SETTINGS)
+
+
+def test_another_checkpoint_is_named_by_folder_and_date(tmp_path: Path) -> None:
+    first = dataclasses.replace(SETTINGS, checkpoint_name="/runs/1 (written 2026-05-01)")
+    storage.write_json(str(tmp_path / "settings.json"), first.to_json())
+    check_output(str(tmp_path), dataclasses.replace(first, checkpoint_name="/copy of it"))
+    other = dataclasses.replace(
+        SETTINGS, checkpoint="0123abcd", checkpoint_name="/runs/2 (written 2026-06-01)"
+    )
+    with pytest.raises(SettingsError) as refused:
+        check_output(str(tmp_path), other)
+    assert str(refused.value) == (
+        f"{tmp_path}: holds scores with checkpoint /runs/1 (written 2026-05-01), not /runs/2"
+        " (written 2026-06-01). Choose another --output, or repeat the first command."
+    )

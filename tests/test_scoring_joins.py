@@ -39,7 +39,7 @@ PLANTED = (
 
 WORDS = (
     "--columns", "uri=File", "--keep-columns", "Site", "--study-columns", "hashed", "--any-view",
-    "--operating-point", "sensitivity=1",
+    "--operating-point", "specificity=1",
 )  # fmt: skip
 
 
@@ -141,12 +141,12 @@ def test_the_threshold_is_chosen_on_the_validation_images(
     """The logits of the six are -2, -1, 0.4 of normal images, and -0.3, 1 and 3."""
     ended, output = scored
     point = json.loads((output / "summary.json").read_text())["checkpoint"]["operating_point"]
-    assert (point["rule"], point["n"]) == ("sensitivity=1", 6)
-    assert (point["sensitivity"], point["specificity"]) == (1.0, pytest.approx(2 / 3))
+    assert (point["rule"], point["n"]) == ("specificity=1", 6)
+    assert (point["specificity"], point["sensitivity"]) == (1.0, pytest.approx(2 / 3))
     assert point["threshold"] != checkpoint.load(small_checkpoint).operating_point.threshold
-    assert f"sensitivity=1 -> threshold {point['threshold']:.4f}; on 6 validation" in ended.out
+    assert f"specificity=1 -> threshold {point['threshold']:.4f}; on 6 validation" in ended.out
     page = " ".join((output / "index.html").read_text().split())
-    assert "The rule sensitivity=1 chose this threshold on 6 validation images" in page
+    assert "The rule specificity=1 chose this threshold on 6 validation images" in page
     for row in pq.read_table(output / "scores").to_pylist():
         if row["status"] == "scored":
             positive = row["prob_pneumonia"] >= point["threshold"]

@@ -25,6 +25,10 @@ TREE = (
 )
 
 
+BY_FILE = SetSettings(patients="file")
+"""For names that do not tell the patient."""
+
+
 def plant(root: Path, *paths: str) -> Path:
     """Files of as many bytes as their names have letters; listings do not look inside."""
     for path in paths:
@@ -45,12 +49,7 @@ def test_a_folder_is_listed_with_all_its_facts(tmp_path: Path) -> None:
     assert table["uri"].to_pylist() == [f"{tmp_path}/{path}" for path in TREE[:4]]
     assert table["split"].to_pylist() == ["train"] * 4
     assert table["label"].to_pylist() == [0, 0, 1, 1]
-    assert table["patient"].to_pylist() == [
-        "IM-0115",
-        "NORMAL2-IM-0666",
-        "person1_bacteria",
-        "person1_virus",
-    ]
+    assert table["patient"].to_pylist() == ["0", "2", "3", "4"]  # IM-0200 is in val.
     assert table["subtype"].to_pylist() == ["", "", "bacteria", "virus"]
     assert table["size"].to_pylist() == [len(Path(path).name) for path in TREE[:4]]
     assert table["modified_ns"][0].as_py() == (tmp_path / TREE[0]).stat().st_mtime_ns
@@ -118,7 +117,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_one_class_alone_is_refused(tmp_path: Path, present: str, missing: str) -> None:
     plant(tmp_path, f"train/{present}/a.jpeg", f"train/{present}/b.jpeg")
     with pytest.raises(DataError, match=rf"split 'train' has no {missing} \(.*2 {present}"):
-        sources.list_radiographs(str(tmp_path), "train")
+        sources.list_radiographs(str(tmp_path), "train", BY_FILE)
 
 
 def test_a_folder_without_splits_is_refused(tmp_path: Path) -> None:
@@ -148,8 +147,8 @@ def test_a_manifest_names_radiographs_anywhere(tmp_path: Path) -> None:
     manifest = write_csv(
         tmp_path,
         "uri,label,patient,split\n"
-        "images/IM-0115-0001.jpeg,NORMAL,,train\n"
-        f"{elsewhere}/person1_virus_6.jpeg,PNEUMONIA,,\n"
+        "images/IM-0115-0001.jpeg,NORMAL,0041,train\n"
+        f"{elsewhere}/person1_virus_6.jpeg,PNEUMONIA,0045,\n"
         f"{(elsewhere / 'b.jpeg').as_uri()},1,0042,train\n"
         "./c.jpeg,0,0043,val\n"
         "gone.jpeg,pneumonia,0044,train\n",
@@ -158,10 +157,10 @@ def test_a_manifest_names_radiographs_anywhere(tmp_path: Path) -> None:
     assert table.schema == sources.LISTING
     rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
     assert {name: (row["label"], row["patient"], row["subtype"]) for name, row in rows.items()} == {
-        "IM-0115-0001.jpeg": (0, "IM-0115", ""),
-        "person1_virus_6.jpeg": (1, "person1_virus", "virus"),
-        "b.jpeg": (1, "0042", ""),
-        "gone.jpeg": (1, "0044", ""),
+        "IM-0115-0001.jpeg": (0, "0", ""),
+        "person1_virus_6.jpeg": (1, "4", "virus"),
+        "b.jpeg": (1, "1", ""),
+        "gone.jpeg": (1, "3", ""),
     }
     assert {name: row["size"] for name, row in rows.items()} == {
         "IM-0115-0001.jpeg": 17,
@@ -179,25 +178,25 @@ def test_a_parquet_manifest_reads_as_the_same_csv(tmp_path: Path) -> None:
         {
             "uri": ["a.jpeg", "b.jpeg", "c.jpeg"],
             "label": [0, 1, 1],
-            "patient": [0, 7, None],
+            "patient": [0, 7, 9],
             "split": pa.array(["train", None, "val"]).dictionary_encode(),
         }
     )
     pq.write_table(table, tmp_path / "manifest.parquet")
     listed = sources.list_radiographs(str(tmp_path / "manifest.parquet"), "train")
-    assert listed["patient"].to_pylist() == ["0", "7"]
-    text = "uri,label,patient,split\na.jpeg,0,0,train\nb.jpeg,1,7,\nc.jpeg,1,,val\n"
+    assert listed["patient"].to_pylist() == ["0", "1"]
+    text = "uri,label,patient,split\na.jpeg,0,0,train\nb.jpeg,1,7,\nc.jpeg,1,9,val\n"
     assert listed.equals(sources.list_radiographs(write_csv(tmp_path, text), "train"))
 
 
 def test_a_manifest_needs_uri_and_label_alone(tmp_path: Path) -> None:
     manifest = write_csv(tmp_path, "label,uri,site\nNORMAL,a.jpeg,x\nPNEUMONIA,b.jpeg,y\n")
-    table = sources.list_radiographs(manifest, "train")
-    assert table["patient"].to_pylist() == ["a", "b"]
+    table = sources.list_radiographs(manifest, "train", BY_FILE)
+    assert table["patient"].to_pylist() == ["0", "1"]
     with pytest.raises(
         DataError, match=r"no radiographs of split 'test'; found 2 of train\. .*column split"
     ):
-        sources.list_radiographs(manifest, "test")
+        sources.list_radiographs(manifest, "test", BY_FILE)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +231,7 @@ def test_a_manifest_needs_uri_and_label_alone(tmp_path: Path) -> None:
 )
 def test_a_wrong_manifest_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(DataError, match=rf"manifest\.csv: .*{reason}") as caught:
-        sources.list_radiographs(write_csv(tmp_path, text), "train")
+        sources.list_radiographs(write_csv(tmp_path, text), "train", BY_FILE)
     assert not re.search("covid|hip|fold 3", str(caught.value), re.I)
 
 
@@ -270,10 +269,10 @@ def test_columns_and_labels_may_have_names_of_their_own(tmp_path: Path) -> None:
     data = sources.list_set(uri, OWN)
     train = data.split("train")
     assert train["label"].to_pylist() == [0, 1, 1]
-    assert train["patient"].to_pylist() == ["007", "0012", "0012"]
+    assert train["patient"].to_pylist() == ["1", "0", "0"]
     assert train["subtype"].to_pylist() == ["", "virus", ""]
     assert [row["split"] for row in data.rows] == ["train", "train", "train", "val"]
-    assert data.skipped == {"rows that name an image again": 1}
+    assert data.skipped == {"named again": 1}
     # What else a manifest says is joined by row.
     assert data.manifest is not None
     ages = data.manifest["Age"].to_pylist()
@@ -281,18 +280,18 @@ def test_columns_and_labels_may_have_names_of_their_own(tmp_path: Path) -> None:
 
 
 def test_other_labels_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
-    text = OWN_TEXT.replace("c.png", "c.png;;;;\r\nOedema Smith;a.png;7;test;;1\r\n;e.png")
+    text = OWN_TEXT.replace("c.png", "c.png;9;;;\r\nOedema Smith;a.png;7;test;;1\r\n;e.png")
     uri = write_csv(tmp_path, text)
     with pytest.raises(DataError, match="two labels, in row 1"):
         sources.list_set(uri, OWN)
     data = sources.list_set(uri, dataclasses.replace(OWN, other_labels="skip"))
     assert len(data.split("train")) == 3
-    assert data.skipped == {"rows with another label": 2, "rows that name an image again": 1}
+    assert data.skipped == {"with another label": 2, "named again": 1}
 
 
 def test_labels_are_compared_as_numbers_and_without_case(tmp_path: Path) -> None:
     text = "uri,label\na.png,0.0\nb.png,1.0\nc.png,1\nd.png,Normal\ne.png, pneumonia \n"
-    labels = sources.list_radiographs(write_csv(tmp_path, text), "train")["label"]
+    labels = sources.list_radiographs(write_csv(tmp_path, text), "train", BY_FILE)["label"]
     assert labels.to_pylist() == [0, 1, 1, 0, 1]
 
 
@@ -300,7 +299,8 @@ def test_rows_of_a_manifest_do_not_change_what_is_cached(tmp_path: Path) -> None
     """Pixels are cached by the listing: another order of rows, or another column, is the same."""
     one = write_csv(tmp_path, "uri,label\na.png,0\nb.png,1\n")
     two = write_csv(tmp_path, "uri,age,label\n./b.png,41,1.0\na.png,42,NORMAL\n", "2.csv")
-    assert sources.list_radiographs(one, "train") == sources.list_radiographs(two, "train")
+    first, second = (sources.list_radiographs(uri, "train", BY_FILE) for uri in (one, two))
+    assert first == second
 
 
 # Archives -----------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def comparable(table: pa.Table, root: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_an_archive_is_listed_as_the_folder_it_was_made_of(tmp_path: Path, maker: str) -> None:
     kind, make = MAKERS[maker]
-    root = plant(tmp_path / "set", *TREE, "train/NORMAL/notes.txt", "train/NORMAL/a.7.23")
+    root = plant(tmp_path / "set", *TREE, "train/NORMAL/notes.txt", "train/NORMAL/IM-0007.7.23")
     files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*")}
     archive = tmp_path / f"set.{kind}"
     # The order of the archive does not matter.
@@ -387,9 +387,9 @@ def test_images_of_a_class_may_be_in_archives(tmp_path: Path) -> None:
     for folder in ("train/NORMAL", "train/PNEUMONIA"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "scans.zip").write_bytes(zipped(files_of("x/1.dcm", "2.dcm")))
-    table = sources.list_radiographs(str(tmp_path), "train")
+    table = sources.list_radiographs(str(tmp_path), "train", BY_FILE)
     assert table["label"].to_pylist() == [0, 0, 1, 1]
-    assert table["patient"].to_pylist() == ["2", "1", "2", "1"]
+    assert table["patient"].to_pylist() == ["0", "1", "2", "3"]
 
 
 def test_an_archive_beside_the_folders_is_passed_over(tmp_path: Path) -> None:
@@ -415,17 +415,17 @@ def test_images_are_listed_whatever_their_suffix(tmp_path: Path) -> None:
     plant(
         tmp_path, *(f"train/{label}/{name}" for label in ("NORMAL", "PNEUMONIA") for name in names)
     )
-    train = sources.list_radiographs(str(tmp_path), "train")
+    train = sources.list_radiographs(str(tmp_path), "train", BY_FILE)
     assert [Path(uri).name for uri in train["uri"].to_pylist()] == [*names, *names]
     assert set(train["uri"].to_pylist()) == set(sources.list_inputs([str(tmp_path)]).files)
 
 
 def test_names_of_folders_are_compared_without_case(tmp_path: Path) -> None:
     plant(tmp_path, "Train/normal/a.jpeg", "Train/Pneumonia/b.jpeg", "TRAIN/PNEUMONIA/c.jpeg")
-    train = sources.list_radiographs(str(tmp_path), "train")
+    train = sources.list_radiographs(str(tmp_path), "train", BY_FILE)
     assert [Path(uri).name for uri in train["uri"].to_pylist()] == ["c.jpeg", "b.jpeg", "a.jpeg"]
     assert train["label"].to_pylist() == [1, 1, 0]
-    assert sources.list_set(str(tmp_path)).skipped == {}
+    assert sources.list_set(str(tmp_path), BY_FILE).skipped == {}
 
 
 def test_a_folder_that_is_no_set_names_the_manifests_in_it(tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ def test_an_archive_that_is_no_set_is_refused(
 ) -> None:
     (tmp_path / "set.zip").write_bytes(zipped(members))
     with pytest.raises(DataError, match=message):
-        sources.list_radiographs(str(tmp_path / "set.zip"), "train")
+        sources.list_radiographs(str(tmp_path / "set.zip"), "train", BY_FILE)
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_members_change_with_the_file_that_holds_them(tmp_path: Path) -> None:
 
 
 def test_members_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
-    members = files_of(*TREE) | {"train/NORMAL/empty.jpeg": b""}
+    members = files_of(*TREE) | {"train/NORMAL/IM-0001-0001.jpeg": b""}
     (tmp_path / "set.zip").write_bytes(zipped(members))
     rows = sources.list_radiographs(str(tmp_path / "set.zip"), "train").to_pylist()
     assert [row["reason"] for row in rows if row["status"]] == ["the file is empty"]
@@ -527,19 +527,19 @@ def test_a_manifest_may_name_archive_members(tmp_path: Path) -> None:
     )
     manifest = write_csv(
         tmp_path,
-        "uri,label,patient\na.zip!/x/1.dcm,0,ann\na.zip!/./3.dcm,1,\nc.jpeg,1,bea\n"
-        f"{tmp_path}/a.zip!/in.zip!/4.dcm,0,\na.zip!/gone.dcm,1,cid\n",
+        "uri,label,patient\na.zip!/x/1.dcm,0,ann\na.zip!/./3.dcm,1,eve\nc.jpeg,1,bea\n"
+        f"{tmp_path}/a.zip!/in.zip!/4.dcm,0,dan\na.zip!/gone.dcm,1,cid\n",
     )
     rows = sources.list_radiographs(manifest, "train").to_pylist()
     assert [
         (row["uri"].removeprefix(f"{tmp_path}/"), row["label"], row["patient"], row["reason"])
         for row in rows
     ] == [
-        ("a.zip!/3.dcm", 1, "3", ""),
-        ("a.zip!/gone.dcm", 1, "cid", "no such member"),
-        ("a.zip!/in.zip!/4.dcm", 0, "4", ""),
-        ("a.zip!/x/1.dcm", 0, "ann", ""),
-        ("c.jpeg", 1, "bea", ""),
+        ("a.zip!/3.dcm", 1, "4", ""),
+        ("a.zip!/gone.dcm", 1, "2", "no such member"),
+        ("a.zip!/in.zip!/4.dcm", 0, "3", ""),
+        ("a.zip!/x/1.dcm", 0, "0", ""),
+        ("c.jpeg", 1, "1", ""),
     ]
     with sources.Reader() as reader:
         steps = [sources.Step(**step) for step in rows[3]["place"]]
@@ -565,9 +565,9 @@ def test_a_manifest_names_single_images(tmp_path: Path, text: str, message: str)
 
 def test_labels_of_a_split_that_is_not_used_may_be_missing(tmp_path: Path) -> None:
     manifest = write_csv(tmp_path, "uri,label,split\na.png,0,\nb.png,1,\nc.png,,test\n")
-    assert len(sources.list_radiographs(manifest, "train")) == 2
+    assert len(sources.list_radiographs(manifest, "train", BY_FILE)) == 2
     with pytest.raises(DataError, match=r"column label is empty in row 3 \(line 4\)"):
-        sources.list_radiographs(manifest, "test")
+        sources.list_radiographs(manifest, "test", BY_FILE)
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
@@ -598,8 +598,8 @@ def test_patient_and_subtype_of_a_manifest_are_taken_over(tmp_path: Path) -> Non
     manifest = write_csv(
         tmp_path,
         "uri,label,patient,subtype\na.jpeg,0,ann,\nb.jpeg,1,bea,fungus\n"
-        "person1_virus_6.jpeg,1,,bacteria\nd.jpeg,1,,\n",
+        "person1_virus_6.jpeg,1,cid,bacteria\nd.jpeg,1,ann,\n",
     )
     table = sources.list_radiographs(manifest, "train")
-    assert table["patient"].to_pylist() == ["ann", "bea", "d", "person1_virus"]
+    assert table["patient"].to_pylist() == ["0", "1", "0", "2"]
     assert table["subtype"].to_pylist() == ["", "fungus", "", "bacteria"]

@@ -164,7 +164,8 @@ def test_manifests_of_the_shared_cases_are_read(real_data: Path) -> None:
     folder = real_data / "cases" / "manifests"
     assert cells(str(folder / "utf16.csv")) == [["uri"], ["images/img0.png"]]
     assert cells(str(folder / "latin1_header.csv")) == [["uri", "Größe"], ["images/img0.png", "3"]]
-    listed = sources.list_set(str(folder / "semicolon.csv")).split("train")
+    settings = SetSettings(patients="file")
+    listed = sources.list_radiographs(str(folder / "semicolon.csv"), "train", settings)
     assert sorted(listed["label"].to_pylist()) == [0, 0, 0, 1, 1, 1]
 
 

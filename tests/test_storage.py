@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cxr import storage
-from cxr.errors import StorageError
+from cxr.errors import SettingsError, StorageError
 from tests.support.folders import as_nobody, bucket, readable_folder
 
 
@@ -325,6 +325,68 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert storage.join("/", "a") == "/a"
     assert storage.absolute("~no user/a") == f"{tmp_path}/~no user/a"
     assert storage.absolute("~/a") == f"{Path.home()}/a"
+
+
+SETTINGS = {
+    "digest": "a1", "digest_of": "/runs/1 of May", "recipe": {"epochs": 3, "head": {"width": 8}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"digest_of": "/copy/1 of May"}, ""),
+        ({"digest": "b2", "digest_of": "/runs/2 of June"}, "digest /runs/1 of May, not /runs/2 of"),
+        ({"recipe": {"epochs": 4, "head": {"width": 8}}}, r"recipe\.epochs 3, not 4\. Choose"),
+        ({"recipe": {"epochs": 3, "head": {"width": 4}}}, r"recipe\.head\.width 8, not 4\. Choose"),
+    ],
+)
+def test_work_is_resumed_with_the_same_settings_alone(
+    tmp_path: Path, changes: dict[str, object], difference: str
+) -> None:
+    storage.write_json(str(tmp_path / "s.json"), SETTINGS)
+    asked = (str(tmp_path), "s.json", SETTINGS | changes, "work", {"digest": "digest_of"})
+    if not difference:
+        assert storage.check_same(*asked)
+        return
+    with pytest.raises(SettingsError, match=f"holds work with {difference}"):
+        storage.check_same(*asked)
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary working directory of a submitted job, with a recipe that was sent with it."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "best.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", ["chest_xray", "jobs", ".", "../cache", "x.zip!/a.png", "*.png"])
+def test_a_relative_path_in_a_submitted_job_is_refused(submitted: Path, path: str) -> None:
+    for call in (storage.absolute, storage.kind, storage.claim, storage.read_bytes):
+        with pytest.raises(SettingsError, match=re.escape(f"{path}: is a relative path, and a")):
+            call(path)
+    assert names(submitted) == ["best.json", "jobs"]
+
+
+def test_a_submitted_job_reads_what_was_sent_and_absolute_paths(submitted: Path) -> None:
+    assert storage.read_bytes("best.json") == b"{}"
+    for path in (str(submitted / "new"), "s3://bucket/new"):
+        assert storage.absolute(path) == path
+
+
+def test_a_submitted_job_has_no_default_output(submitted: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^output: a submitted job needs --output; the def"):
+        storage.default_output("-tune")
+
+
+def test_the_default_output_is_below_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert re.fullmatch(rf"{tmp_path}/runs/\d{{8}}-\d{{6}}-tune", storage.default_output("-tune"))
 
 
 def test_a_way_up_leads_where_the_system_goes(tmp_path: Path) -> None:

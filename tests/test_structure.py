@@ -14,7 +14,7 @@ from tests.support.jobs import ROOT, run
 ORDER = (
     *("errors", "labels", "recipes", "cli", "progress", "storage", "sources", "images", "download"),
     *("metrics", "models", "cluster", "inference", "datasets", "phantoms", "reports"),
-    *("training", "evaluation", "scoring", "tuning"),
+    *("training", "checking", "evaluation", "scoring", "tuning"),
 )
 """Every package and module at the top of `cxr`; it imports only those before it. This is the one
 list: the table in docs/structure.md shows it."""
@@ -23,7 +23,7 @@ SLOW = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "scipy", "panda
         "pydicom")  # fmt: skip
 """Libraries that a command line is read without: most take seconds to import."""
 
-JOBS = ("download", "train", "tune", "evaluate", "score")
+JOBS = ("download", "check", "train", "tune", "evaluate", "score")
 
 
 @functools.cache
@@ -187,6 +187,22 @@ for job in {JOBS!r}:
     ended = run([sys.executable, "-c", program])
     assert ended.code == 0, ended.err
     assert ended.out.count("usage: ") == len(JOBS)
+
+
+@pytest.mark.cluster
+def test_processes_that_compute_on_cpus_import_no_pytorch_and_scoring_no_ray_data() -> None:
+    program = f"""
+import sys
+from cxr.inference import onnx_engine
+from cxr.models import checkpoint
+from cxr.scoring import job
+assert not sys.modules.keys() & (set({SLOW!r}) - {{"ray", "onnxruntime"}} | {{"ray.data"}})
+from cxr.datasets import extractor
+from cxr.inference import predictor
+assert not sys.modules.keys() & {{"torch", "torchvision", "sklearn", "matplotlib", "pydicom"}}
+"""
+    ended = run([sys.executable, "-c", program])
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.cluster

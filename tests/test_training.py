@@ -7,23 +7,33 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from cxr import metrics
 from cxr.cluster import Workers
+from cxr.datasets.shards import Shards
 from cxr.datasets.split import SplitConfig
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import probabilities
-from cxr.models import checkpoint, classifier
+from cxr.models import checkpoint, classifier, transforms
+from cxr.models.outputs import logit
 from cxr.recipes import Recipe, named
 from cxr.training import loop, run, trainer
 from cxr.training.loaders import Loader, MemoryLoader, StreamLoader
 from cxr.training.loop import Learner
-from cxr.training.preparation import list_training_images, load_model, prepare
+from cxr.training.preparation import (
+    list_training_images,
+    load_model,
+    prepare,
+    skipped_notes,
+    write_skipped,
+)
 from cxr.training.settings import RunSettings
 from cxr.training.trainer import Plan
 from tests.support.jobs import SMALL, TEN_EPOCHS, Ended, Job, execute, history
@@ -37,13 +47,20 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
+REGULARIZED: dict[str, Any] = {
+    "augmentation": "acquisition", "schedule": "one_cycle", "layer_decay": 0.8, "ema": 0.9,
+    "label_smoothing": 0.05, "gradient_clipping": 1.0, "weight_decay": 0.05, "optimizer": "adamw",
+}  # fmt: skip
+"""Everything that a whole network can be trained with, at once."""
+
+
 def planned(recipes: list[Recipe], folder: Path, cache: str, output: Path) -> list[Plan]:
     settings = RunSettings(
         data=str(folder), weights="none", folds=3, cache=cache, output=str(output)
     )
-    listing, folds = list_training_images(str(folder), settings)
+    images = list_training_images(str(folder), settings)
     models = [load_model(recipe, settings) for recipe in recipes]
-    return prepare(recipes, models, listing, folds, settings, gpu=False)
+    return prepare(recipes, models, images.listing, images.folds, settings, gpu=False)
 
 
 def fit(
@@ -68,6 +85,7 @@ def outcomes(
         ),
         dataclasses.replace(RECIPE, name="wild", optimizer="sgd", learning_rate=1e30),
         dataclasses.replace(RECIPE, name="streamed", loading="stream", epochs=1),
+        dataclasses.replace(RECIPE, name="augmented", frozen=0, **REGULARIZED),
     ]
     return {
         workers: fit(recipes, small_set, cache, tmp_path_factory.mktemp(f"by{workers}"), workers)
@@ -75,7 +93,7 @@ def outcomes(
     }
 
 
-@pytest.mark.parametrize("index", [0, 1], ids=["cached", "whole"])
+@pytest.mark.parametrize("index", [0, 1, 4], ids=["cached", "whole", "augmented"])
 def test_two_workers_report_the_loss_of_one(
     outcomes: dict[int, list[trainer.Outcome]], index: int
 ) -> None:
@@ -121,7 +139,7 @@ def test_frozen_layers_do_not_move_and_the_others_do(cached: bool) -> None:
     shape = classifier.build(recipe).prefix_shape(64) if cached else (64, 64)
     learner = Learner(
         recipe, start, (1.0, 1.0), cached=cached, shape=shape, dtype="float32" if cached else
-        "uint8", gpu=False, rank=0, world=1,
+        "uint8", gpu=False, num_images=14, rank=0, world=1,
     )  # fmt: skip
     x = torch.rand(14, *shape) if cached else torch.randint(0, 256, (14, *shape)).byte()
     loader: Loader = MemoryLoader(x, torch.arange(14) % 2, recipe, np.arange(14))
@@ -134,6 +152,93 @@ def test_frozen_layers_do_not_move_and_the_others_do(cached: bool) -> None:
     assert {"features.8", "features.10"} < moved
     if cached:  # What crosses to the workers and back is the tail alone.
         assert not [name for name in learner.trained() if name.rsplit(".", 1)[0] in fixed]
+
+
+def learner_of(recipe: Recipe, num_images: int = 14) -> Learner:
+    return Learner(
+        recipe, classifier.build(recipe).state_dict(), (1.0, 1.0), cached=False, shape=(64, 64),
+        dtype="uint8", gpu=False, num_images=num_images, rank=0, world=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", ["decay", "one_cycle", "cosine"])
+def test_a_restored_learner_continues_to_the_last_bit(schedule: str) -> None:
+    recipe = dataclasses.replace(RECIPE, frozen=0, epochs=3, **REGULARIZED | {"schedule": schedule})
+    pixels = torch.randint(0, 256, (14, 64, 64), dtype=torch.uint8)
+    loader = MemoryLoader(pixels, torch.arange(14) % 2, recipe, np.arange(14))
+    through, before, after = (learner_of(recipe) for _ in range(3))
+    means = [through.train(loader, epoch) for epoch in (1, 2, 3)]
+    assert [before.train(loader, epoch) for epoch in (1, 2)] == means[:2]
+    after.restore(before.state())
+    assert after.train(loader, 3) == means[2]
+    for name, tensor in through.trained().items():
+        assert torch.equal(tensor, after.trained()[name]), name
+    assert after.evaluate(loader)[0] == through.evaluate(loader)[0]
+
+
+def test_the_average_is_what_is_validated_and_kept() -> None:
+    recipe = dataclasses.replace(RECIPE, frozen=0, **REGULARIZED)
+    pixels = torch.randint(0, 256, (14, 64, 64), dtype=torch.uint8)
+    loader = MemoryLoader(pixels, torch.arange(14) % 2, recipe, np.arange(14))
+    learner = learner_of(recipe)
+    learner.train(loader, 1)
+    last = [name for name in learner.trained() if name.endswith("weight")][-1]
+    assert not torch.equal(learner.trained()[last], learner.model.state_dict()[last])
+    kept = classifier.build(recipe)
+    kept.load_state_dict(learner.trained())
+    images = transforms.normalize(pixels[:, None], recipe.normalization)
+    with torch.no_grad():
+        expected = logit(kept.eval()(images)).numpy()
+    np.testing.assert_allclose(learner.evaluate(loader)[1]["logit"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("one_cycle", (4e-5, 1e-3, 4e-9)), ("cosine", (2.5e-4, 1e-3, 0.0))],
+)
+def test_the_learning_rate_rises_and_falls(schedule: str, rates: tuple[float, ...]) -> None:
+    """PyTorch's own start and end: 1/25 and 1/250,000 of the highest rate for one_cycle."""
+    fields: dict[str, Any] = {
+        "schedule": schedule,
+        "warmup": 0.3,
+        "epochs": 5,
+        "optimizer": "adamw",
+    }
+    recipe = dataclasses.replace(RECIPE, frozen=0, **fields)
+    loader = MemoryLoader(
+        torch.zeros(14, 64, 64, dtype=torch.uint8), torch.arange(14) % 2, recipe, np.arange(14)
+    )
+    learner = learner_of(recipe)
+    seen = [learner.optimizer.param_groups[0]["lr"]]
+    learner.on_step = lambda _: seen.append(learner.optimizer.param_groups[0]["lr"])
+    for epoch in range(1, 6):
+        learner.train(loader, epoch)
+    assert len(seen) == 11  # The start, and two steps in each of five epochs.
+    assert seen[0] == pytest.approx(rates[0])
+    assert max(seen) == pytest.approx(rates[1], rel=0.1)
+    assert seen[-1] == pytest.approx(rates[2], abs=5e-5)
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+@pytest.mark.parametrize("num_images", [1, 7, 8, 70])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
+def test_a_schedule_has_a_rate_for_every_step(
+    schedule: str, num_images: int, warmup: float
+) -> None:
+    fields: dict[str, Any] = {"schedule": schedule, "warmup": warmup}
+    learner = learner_of(dataclasses.replace(RECIPE, frozen=0, **fields), num_images)
+    for _ in range(learner.num_steps + 3):
+        learner._step()
+        assert 0 <= learner.optimizer.param_groups[0]["lr"] <= RECIPE.learning_rate * 1.0001
+
+
+def test_earlier_layers_learn_more_slowly() -> None:
+    recipe = dataclasses.replace(RECIPE, frozen=0, layer_decay=0.5)
+    learner = learner_of(recipe)
+    rates = [group["lr"] for group in learner.optimizer.param_groups]
+    assert rates == [recipe.learning_rate * 0.5**depth for depth in range(len(rates))]
+    last = learner.optimizer.param_groups[0]["params"]
+    assert last[0] is list(learner.model.head.parameters())[-2]
 
 
 def test_reported_figures_are_those_of_the_predictions(
@@ -175,8 +280,8 @@ def test_effective_weights_are_those_of_cui_et_al() -> None:
 def test_focal_loss_is_that_of_lin_et_al() -> None:
     recipe = dataclasses.replace(RECIPE, class_weighting="focal", batch_size=5)
     learner = Learner(
-        recipe, {}, (1.0, 1.0), cached=False, shape=(64, 64), dtype="uint8", gpu=False, rank=0,
-        world=1,
+        recipe, {}, (1.0, 1.0), cached=False, shape=(64, 64), dtype="uint8", gpu=False,
+        num_images=9, rank=0, world=1,
     )  # fmt: skip
     pixels = torch.randint(0, 256, (9, 64, 64), dtype=torch.uint8)
     label = torch.arange(9) % 2
@@ -201,10 +306,11 @@ def test_a_diverging_recipe_does_not_take_the_others_with_it(
     outcomes: dict[int, list[trainer.Outcome]],
 ) -> None:
     for workers in (1, 2):
-        *others, lost, last = outcomes[workers]
+        lost = outcomes[workers][2]
         assert lost.best["score"] == loop.EMPTY_SCORE
         assert len(lost.history) == 1
-        assert all(kept.best["val_auc"] is not None for kept in [*others, last])
+        others = [outcome for outcome in outcomes[workers] if outcome is not lost]
+        assert all(kept.best["val_auc"] is not None for kept in others)
 
 
 def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_run(
@@ -214,6 +320,8 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     words = (*SMALL, *TEN_EPOCHS, "--data", small_set, "--cache", cache, "--output", killed)
     first = Job("train", *words)
     first.read_until(r"epoch 2 of 10")
+    # The cluster of this process and that of the job are two on one machine.
+    assert "Traceback" not in first.printed
     first.kill_worker("RayTrainWorker")
     first.read_until(r"epoch 5 of 10")
     first.kill()
@@ -221,6 +329,27 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     assert execute("train", "--resume", killed).code == 0
     assert history(killed) == history(str(trained[1]))
     assert checkpoint.exists(f"{killed}/best/checkpoint")
+
+
+def test_skipped_images_are_listed_once_with_their_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shards(**failed: str) -> Shards:
+        table = pa.table({"uri": list(failed), "reason": list(failed.values())})
+        return Shards("", (64, 64), "uint8", {}, pa.table({}), table)
+
+    assert write_skipped([shards()], str(tmp_path)) == {}
+    assert not list(tmp_path.iterdir())
+    skipped = [shards(a="the file is empty"), shards(a="the file is empty", b="cut at byte 7")]
+    assert skipped_notes(write_skipped(skipped, str(tmp_path))) == [
+        "2 images could not be used and were skipped (unreadable.json)."
+    ]
+    listed = json.loads((tmp_path / "unreadable.json").read_text())
+    assert listed == {"a": "the file is empty", "b": "cut at byte 7"}
+    assert capsys.readouterr().out.splitlines() == [
+        f"skipped: 2 images, listed in {tmp_path}/unreadable.json",
+        "  1 the file is empty", "  1 cut at byte N",
+    ]  # fmt: skip
 
 
 OLD_RUN = {

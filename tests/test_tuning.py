@@ -104,7 +104,8 @@ def test_a_folds_logits_are_those_of_a_model_trained_on_the_other_patients(
         learner = Learner(
             recipe, plan.model.states(frozen=False),
             trainer.class_weights(recipe, label[trained_on]), cached=True,
-            shape=plan.shards.shape, dtype=plan.shards.dtype, gpu=False, rank=0, world=1,
+            shape=plan.shards.shape, dtype=plan.shards.dtype, gpu=False,
+            num_images=int(trained_on.sum()), rank=0, world=1,
         )  # fmt: skip
         loader, validation = (
             MemoryLoader(x[chosen], torch.from_numpy(label[chosen]), recipe, row[chosen])
@@ -122,9 +123,9 @@ def test_a_folds_logits_are_those_of_a_model_trained_on_the_other_patients(
 def plan_of(recipe: Recipe, small_set: Path, cache: str) -> trainer.Plan:
     """What a run with the search's folds would train."""
     settings = RunSettings(data=str(small_set), weights="none", folds=3, cache=cache, output="out")
-    listing, folds = list_training_images(str(small_set), settings)
+    images = list_training_images(str(small_set), settings)
     models = [load_model(recipe, settings)]
-    [plan] = prepare([recipe], models, listing, folds, settings, gpu=False)
+    [plan] = prepare([recipe], models, images.listing, images.folds, settings, gpu=False)
     return plan
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
+from cxr.metrics.results import Effect, Interval
 from cxr.tuning import effects
 
 N, FOLDS = 400, 4
@@ -88,7 +89,29 @@ def test_the_answer_is_a_sentence_with_its_interval_and_n(judged: effects.Judged
         f"normalization: unit against none helps: AUC {difference.value:+.4f}"
         f" [{difference.low:+.4f}, {difference.high:+.4f}], n = 400 images of 200 patients."
     )
-    assert "shows no difference" in effects.sentence(found, "class_weighting")
     assert effects.sentence([], "normalization") == (
         "normalization: no two values could be compared."
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "remark"),
+    [
+        (0.001, 0.009, "helps", ""),
+        (-0.009, -0.001, "hurts", ""),
+        (-0.001, 0.009, "leaves it open", ", beyond the margin of 0.005 around 0"),
+        (-0.050, 0.001, "leaves it open", ", beyond the margin of 0.005 around 0"),
+        (-0.005, 0.005, "shows no difference", ", inside the margin of 0.005 around 0"),
+        (0.001, 0.002, "shows no difference", ", inside the margin of 0.005 around 0"),
+        (-0.002, -0.001, "shows no difference", ", inside the margin of 0.005 around 0"),
+    ],
+)
+def test_only_an_interval_inside_the_margin_shows_no_difference(
+    low: float, high: float, verdict: str, remark: str
+) -> None:
+    middle = (low + high) / 2
+    effect = Effect("head_width", "8", "4", Interval(middle, low, high), 1_000, 700)
+    assert effects.sentence([effect], "head_width") == (
+        f"head width: 8 against 4 {verdict}: AUC {middle:+.4f} [{low:+.4f}, {high:+.4f}]{remark},"
+        " n = 1,000 images of 700 patients."
     )

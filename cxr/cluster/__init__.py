@@ -1,6 +1,6 @@
 """The Ray cluster that a job runs on: the one it was submitted to, or one of its own."""
 
-from cxr.cluster.connection import ENVIRONMENT, connect
+from cxr.cluster.connection import ENVIRONMENT, connect, own_address
 from cxr.cluster.execution import execute
 from cxr.cluster.reach import check_reach
 from cxr.cluster.resources import (
@@ -26,6 +26,7 @@ __all__ = [
     "connect",
     "execute",
     "is_joined",
+    "own_address",
     "parse_workers",
     "pool",
     "share",

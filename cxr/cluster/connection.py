@@ -43,6 +43,9 @@ LOCAL_ENVIRONMENT: Final = {
 }
 """For a cluster of one machine, which nobody preempts or scrapes: a process less to start each."""
 
+API_SERVER: Final = "RAY_API_SERVER_ADDRESS"
+"""Variable that Ray's state API takes the address of a cluster from, before any other."""
+
 NATIVE_LOG_LEVEL: Final = "RAY_BACKEND_LOG_LEVEL"
 """Variable that the native part of each of Ray's processes reads its log level from."""
 
@@ -75,13 +78,20 @@ def connect(num_cpus: int | None = None) -> None:
     _check_listens(address)
     with _quiet_native_log():
         # Workers and actors log errors alone; what a job has to say, it prints.
-        ray.init(
-            address=address,
-            num_cpus=num_cpus,
-            include_dashboard=False if address == "local" else None,
-            logging_level=logging.ERROR,
-            logging_config=ray.LoggingConfig(log_level="ERROR"),
-        )
+        try:
+            ray.init(
+                address=address,
+                num_cpus=num_cpus,
+                include_dashboard=False if address == "local" else None,
+                logging_level=logging.ERROR,
+                logging_config=ray.LoggingConfig(log_level="ERROR"),
+            )
+        except ray.exceptions.AuthenticationError as error:
+            cause = str(error).splitlines()[0].rstrip(".")
+            raise CxrError(
+                f"RAY_ADDRESS={address}: {cause}. Set RAY_AUTH_MODE=token, and put the token of the"
+                " cluster into ~/.ray/auth_token."
+            ) from None
     if data := sys.modules.get("ray.data"):  # Imported before the variables were set.
         data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
@@ -91,6 +101,29 @@ def connect(num_cpus: int | None = None) -> None:
         raise CxrError(
             f"RAY_ADDRESS={address}: no node with a CPU has joined this cluster. See ray status."
         )
+
+
+@contextmanager
+def own_address() -> Iterator[None]:
+    """Let the processes that Ray Train starts within ask this cluster for their state.
+
+    A process of Ray Train asks every second whether the run's controller is still alive; if it is
+    not, it removes the run's workers. In Ray 2.60 it does not ask the cluster that it belongs to,
+    but the one that `RAY_API_SERVER_ADDRESS` names, else one that runs on this machine. With a
+    second cluster there it fails with a traceback, or does not find the controller.
+    """
+    import ray
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.add(API_SERVER)  # From here to the controller, and from there on.
+    before = os.environ.get(API_SERVER)
+    os.environ[API_SERVER] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ[API_SERVER]
+        if before is not None:
+            os.environ[API_SERVER] = before
 
 
 @contextmanager

@@ -16,9 +16,14 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True)
-class CachedComputeSettings(ComputeSettings):
-    """What a job computes on, and where it keeps what another job may need again."""
+class CacheSettings:
+    """Where a job keeps what another job may need again."""
 
     cache: str = dataclasses.field(default_factory=default_cache)
     """Folder or bucket prefix for decoded pixels, features and weights; on a cluster one that all
     nodes reach."""
+
+
+@dataclass(frozen=True)
+class CachedComputeSettings(CacheSettings, ComputeSettings):
+    """What a job computes on, and where it keeps what another job may need again."""

@@ -41,6 +41,45 @@ def assign_folds(
     return folds
 
 
+def hold_out(
+    labels: NDArray[np.int64], patients: NDArray[np.str_], fraction: float, seed: int = 0
+) -> NDArray[np.bool_]:
+    """Choose a share of the patients to test on, the same share of those of each class.
+
+    Args:
+        labels: class index of each radiograph, (N,).
+        patients: patient key of each radiograph, (N,).
+        fraction: share of the patients, between 0 and 1; rounded to whole patients in each class.
+            Patients with images of both classes are a group of their own.
+        seed: which patients.
+
+    Returns:
+        Whether each radiograph is held out, (N,).
+
+    Raises:
+        DataError: there are no radiographs of a class among those held out, or among the others.
+    """
+    _, codes = np.unique(patients, return_inverse=True)
+    classes = np.zeros((codes.max() + 1, len(CLASSES)), dtype=bool)
+    classes[codes, labels] = True
+    groups = classes @ (2 ** np.arange(len(CLASSES)))
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(classes), dtype=bool)
+    for group in np.unique(groups):
+        members = rng.permutation(np.flatnonzero(groups == group))
+        chosen[members[: round(fraction * len(members))]] = True
+    held_out: NDArray[np.bool_] = chosen[codes]
+    for label, name in enumerate(CLASSES):
+        num_patients = int(classes[:, label].sum())
+        for rows, part in ((held_out, "test on"), (~held_out, "train on")):
+            if not (labels[rows] == label).any():
+                raise DataError(
+                    f"test fraction {fraction}: no {name} is left to {part}; {num_patients}"
+                    " patients have it. Choose another --test-fraction, or give more radiographs."
+                )
+    return held_out
+
+
 def take(
     labels: NDArray[np.int64], patients: NDArray[np.str_], limit: int, seed: int = 0
 ) -> NDArray[np.int64]:

@@ -1,11 +1,14 @@
 """Decoded radiographs as cached shards of gray pixels."""
 
 import functools
+import hashlib
 from collections import Counter as Counts
-from typing import Final
+from collections import defaultdict
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
@@ -23,10 +26,29 @@ PASS_BYTES: Final = 64 * 2**20
 """Pixels held by a task that reads a compressed tar, which is decompressed from its beginning for
 each task."""
 
+IN_ANOTHER_FOLD: Final = "left out: a duplicate of an image in another fold"
+
+CONTRADICTING: Final = "left out: a duplicate of an image with another label"
+
 _KEPT: Final = ("row", "uri", "label", "patient", "subtype", "fold")
 
 
 def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str) -> Shards:
+    """Decode a listing as `decode_listing` does, and refuse one without a usable image.
+
+    Raises:
+        DataError: not one image could be decoded.
+    """
+    shards = decode_listing(listing, folds, image_px, cache)
+    if not len(shards.table):
+        reasons = "; ".join(list(count_reasons(shards.failed["reason"].to_pylist()))[:3])
+        raise DataError(f"none of the {len(listing)} radiographs can be read: {reasons}")
+    return shards
+
+
+def decode_listing(
+    listing: pa.Table, folds: NDArray[np.int64], image_px: int, cache: str
+) -> Shards:
     """Decode every radiograph of a listing once, or take what an earlier run decoded.
 
     Args:
@@ -36,10 +58,8 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
         cache: folder or bucket prefix; on a cluster one that all nodes reach.
 
     Returns:
-        Shards of gray pixels, uint8 (image_px, image_px), and the images that were skipped.
-
-    Raises:
-        DataError: not one image could be decoded.
+        Shards of gray pixels, uint8 (image_px, image_px), and the images that were skipped: those
+        that could not be decoded, and exact duplicates that would be on both sides of a split.
     """
     listing = listing.append_column("fold", pa.array(folds, pa.int64()))
     name = key("pixels", image_px, listing.to_pylist())
@@ -52,12 +72,54 @@ def decode_shards(listing: pa.Table, folds: NDArray[np.int64], image_px: int, ca
             decode = functools.partial(_decode, image_px=image_px, counter=progress.counter)
             shards = write_shards(
                 rows.select([*_KEPT, *COLUMNS]), decode, folder, (image_px, image_px), "uint8",
-                _pass_rows(image_px) if _is_sequential(listing) else PART_ROWS,
+                _pass_rows(image_px) if _is_sequential(listing) else PART_ROWS, find_duplicates,
             )  # fmt: skip
-    if not len(shards.table):
-        reasons = "; ".join(list(count_reasons(shards.failed["reason"].to_pylist()))[:3])
-        raise DataError(f"none of the {len(listing)} radiographs can be read: {reasons}")
     return shards
+
+
+def find_duplicates(table: pa.Table) -> dict[int, str]:
+    """Images that are left out since others have the same pixels, and so perhaps the same bytes.
+
+    Of duplicates in several folds, those in the fold of the first by uri stay. Of duplicates with
+    several labels, none stays.
+
+    Args:
+        table: columns row, uri, label, fold and pixels_sha256.
+
+    Returns:
+        The reason for each row that is left out, by `row`.
+    """
+    counts = pc.value_counts(table["pixels_sha256"]).to_pylist()
+    repeated = [count["values"] for count in counts if count["counts"] > 1]
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows = table.filter(pc.is_in(table["pixels_sha256"], pa.array(repeated, pa.string())))
+    columns = ["row", "uri", "label", "fold", "pixels_sha256"]
+    for row in rows.select(columns).sort_by("uri").to_pylist():
+        groups[row["pixels_sha256"]].append(row)
+    reasons: dict[int, str] = {}
+    for group in groups.values():
+        if len({row["label"] for row in group}) > 1:
+            reasons |= {row["row"]: CONTRADICTING for row in group}
+        else:
+            others = [row for row in group if row["fold"] != group[0]["fold"]]
+            reasons |= {row["row"]: IN_ANOTHER_FOLD for row in others}
+    return reasons
+
+
+def describe_duplicates(shards: Shards) -> str:
+    """How many exact duplicates there are, and what became of them; empty if there are none."""
+    reasons = Counts(shards.failed["reason"].to_pylist())
+    num_kept = len(shards.table) - pc.count_distinct(shards.table["pixels_sha256"]).as_py()
+    parts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (num_kept, "used, in the fold of their first copy"),
+            (reasons[IN_ANOTHER_FOLD], "left out, since the first copy is in another fold"),
+            (reasons[CONTRADICTING], "left out, since copies have different labels"),
+        )
+        if count
+    ]
+    return f"Exact duplicates (equal pixels): {'; '.join(parts)}." if parts else ""
 
 
 def count_reasons(reasons: list[str]) -> dict[str, int]:
@@ -78,7 +140,7 @@ def _is_sequential(listing: pa.Table) -> bool:
 
 def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> pa.Table:
     # rows in: {row, uri, label, patient, subtype, fold, file, place, status, reason, warnings};
-    # rows out: {row, uri, label, patient, subtype, fold, sha256, error, x}
+    # rows out: {..., error, x}, as `Shards.table`
     ahead = storage.READ_AHEAD_BYTES if _is_sequential(batch) else SPARSE_READ_BYTES
     images = read_all(batch.select(COLUMNS).to_pylist(), image_px, read_ahead_bytes=ahead)
     counter.add.remote(len(images))
@@ -86,6 +148,14 @@ def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> 
     return (
         batch.select(_KEPT)
         .append_column("sha256", pa.array([image.sha256 for image in images], pa.string()))
+        .append_column("pixels_sha256", pa.array(map(_checksum, pixels), pa.string()))
+        .append_column("format", pa.array([image.format for image in images], pa.string()))
+        .append_column("width", pa.array([image.width for image in images], pa.int64()))
+        .append_column("height", pa.array([image.height for image in images], pa.int64()))
         .append_column("error", pa.array([image.problem for image in images], pa.string()))
         .append_column("x", pa.array(pixels, pa.binary()))
     )
+
+
+def _checksum(pixels: bytes | None) -> str:
+    return "" if pixels is None else hashlib.sha256(pixels).hexdigest()

@@ -19,9 +19,10 @@ import ray.data
 
 from cxr import cluster, storage
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised when decoding, the listing or the layout of shards changes, so that older caches are not
-read. 2: rows of archives; a part holds its own fold."""
+read. 2: rows of archives; a part holds its own fold. 3: a checksum of the pixels; patients are
+numbers; duplicates in other folds are left out; format and size of the originals."""
 
 PART_ROWS: Final = 64
 """Rows of one file, and of one task that decodes: on two cores 30 to 125 ran fastest; smaller ones
@@ -48,9 +49,10 @@ class Shards:
     parts: Mapping[int, tuple[str, ...]]
     """Parquet files by fold: the columns of `table`, and `x`, the bytes of a row's array."""
     table: pa.Table
-    """One row per image, in order of `row`: row, uri, label, patient, subtype, fold, sha256."""
+    """One row per image, in order of `row`: row, uri, label, patient, subtype, fold, sha256 of the
+    file, pixels_sha256 of the decoded square, format, width and height of the original."""
     failed: pa.Table
-    """Images that were skipped: uri, reason."""
+    """Images that were skipped: the columns of `table`, as far as known, and reason."""
 
     def rows(self, folds: Sequence[int]) -> pa.Table:
         """The rows of `table` in the given folds."""
@@ -93,6 +95,7 @@ def write_shards(
     shape: tuple[int, ...],
     dtype: str,
     task_rows: int = PART_ROWS,
+    leave_out: Callable[[pa.Table], Mapping[int, str]] | None = None,
 ) -> Shards:
     """Compute an array for every row on the cluster, and keep the arrays in a folder.
 
@@ -101,13 +104,13 @@ def write_shards(
 
     Args:
         rows: a row an image, with its `fold` and what `compute` needs.
-        compute: rows in: some of `rows`; rows out: the same in the same order, {row, uri, label,
-            patient, subtype, fold, sha256, error, x}, `x` the bytes of an array, null where there
-            is an `error`.
+        compute: rows in: some of `rows`; rows out: the same in the same order, with the columns of
+            `Shards.table`, `error`, and `x`, the bytes of an array, null where there is an `error`.
         folder: where.
         shape: of one row's array.
         dtype: of one row's array.
         task_rows: rows of one task, a multiple of `PART_ROWS`.
+        leave_out: of the `table` of all arrays, says by `row` which are not used, and why.
 
     Raises:
         CxrError: of a worker.
@@ -127,8 +130,11 @@ def write_shards(
         lambda: done.extend(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     )
     table = pa.concat_tables(done).sort_by("row")
+    if leave_out:
+        table = _leave_out(table, leave_out(table.filter(pc.equal(table["error"], ""))))
     is_failed = pc.not_equal(table["error"], "")
-    failed = table.filter(is_failed).select(["uri", "error"]).rename_columns(["uri", "reason"])
+    failed = table.filter(is_failed).drop_columns(["part"])
+    failed = failed.rename_columns({"error": "reason"})
     table = table.filter(pc.invert(is_failed))
     parts: dict[int, list[str]] = {}
     for fold, file in sorted(
@@ -139,8 +145,25 @@ def write_shards(
     return finish_shards(folder, shape, dtype, parts, table, failed)
 
 
+def _leave_out(table: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
+    """Take rows out of the files that hold them, and give them the reason as their error."""
+    chosen = pa.array(list(reasons), pa.int64())
+    for file in pc.unique(table.filter(pc.is_in(table["row"], chosen))["part"]).to_pylist():
+        held = read_part(file)
+        kept = held.filter(pc.invert(pc.is_in(held["row"], chosen)))
+        if len(kept):
+            storage.write_table(file, kept)
+        else:
+            storage.delete_file(file)
+    errors = [
+        reasons.get(row, error)
+        for row, error in zip(table["row"].to_pylist(), table["error"].to_pylist(), strict=True)
+    ]
+    return table.set_column(table.column_names.index("error"), "error", pa.array(errors))
+
+
 def _write_parts(batch: pa.Table, compute: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    # rows in: {..., part}; rows out: {row, uri, label, patient, subtype, fold, sha256, error, part}
+    # rows in: {..., part}; rows out: {..., error, part}, as `Shards.table`
     computed = compute(batch)
     computed = computed.append_column("part", batch["part"])
     good = computed.filter(pc.equal(computed["error"], ""))
@@ -201,7 +224,7 @@ def shards_key(shards: Shards, *settings: object) -> str:
 
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one file of shards: {row, uri, label, patient, subtype, fold, sha256, x}, or some."""
+    """Read one file of shards: the columns of `Shards.table` and `x`, or some of them."""
     return storage.read_table(uri, columns)
 
 

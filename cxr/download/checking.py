@@ -86,7 +86,7 @@ class Findings:
     def num_patients(self) -> dict[str, int]:
         """Patients of each split."""
         patients = set(zip(*self._columns("split", "patient"), strict=True))
-        return dict(Counter(split for split, _ in patients))
+        return dict(Counter(split for split, patient in patients if patient))
 
     @property
     def patients_across(self) -> list[str]:
@@ -94,7 +94,13 @@ class Findings:
         groups: dict[str, set[str]] = defaultdict(set)
         for patient, split in zip(*self._columns("patient", "split"), strict=True):
             groups[patient].add(split)
-        return sorted(patient for patient, splits in groups.items() if len(splits) > 1)
+        return sorted(name for name, splits in groups.items() if name and len(splits) > 1)
+
+    @property
+    def without_patient(self) -> list[str]:
+        """Radiographs whose names are not as published."""
+        patients = zip(*self._columns("uri", "patient"), strict=True)
+        return [uri for uri, patient in patients if not patient]
 
     def _columns(self, *names: str) -> list[list[str]]:
         return [self.manifest[name].to_pylist() for name in names]
@@ -174,6 +180,8 @@ def summary(findings: Findings) -> str:
         f"same bytes in two splits: {_named([' = '.join(group) for group in across])}",
         f"patients in two splits: {_named(findings.patients_across)}",
     ]
+    if findings.without_patient:
+        lines.append(f"no patient in the name: {_named(findings.without_patient)}")
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from cxr.metrics.scores import (
     probabilities,
     roc_auc,
 )
+from cxr.metrics.subgroups import Subgroup, check_values, examine_subgroups
 from cxr.metrics.weighted import NUM_BINS, divide, draw_patients, weighted_auc
 
 __all__ = [
@@ -38,11 +39,14 @@ __all__ = [
     "Examination",
     "Floats",
     "OperatingPoint",
+    "Subgroup",
     "auc_difference",
+    "check_values",
     "choose_operating_point",
     "divide",
     "draw_patients",
     "examine",
+    "examine_subgroups",
     "fit_temperature",
     "most_wrong",
     "parse_rule",

@@ -59,8 +59,8 @@ class AtThreshold:
     threshold: float
     confusion: Confusion
     estimates: dict[str, Estimate]
-    """accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv, f1, sensitivity_bacteria,
-    sensitivity_virus."""
+    """accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv, f1; sensitivity_bacteria and
+    sensitivity_virus where images of that subtype are known."""
 
 
 @dataclass(frozen=True)

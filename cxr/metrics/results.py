@@ -57,6 +57,18 @@ class VersionResult:
     published_sensitivity: float | None = None
 
 
+AUC_MARGIN: Final = 0.005
+"""Difference in AUC, either way, below which two settings count as equal: the width of the interval
+of the AUC in README's table, so an evaluation on a thousand images resolves no less.
+
+That two settings are equal is a finding only if the whole interval of their difference is inside
+the margin; an interval that merely contains 0 leaves the question open.
+
+Source: Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657, for equivalence as an interval inside a
+margin that was chosen beforehand.
+"""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A figure with the bounds of its interval."""

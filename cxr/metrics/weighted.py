@@ -78,7 +78,7 @@ def at_threshold(
     Args:
         positive: pneumonia, (N,).
         predicted: predicted as pneumonia, (N,).
-        subtype: `"bacteria"`, `"virus"` or `""`, (N,), for the sensitivity to each.
+        subtype: `"bacteria"`, `"virus"` or `""`, (N,), for the sensitivity to each that occurs.
         weights: how often each image counts in each resample, (B, N).
     """
     tp = weights @ (positive & predicted)
@@ -96,11 +96,8 @@ def at_threshold(
         "npv": divide(tn, tn + fn),
         "f1": divide(2 * tp, 2 * tp + fp + fn),
         **{
-            f"sensitivity_{name}": divide(
-                weights @ (positive & predicted & (subtype == name)),
-                weights @ (positive & (subtype == name)),
-            )
-            for name in ("bacteria", "virus")
+            name: divide(weights @ (images & predicted), weights @ images)
+            for name, images in _images_of_subtypes(positive, subtype).items()
         },
     }
 
@@ -115,9 +112,14 @@ def denominators(
         "ppv": predicted,
         "npv": ~predicted,
         "f1": positive | predicted,
-        "sensitivity_bacteria": positive & (subtype == "bacteria"),
-        "sensitivity_virus": positive & (subtype == "virus"),
+        **_images_of_subtypes(positive, subtype),
     }
+
+
+def _images_of_subtypes(positive: Bools, subtype: npt.NDArray[np.str_]) -> dict[str, Bools]:
+    """Images in the denominator of the sensitivity to each subtype that occurs, (N,), by name."""
+    images = {f"sensitivity_{name}": positive & (subtype == name) for name in ("bacteria", "virus")}
+    return {name: members for name, members in images.items() if members.any()}
 
 
 def bin_sums(positive: Bools, prob: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:

@@ -4,6 +4,8 @@ model.safetensors    weights of backbone and head together, by the classifier's 
 checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
 validation.parquet   label, logit, subtype and a consecutive patient number of each validation
                      image: enough to choose another operating point, nothing that names a patient
+splits.parquet       salted digests of the patients and images that were trained and validated on,
+                     and of the patients that were held out; checkpoints of older versions have none
 model.onnx           the same network for ONNX Runtime, normalization included
 
 A precision that is added later has its own network, validation.parquet, temperature, operating
@@ -19,6 +21,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -38,7 +41,7 @@ from cxr.recipes import Recipe
 if TYPE_CHECKING:
     from cxr.models.classifier import Classifier
 
-# Raise it when the folder's files or their content change, and read or refuse the older ones.
+# Raise it when files that older versions read change, and read or refuse the older ones.
 FORMAT: Final = 1
 
 # Packages whose versions a checkpoint records.
@@ -68,6 +71,10 @@ class Checkpoint:
     network: bytes | None
     """The content of model.onnx, or of the ONNX file of an added precision."""
     precision: Precision = "float32"
+    splits: pa.Table | None = None
+    """Of schema `datasets.splits.SPLITS`; None in a checkpoint that does not have it."""
+    name: str = ""
+    """Its folder, and when it was written: for messages, where the fingerprint says nothing."""
 
     @cached_property
     def model(self) -> "Classifier":
@@ -170,6 +177,7 @@ def save(
     validation: pa.Table,
     provenance: dict[str, Any],
     rule: str = "youden",
+    splits: pa.Table | None = None,
 ) -> Checkpoint:
     """Calibrate on the validation images, choose the operating point and write the folder.
 
@@ -182,6 +190,7 @@ def save(
             patients are numbered, and no other column is kept.
         provenance: JSON values that say where the model comes from.
         rule: by which the operating point is chosen.
+        splits: of schema `datasets.splits.SPLITS`, which names no patient.
     """
     import safetensors.torch
 
@@ -200,8 +209,11 @@ def save(
         fingerprint="",
         folder=folder,
         network=None,
+        splits=splits,
     )
     files = {"model.safetensors": saved.weights, "validation.parquet": _parquet(anonymous)}
+    if splits is not None:
+        files["splits.parquet"] = _parquet(splits)
     try:
         files[ONNX_FILES["float32"]] = export(model, recipe, saved.describe())
     except CheckpointError as error:
@@ -387,6 +399,12 @@ def load(folder: str) -> Checkpoint:
             fingerprint=hashlib.sha256(text).hexdigest(),
             folder=folder,
             network=files.get(ONNX_FILES["float32"]),
+            splits=(
+                pq.read_table(pa.BufferReader(files["splits.parquet"]))
+                if "splits.parquet" in files
+                else None
+            ),
+            name=_name(folder),
         )
         if loaded.network is None and (exported := _read_addition(loaded, "float32")):
             return dataclasses.replace(loaded, network=exported[1][ONNX_FILES["float32"]])
@@ -399,6 +417,12 @@ def load(folder: str) -> Checkpoint:
         ) from None
     except (ValueError, TypeError, RuntimeError, CxrError, pa.ArrowException) as error:
         raise CheckpointError(f"{folder}: not a complete checkpoint: {error}") from None
+
+
+def _name(folder: str) -> str:
+    written_ns = storage.look_up(storage.join(folder, "checkpoint.json")).modified_ns
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(written_ns / 1e9))
+    return storage.absolute(folder) + (f" (written {date})" if written_ns else "")
 
 
 def package_versions() -> dict[str, str]:

@@ -16,13 +16,6 @@ VERSION: Final = 1
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
-# Bounds of the augmentation, within the variation of positioning and exposure in practice: degrees,
-# share of the image's side, relative change. No mirroring: the side of the heart carries meaning.
-MAX_ROTATION_DEG: Final = 7.0
-MAX_SHIFT: Final = 0.05
-MAX_ZOOM: Final = 0.1
-MAX_EXPOSURE: Final = 0.15
-
 
 def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tensor:
     """Bring gray pixels onto the scale that a backbone was trained on.
@@ -62,31 +55,6 @@ def normalize(pixels: torch.Tensor, normalization: Normalization) -> torch.Tenso
         case _:
             choices = ", ".join(get_args(Normalization))
             raise SettingsError(f"unknown normalization {normalization!r}. Choices: {choices}.")
-
-
-def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Vary the position and exposure of each radiograph slightly, at random.
-
-    Args:
-        pixels: gray levels 0-255, uint8, (N, 1, S, S).
-        generator: of the random numbers; on the CPU, so that they are the same for every device.
-
-    Returns:
-        float32 (N, 1, S, S), gray levels 0-255; what is beyond the image's border is black.
-    """
-    n = len(pixels)
-    draw = (torch.rand(6, n, generator=generator) * 2 - 1).to(pixels.device)
-    angle = draw[0] * (MAX_ROTATION_DEG * torch.pi / 180)
-    zoom = 1 + draw[1] * MAX_ZOOM
-    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    # A shift by a share of the side is twice that on grid_sample's axis from -1 to 1.
-    shift_x, shift_y = draw[2] * MAX_SHIFT * 2, draw[3] * MAX_SHIFT * 2
-    matrix = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(n, 2, 3)
-    grid = torch.nn.functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    moved = torch.nn.functional.grid_sample(pixels.float(), grid, align_corners=False)
-    contrast = (1 + draw[4] * MAX_EXPOSURE).view(n, 1, 1, 1)
-    brightness = (draw[5] * MAX_EXPOSURE * 128).view(n, 1, 1, 1)
-    return ((moved - 128) * contrast + 128 + brightness).clamp(0, 255)
 
 
 def _as_imagenet(gray: torch.Tensor) -> torch.Tensor:

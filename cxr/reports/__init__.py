@@ -1,11 +1,12 @@
-"""What a person reads after a run: a page on one model, a page and a table on several, a page on
-the scores of an archive, a page on a search over settings.
+"""What a person reads: a page on a labeled set before training, a page on one model, a page and a
+table on several, a page on the scores of an archive, a page on a search over settings.
 
 A page is one HTML file that loads nothing: its style sheet and figures (SVG) are inside it,
 thumbnails are base64 JPEG, and there is no script. It can be mailed, archived and opened without a
 network. Its text is a template in `templates/`, its figures are functions in `figures/`.
 """
 
+from cxr.reports.checking import CheckReport, Duplicates, Sample, Sizes, SplitCounts, checking_page
 from cxr.reports.comparison import comparison_page, comparison_table
 from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
 from cxr.reports.figures.comparison import class_distribution
@@ -14,12 +15,18 @@ from cxr.reports.thumbnails import thumbnail
 from cxr.reports.tuning import TuningReport, tuning_page
 
 __all__ = [
+    "CheckReport",
+    "Duplicates",
     "EvaluationReport",
     "FailureGroup",
+    "Sample",
     "ScoringReport",
+    "Sizes",
+    "SplitCounts",
     "SuspiciousImage",
     "TuningReport",
     "WrongImage",
+    "checking_page",
     "class_distribution",
     "comparison_page",
     "comparison_table",

@@ -1,5 +1,6 @@
 """The page on one model: its metrics, the sample they were measured on, its largest errors."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cxr.metrics import Examination
+from cxr.metrics import Examination, Subgroup
 from cxr.metrics.results import History
+from cxr.metrics.subgroups import SMALL_GROUP
 from cxr.reports.figures import model, training
 from cxr.reports.rendering import count, render
 
@@ -45,6 +47,8 @@ class EvaluationReport:
     """May be empty."""
     recipe: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] | None = None
+    subgroups: Sequence[Subgroup] = ()
+    """In the order shown; those of a column together."""
     wrong: Sequence[WrongImage] = ()
     """The largest error first."""
     notes: Sequence[str] = ()
@@ -66,6 +70,11 @@ def evaluation_page(report: EvaluationReport) -> str:
             f" {count(examination.num_patients, 'patient')}"
         ),
         num_wrong=int((np.asarray(y_true) != point.predict(probs)).sum()),
+        subgroups={
+            column: list(groups)
+            for column, groups in itertools.groupby(report.subgroups, lambda group: group.column)
+        },
+        small_group=SMALL_GROUP,
         roc=model.roc(y_true, probs, point) if both_classes else None,
         precision_recall=model.precision_recall(y_true, probs, point) if both_classes else None,
         reliability=model.reliability_diagram(y_true, probs),

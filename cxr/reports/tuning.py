@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from markupsafe import Markup
 
-from cxr.metrics.results import Effect, Interval, TrialResult
+from cxr.metrics.results import AUC_MARGIN, Effect, Interval, TrialResult
 from cxr.reports.figures import comparison
 from cxr.reports.figures.drawing import fitted
 from cxr.reports.heatmaps import heat_maps, setting_label
@@ -68,6 +68,7 @@ def tuning_page(report: TuningReport) -> str:
             cell.num_trials > 1 for heat_map in maps for _, cells in heat_map.rows for cell in cells
         ),
         effects=_effect_figures(report.effects),
+        margin=f"{AUC_MARGIN:g}",
         samples=[
             (factor, *_sample_figure(f"sampled-{index}", factor, report.trials))
             for index, factor in enumerate(report.sampled)

@@ -83,6 +83,7 @@ def score(
         operating_point.rule,
         columns,
         uid_columns.key_digest if uid_columns else "",
+        checkpoint_name=checkpoint.name,
     )
     check_output(output, settings)
     manifest, skipped = open_manifest(output, settings, update=update)

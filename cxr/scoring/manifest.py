@@ -45,6 +45,8 @@ class ScoreSettings:
     key_digest: str = ""
     """Of the key that identifiers are hashed with."""
     format: int = FORMAT
+    checkpoint_name: str = ""
+    """Its folder and date, for the message when another checkpoint is refused."""
 
     def to_json(self) -> dict[str, Any]:
         """What `settings.json` holds."""
@@ -59,6 +61,7 @@ class ScoreSettings:
             "keep_columns": list(self.columns.keep_columns),
             "study_columns": self.columns.study_columns,
             "hash_key": self.key_digest,
+            "checkpoint_name": self.checkpoint_name,
         }
 
 
@@ -77,7 +80,9 @@ def check_output(output: str, settings: ScoreSettings) -> None:
                 f"{output}: holds scores of format {kept}, and this version of cxr writes format"
                 f" {settings.format}. Choose another --output, or use the version that wrote them."
             )
-    storage.check_same(output, "settings.json", settings.to_json(), "scores")
+    storage.check_same(
+        output, "settings.json", settings.to_json(), "scores", {"checkpoint": "checkpoint_name"}
+    )
 
 
 def open_manifest(

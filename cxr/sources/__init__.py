@@ -7,6 +7,7 @@ from cxr.sources.archives import SEPARATOR, Reader, Step, archive_kind, is_seque
 from cxr.sources.inputs import INVENTORY, Inputs, in_words, list_archive, list_inputs
 from cxr.sources.labeled import LISTING, LabeledSet, column, list_radiographs, list_set
 from cxr.sources.names import passed_over
+from cxr.sources.patients import PatientSource
 
 __all__ = [
     "INVENTORY",
@@ -14,6 +15,7 @@ __all__ = [
     "SEPARATOR",
     "Inputs",
     "LabeledSet",
+    "PatientSource",
     "Reader",
     "Step",
     "archive_kind",

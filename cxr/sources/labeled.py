@@ -3,6 +3,7 @@
 The layout is `train|val|test / NORMAL|PNEUMONIA`, at the root or below other folders.
 """
 
+import dataclasses
 import operator
 import posixpath
 import re
@@ -31,6 +32,7 @@ from cxr.sources.inputs import (
     split_address,
 )
 from cxr.sources.manifests import Manifest, is_manifest, read_manifest
+from cxr.sources.patients import NOT_IDENTIFIED, PatientSource, ReadHeaders, identify
 from cxr.sources.settings import SetSettings, parse_labels
 
 LISTING: Final = pa.schema(
@@ -39,11 +41,13 @@ LISTING: Final = pa.schema(
         ("split", pa.string()),
         ("label", pa.int64()),
         ("patient", pa.string()),
+        ("patient_digest", pa.string()),
         ("subtype", pa.string()),
     ]
 )
 """The columns of a listing, one row per radiograph: those of an inventory, and what is known of the
-radiograph. `label` is an index of `labels.CLASSES`."""
+radiograph. `label` is an index of `labels.CLASSES`; `patient` is a number within the set, and by
+`patient_digest` the same patient is recognized in another one."""
 
 _LAYOUT: Final = f"{'|'.join(labels.SPLITS)} / {'|'.join(labels.CLASSES)}"
 
@@ -78,11 +82,31 @@ class LabeledSet:
     """The manifest that was given, if one was."""
     settings: SetSettings = DEFAULTS
     """How it was read."""
+    patients: PatientSource = NOT_IDENTIFIED
+    """How the patients are known."""
 
     @property
     def manifest(self) -> pa.Table | None:
         """The rows of the manifest, all columns as text; None without one."""
         return self.source.table if self.source else None
+
+    def refuse_shared_patients(self) -> None:
+        """Refuse a set in which a patient is in two splits.
+
+        Raises:
+            DataError: names images of the first such patient.
+        """
+        first: dict[str, dict[str, Row]] = {}
+        for row in self.rows:
+            first.setdefault(row["patient_digest"], {}).setdefault(row["split"], row)
+        if shared := [by_split for by_split in first.values() if len(by_split) > 1]:
+            one, other, *_ = shared[0].values()
+            are = "1 patient is" if len(shared) == 1 else f"{len(shared):,} patients are"
+            raise DataError(
+                f"{self.uri}: {are} in two splits, first with {one['uri']} in {one['split']} and"
+                f" {other['uri']} in {other['split']}. Figures would be too good; divide the data"
+                f" by patient. {self.patients.sentence}"
+            )
 
     def split(self, name: str) -> pa.Table:
         """The radiographs of one split.
@@ -131,7 +155,9 @@ class LabeledSet:
         )
 
 
-def list_set(uri: str, settings: SetSettings = DEFAULTS) -> LabeledSet:
+def list_set(
+    uri: str, settings: SetSettings = DEFAULTS, read_headers: ReadHeaders | None = None
+) -> LabeledSet:
     """List a set of labeled radiographs; archives are read as folders are.
 
     Args:
@@ -139,14 +165,14 @@ def list_set(uri: str, settings: SetSettings = DEFAULTS) -> LabeledSet:
             folder with such archives, a folder of an archive (`archive.zip!/folder`), or a
             manifest with columns `uri,label[,patient,split,subtype]`, whose URIs may be archive
             members. Names of these folders are compared without case. A row of a manifest without
-            a split belongs to train; patient and subtype that are not given are taken from the
-            file name.
-        settings: what the manifest calls its columns and labels.
+            a split belongs to train; a subtype that is not given is taken from the file name.
+        settings: what the manifest calls its columns and labels, and how patients are known.
+        read_headers: reads DICOM headers, for sets whose patients are known by them only.
 
     Raises:
         DataError: there is nothing, or not a set; an archive or folder of it cannot be listed; a
             manifest lacks a column or a value, has an unknown one, or gives an image two labels,
-            splits, patients or subtypes.
+            splits, patients or subtypes; the patient of an image is not known.
     """
     uri = storage.absolute(uri)
     archive, _ = split_address(uri)
@@ -157,12 +183,14 @@ def list_set(uri: str, settings: SetSettings = DEFAULTS) -> LabeledSet:
             " --data."
         )
     is_manifest_file = kind == "file" and not archive_kind(uri)
-    return _list_manifest(uri, settings) if is_manifest_file else _list_layout(uri, settings)
+    listed = _list_manifest(uri, settings) if is_manifest_file else _list_layout(uri, settings)
+    rows, patients = identify(uri, listed.rows, settings, listed.source, read_headers)
+    return dataclasses.replace(listed, rows=rows, patients=patients)
 
 
-def list_radiographs(uri: str, split: str) -> pa.Table:
+def list_radiographs(uri: str, split: str, settings: SetSettings = DEFAULTS) -> pa.Table:
     """The labeled radiographs of one split; see `list_set` and `LabeledSet.split`."""
-    return list_set(uri).split(split)
+    return list_set(uri, settings).split(split)
 
 
 def _list_layout(uri: str, settings: SetSettings) -> LabeledSet:
@@ -350,8 +378,8 @@ def _list_manifest(uri: str, settings: SetSettings) -> LabeledSet:
             raise DataError(f"{uri}: one image has two {name}s, in {pair}{more}.")
     skipped = Counter(
         {
-            "rows with another label": len(addresses) - len(kept),
-            "rows that name an image again": len(kept) - len(first),
+            "with another label": len(addresses) - len(kept),
+            "named again": len(kept) - len(first),
         }
     )
     inputs = Inputs()
@@ -418,7 +446,7 @@ def _labeled(row: Row, split: str, label: str) -> Row:
     return row | {
         "split": split,
         "label": label,
-        "patient": labels.patient_key(path),
+        "patient": "",
         "subtype": labels.subtype(path) if is_pneumonia else "",
     }
 

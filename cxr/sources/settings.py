@@ -1,8 +1,9 @@
 """How a labeled set is read: the settings that every job on one shares."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import tyro
 
@@ -14,6 +15,10 @@ COLUMNS: Final = ("uri", "label", "patient", "split", "subtype")
 
 LABELS: Final = {name: (name, str(index)) for index, name in enumerate(labels.CLASSES)}
 """What a manifest calls the classes unless --labels says otherwise."""
+
+Split = Literal["train", "val", "test", "validation"]
+"""A split of a set, or `"validation"`: the images that validated the checkpoint. Where the set has
+no test split, `"test"` are the patients whom training held out."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,20 @@ class SetSettings:
     other_labels: Literal["refuse", "skip"] = "refuse"
     """What happens where a manifest has labels that --labels does not name: skip counts them."""
     patients: str | None = None
-    """How the patient of an image is known, where neither a column, nor DICOM, nor the names of a
-    known data set tell: folder, file (each image is a patient of its own), or a regular expression
-    with one group that is searched in the path."""
+    """How the patient of an image is known: folder, file (each image is a patient of its own), or a
+    regular expression with one group that is searched in the path. Default: by the manifest's
+    column patient, else by PatientID if all files are DICOM, else by the names of a known set."""
 
     def __post_init__(self) -> None:
         parse_columns(self.columns)
         parse_labels(self.labels)
+
+    @property
+    def how_read(self) -> dict[str, Any]:
+        """How the set is read, without where it is: values of JSON."""
+        own = (field.name for field in dataclasses.fields(SetSettings) if field.name != "data")
+        values = {name: getattr(self, name) for name in own}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def parse_columns(columns: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from cxr.storage.files import (
     write_table,
 )
 from cxr.storage.listing import REQUESTS_AT_ONCE, File, for_all, kind, list_files, look_up
-from cxr.storage.outputs import check_empty, check_same, claim, is_empty
+from cxr.storage.outputs import check_empty, check_same, claim, default_output, is_empty
 from cxr.storage.paths import (
     absolute,
     default_cache,
@@ -40,6 +40,7 @@ __all__ = [
     "check_same",
     "claim",
     "default_cache",
+    "default_output",
     "delete",
     "delete_file",
     "for_all",

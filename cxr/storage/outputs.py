@@ -1,12 +1,29 @@
 """Output folders: nothing is overwritten, and work is resumed only with the same settings."""
 
+import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from cxr.errors import SettingsError, StorageError
 from cxr.storage.files import delete_file, read_json, write_bytes
 from cxr.storage.listing import info_below, kind
-from cxr.storage.paths import absolute, join
+from cxr.storage.paths import IN_A_COPY, absolute, is_submitted, join
+
+
+def default_output(suffix: str = "") -> str:
+    """The output folder of a job that was given none: `runs/<date and time>`, and a suffix.
+
+    Raises:
+        SettingsError: the job was submitted to a cluster.
+    """
+    folder = f"runs/{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
+    if is_submitted():
+        raise SettingsError(
+            f"output: a submitted job needs --output; the default, {folder}, is a relative path,"
+            f" and {IN_A_COPY}"
+        )
+    return absolute(folder)
 
 
 def is_empty(uri: str) -> bool:
@@ -39,7 +56,13 @@ def claim(uri: str) -> str:
     return folder
 
 
-def check_same(folder: str, name: str, settings: Mapping[str, Any], what: str) -> bool:
+def check_same(
+    folder: str,
+    name: str,
+    settings: Mapping[str, Any],
+    what: str,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> bool:
     """Accept an output folder that is new, or that was begun with the same settings.
 
     Args:
@@ -47,6 +70,8 @@ def check_same(folder: str, name: str, settings: Mapping[str, Any], what: str) -
         name: of the JSON file in it that holds its settings.
         settings: what is wanted now; the file may hold more.
         what: the folder holds, for the message.
+        names: of a setting that is a digest, the setting that says in words what it is of. Those
+            words stand in the message, and are not compared.
 
     Returns:
         Whether there is work to resume.
@@ -60,10 +85,22 @@ def check_same(folder: str, name: str, settings: Mapping[str, Any], what: str) -
         check_empty(folder)
         return False
     kept = read_json(settings_uri)
-    for key, value in settings.items():
-        if kept.get(key) != value:
+    for key in (key for key in settings if key not in names.values()):
+        if kept.get(key) != settings[key]:
+            shown, before, now = _first_difference(key, kept.get(key), settings[key])
+            if key in names:
+                before, now = (of.get(names[key], of.get(key)) for of in (kept, settings))
             raise SettingsError(
-                f"{folder}: holds {what} with {key} {kept.get(key)}, not {value}. Choose another"
+                f"{folder}: holds {what} with {shown} {before}, not {now}. Choose another"
                 " --output, or repeat the first command."
             )
     return True
+
+
+def _first_difference(key: str, before: object, now: object) -> tuple[str, object, object]:
+    """The dotted name of a setting in which two differ, and both values."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in now:
+            if before.get(name) != now[name]:
+                return _first_difference(f"{key}.{name}", before.get(name), now[name])
+    return key, before, now

@@ -4,19 +4,32 @@ import os
 import posixpath
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from pyarrow import fs
 
-from cxr.errors import StorageError
+from cxr.errors import SettingsError, StorageError
 from cxr.storage import s3
+
+SUBMITTED_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable that Ray sets for the program of a submitted job, and for no other process."""
+
+IN_A_COPY: Final = (
+    "a submitted job runs in a temporary copy of your working directory, which Ray deletes. Give a"
+    " path from / that every node reaches, or an s3:// URI."
+)
+"""Why such a job takes no relative path, and what it takes, for messages."""
 
 
 def absolute(uri: str) -> str:
     """The URI itself, or the absolute path, also for a `file://` URI; without a trailing slash.
 
     Options of an `s3://` URI are moved behind the bucket, see `cxr.storage.s3`.
+
+    Raises:
+        SettingsError: a relative path in a submitted job, other than a file that was sent with it.
+        StorageError: a `file://` URI of another host.
     """
     if uri.startswith("file://"):
         parts = urlsplit(uri)
@@ -29,12 +42,19 @@ def absolute(uri: str) -> str:
     path = Path(uri)
     with suppress(RuntimeError):  # `~name` is a file, not the home of a user.
         path = path.expanduser()
+    if not path.is_absolute() and is_submitted() and not path.is_file():
+        raise SettingsError(f"{uri}: is a relative path, and {IN_A_COPY}")
     path = path.absolute()
     if ".." in path.parts:
         # As the operating system does: the parent of the folder that a link leads to.
         below = len(path.parts) - path.parts[::-1].index("..")
         path = Path(os.path.realpath(Path(*path.parts[:below])), *path.parts[below:])
     return str(path)
+
+
+def is_submitted() -> bool:
+    """Whether this is the program of a job that `ray job submit` has sent to a cluster."""
+    return SUBMITTED_JOB in os.environ
 
 
 def printable(path: str) -> str:

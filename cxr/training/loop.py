@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cxr import metrics
 from cxr.inference import devices
 from cxr.inference.torch_engine import forward
-from cxr.models import classifier, transforms
-from cxr.models.classifier import State
+from cxr.models import acquisition, classifier
+from cxr.models.classifier import Classifier, State
 from cxr.models.outputs import logit
 from cxr.recipes import FOCAL_GAMMA, Recipe
 from cxr.training.loaders import Batch, Loader
@@ -49,6 +50,7 @@ class Learner:
         shape: tuple[int, ...],
         dtype: str,
         gpu: bool,
+        num_images: int,
         rank: int,
         world: int,
         on_step: Callable[[int], None] | None = None,
@@ -64,6 +66,7 @@ class Learner:
             shape: of one row's array.
             dtype: of one row's array.
             gpu: compute on the GPU that Ray gave this process.
+            num_images: that all workers train on in an epoch.
             rank: this worker's number.
             world: workers in all.
             on_step: called with the images of each global batch after its step.
@@ -76,20 +79,19 @@ class Learner:
         self.model.load_state_dict(dict(state), strict=False)
         trained = self.model.tail if cached else self.model
         self.network: nn.Module = trained.to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = _optimizer(recipe, _groups(self.model, recipe.layer_decay))
+        self.average = _average(self.model, recipe.ema)
         if world > 1:
             self.network = ray.train.torch.prepare_model(self.network)
         self.weights = torch.tensor(class_weights, device=self.device)
-        self.optimizer = _optimizer(recipe, self.network)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: 1 / (1 + recipe.learning_rate_decay * step)
-        )
+        self.num_steps = max(1, recipe.epochs * math.ceil(num_images / recipe.batch_size))
+        self.scheduler = _schedule(recipe, self.optimizer, self.num_steps)
 
     def train(self, loader: Loader, epoch: int) -> dict[str, float]:
         """One pass with steps; `loss` and `accuracy` over all workers' images."""
         # Drawn from seed and epoch alone, so that a resumed epoch is the epoch itself.
         seed = int(np.random.default_rng((self.recipe.seed, epoch, self.rank)).integers(2**31))
         torch.manual_seed(seed)
-        self.generator = torch.Generator().manual_seed(seed)
         self.network.train()
         self.model.train()  # After the wrapper's: it keeps frozen parts in evaluation mode.
         self._epoch, self._printed = epoch, time.monotonic()
@@ -98,7 +100,7 @@ class Learner:
     def evaluate(self, loader: Loader) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
         """One pass without steps; also row, label and logit of every image of all workers."""
         self.network.eval()
-        self.model.eval()
+        self._validated().eval()
         with torch.no_grad():
             means, own = self._run_pass(loader.batches(None), learn=False)
         gathered: list[Any] = [own]
@@ -111,21 +113,33 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs of this worker."""
-        return {
-            "model": self.trained(),
+        state = {
+            "model": classifier.trained_state(self.model, self.cached),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
+        return state | ({"average": self.average.state_dict()} if self.average else {})
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """The tensors that training may have changed, by the classifier's names."""
-        return classifier.trained_state(self.model, self.cached)
+        """The tensors that training may have changed, or their average, by the classifier's names.
+
+        They are what `evaluate` judges.
+        """
+        return classifier.trained_state(self._validated(), self.cached)
+
+    def _validated(self) -> Classifier:
+        if self.average is None:
+            return self.model
+        average: Classifier = self.average.module  # type: ignore[assignment]
+        return average
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
         self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
 
     def _run_pass(
         self, batches: Iterator[Batch], *, learn: bool
@@ -144,7 +158,10 @@ class Learner:
             outputs = self._forward(batch, learn=learn).float()
             if batch is not None and len(label):
                 target = label.to(self.device)
-                losses = nn.functional.cross_entropy(outputs, target, reduction="none")
+                smoothing = self.recipe.label_smoothing if learn else 0.0
+                losses = nn.functional.cross_entropy(
+                    outputs, target, reduction="none", label_smoothing=smoothing
+                )
                 if self.recipe.class_weighting == "focal":
                     losses = losses * (1 - torch.exp(-losses)) ** FOCAL_GAMMA
                 loss = (losses * weight).sum()
@@ -158,8 +175,7 @@ class Learner:
                 self.optimizer.zero_grad()
                 # The wrapper averages gradients over the workers; times their number is the sum.
                 (loss * (self.world / float(size[1]))).backward()
-                self.optimizer.step()
-                self.scheduler.step()
+                self._step()
                 num_images += int(size[0])
                 if self.on_step:
                     self.on_step(int(size[0]))
@@ -176,6 +192,16 @@ class Learner:
             for name, arrays in parts.items()
         }
 
+    def _step(self) -> None:
+        if limit := self.recipe.gradient_clipping:
+            nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        self.optimizer.step()
+        # Workers that read uneven streams may make a few steps more, at the last rate.
+        if self.scheduler.last_epoch < self.num_steps - 1 or self.recipe.schedule == "decay":
+            self.scheduler.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+
     def _print_rate(self, num_images: int, seconds: float) -> None:
         if self.rank == 0 and time.monotonic() - self._printed > LINE_EVERY_S:
             self._printed = time.monotonic()
@@ -190,14 +216,25 @@ class Learner:
             x = torch.zeros(1, *self.shape, dtype=getattr(torch, self.dtype), device=self.device)
         else:
             x = batch.x.to(self.device, non_blocking=True)
+        network = self.network
+        if self.average and not learn:
+            averaged = self._validated()
+            network = averaged.tail if self.cached else averaged
         with devices.autocast(self.device, learn=learn):
             if not self.cached:
                 x = x[:, None]
-                if learn and self.recipe.augmentation == "affine":
-                    x = transforms.augment(x, self.generator)
-                return forward(self.network, x, self.recipe.normalization)
-            outputs: torch.Tensor = self.network(x)
+                if learn and batch is not None and self.recipe.augmentation != "none":
+                    x = self._augment(x, batch)
+                return forward(network, x, self.recipe.normalization)
+            outputs: torch.Tensor = network(x)
             return outputs
+
+    def _augment(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
+        # Drawn for the row and the epoch, so that any number of workers changes an image alike.
+        rows = batch.row.numpy()
+        draws = acquisition.draw_uniform(rows, self.recipe.seed, self._epoch, acquisition.NUM_DRAWS)
+        ranges = acquisition.RANGES[self.recipe.augmentation]
+        return acquisition.vary(x, draws, ranges, self.recipe.augmentation_strength)
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         if self.world > 1:
@@ -253,16 +290,60 @@ def is_over(history: Sequence[Mapping[str, Any]], recipe: Recipe) -> bool:
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= recipe.patience
 
 
-def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    trained = [p for p in network.parameters() if p.requires_grad]
+def _optimizer(recipe: Recipe, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
     # fused: one pass over the weights of a head of 26 million.
-    options: dict[str, Any] = {
-        "lr": recipe.learning_rate,
-        "weight_decay": recipe.weight_decay,
-        "fused": True,
-    }
+    options: dict[str, Any] = {"weight_decay": recipe.weight_decay, "fused": True}
+    scaled = [
+        {"params": group["params"], "lr": recipe.learning_rate * group["factor"]}
+        for group in groups
+    ]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(trained, **options)
+        return torch.optim.SGD(scaled, **options)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(trained, **options)
-    return torch.optim.Adam(trained, **options)
+        return torch.optim.AdamW(scaled, **options)
+    return torch.optim.Adam(scaled, **options)
+
+
+def _groups(model: Classifier, layer_decay: float) -> list[dict[str, Any]]:
+    """The parameters that are trained, and the factor on their learning rate."""
+    if layer_decay == 1:
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "factor": 1.0}]
+    layers = [[p for p in layer.parameters() if p.requires_grad] for layer in model.layers.values()]
+    trained = [parameters for parameters in layers if parameters]
+    return [
+        {"params": parameters, "factor": layer_decay**depth}
+        for depth, parameters in enumerate(reversed(trained))
+    ]
+
+
+def _schedule(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    schedulers = torch.optim.lr_scheduler
+    match recipe.schedule:
+        case "one_cycle":
+            return schedulers.OneCycleLR(
+                optimizer,
+                [group["lr"] for group in optimizer.param_groups],
+                total_steps=max(num_steps, 2),
+                # It divides by the steps of the rise less one.
+                pct_start=max(recipe.warmup, 2 / max(num_steps, 2)),
+            )
+        case "cosine":
+            rising = round(num_steps * recipe.warmup)
+            falling = schedulers.CosineAnnealingLR(optimizer, max(1, num_steps - rising))
+            if not rising:
+                return falling
+            warming = schedulers.LinearLR(optimizer, 1 / (rising + 1), total_iters=rising)
+            return schedulers.SequentialLR(optimizer, [warming, falling], [rising])
+        case _:
+            return schedulers.LambdaLR(
+                optimizer, lambda step: 1 / (1 + recipe.learning_rate_decay * step)
+            )
+
+
+def _average(model: Classifier, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    # With buffers: batch norm's statistics belong to the averaged weights.
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

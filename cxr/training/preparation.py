@@ -2,8 +2,9 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -11,32 +12,78 @@ from numpy.typing import NDArray
 
 from cxr import sources, storage
 from cxr.datasets import features
-from cxr.datasets.folds import assign_folds, take
-from cxr.datasets.pixels import decode_shards
+from cxr.datasets.folds import assign_folds, hold_out, take
+from cxr.datasets.headers import list_labeled_set
+from cxr.datasets.pixels import CONTRADICTING, IN_ANOTHER_FOLD, count_reasons, decode_shards
+from cxr.datasets.shards import Shards
+from cxr.datasets.splits import Splits
+from cxr.errors import DataError
 from cxr.models import classifier, weights
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
-from cxr.training.settings import DataSettings, RunSettings, SharedSettings
+from cxr.sources import LabeledSet, PatientSource
+from cxr.training.settings import ImageSettings, RunSettings, SharedSettings
 from cxr.training.trainer import Plan
 
+SKIPPED_FILE: Final = "unreadable.json"
+"""In the folder of a run or a search, if images were skipped: the reason of each, by URI."""
 
-def list_training_images(data: str, settings: DataSettings) -> tuple[pa.Table, NDArray[np.int64]]:
-    """The training radiographs in a fixed random order, and the fold of each.
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The radiographs of a run or a search, before any is decoded."""
+
+    listing: pa.Table
+    """Those to train and validate on, in a fixed random order, of schema `sources.LISTING`."""
+    folds: NDArray[np.int64]
+    """The fold of each, (N,)."""
+    held_out: pa.Table
+    """Those that a test fraction keeps for evaluation, of the same schema; may be empty."""
+    has_test: bool
+    """Whether there are radiographs to test on, held out or in a test split of the set."""
+    patients: PatientSource
+    """How the patients are known."""
+
+
+def list_training_images(
+    data: str, settings: SharedSettings, remembered: Splits | None = None
+) -> TrainingImages:
+    """List a set, and choose what is for training; see `choose_training_images`.
 
     Args:
         data: folder, prefix, archive or manifest.
-        settings: their number of folds and their limit count.
-
-    Returns:
-        A table of schema `sources.LISTING` and int64 (N,).
+        settings: how the set is read, what is chosen, the cache.
+        remembered: of the run that is resumed: the patients that it holds out.
 
     Raises:
-        DataError: there are none, or too few patients for the folds.
+        DataError: as `sources.list_set` and `choose_training_images` do.
     """
-    labeled = sources.list_set(data, settings)
+    labeled = list_labeled_set(data, settings, settings.cache)
     if labeled.skipped:
         print(f"{data}: {sources.in_words(labeled.skipped)}", flush=True)
+    print(labeled.patients.sentence, flush=True)
+    return choose_training_images(labeled, settings, remembered)
+
+
+def choose_training_images(
+    labeled: LabeledSet, settings: ImageSettings, remembered: Splits | None = None
+) -> TrainingImages:
+    """Divide what is for training into folds, and hold out what is for evaluation.
+
+    Args:
+        labeled: the whole set.
+        settings: the test fraction, the number of folds, the limit.
+        remembered: of the run that is resumed: the patients that it holds out.
+
+    Raises:
+        DataError: there are none, too few patients for the folds, a patient is not known or in two
+            splits, or there is a test split besides the test fraction.
+    """
+    labeled.refuse_shared_patients()
     listing = labeled.split("train")
+    held_out = _hold_out(labeled, listing, settings.test_fraction, remembered)
+    test, listing = listing.filter(held_out), listing.filter(~held_out)
+    num_test = sum(row["split"] == "test" for row in labeled.rows)
     labels = sources.column(listing, "label")
     patients = sources.column(listing, "patient")
     if settings.limit is not None:
@@ -45,7 +92,25 @@ def list_training_images(data: str, settings: DataSettings) -> tuple[pa.Table, N
     folds = assign_folds(labels, patients, settings.folds)
     # Shards keep this order, so that a stream of them is not sorted by class.
     order = np.random.default_rng(0).permutation(len(listing))
-    return listing.take(order), folds[order]
+    return TrainingImages(
+        listing.take(order), folds[order], test, num_test + len(test) > 0, labeled.patients
+    )
+
+
+def _hold_out(
+    labeled: LabeledSet, listing: pa.Table, fraction: float | None, remembered: Splits | None
+) -> NDArray[np.bool_]:
+    """Whether each radiograph is kept for evaluation, (N,)."""
+    if fraction is None:
+        return np.zeros(len(listing), dtype=bool)
+    if num_test := sum(row["split"] == "test" for row in labeled.rows):
+        raise DataError(
+            f"{labeled.uri}: has a test split of {num_test:,} radiographs already. Leave out"
+            " --test-fraction."
+        )
+    if remembered:
+        return np.array(remembered.has_patient(listing["patient_digest"].to_pylist(), "test"))
+    return hold_out(sources.column(listing, "label"), sources.column(listing, "patient"), fraction)
 
 
 def load_model(recipe: Recipe, settings: SharedSettings) -> tuple[Classifier, dict[str, Any]]:
@@ -123,3 +188,42 @@ def prepare(
             plans[i], shards=shards, cached=True, seconds=plans[i].seconds + part
         )
     return plans
+
+
+def write_skipped(shards: Sequence[Shards], output: str) -> dict[str, str]:
+    """List the images that were skipped in `SKIPPED_FILE`, and print how many and why.
+
+    Args:
+        shards: of the same listing; several where recipes differ in image size or features.
+        output: folder of the run or search; what an earlier part of it has listed is kept.
+
+    Returns:
+        The reason of each, by URI.
+    """
+    uri = storage.join(output, SKIPPED_FILE)
+    skipped: dict[str, str] = storage.read_json(uri) if storage.kind(uri) == "file" else {}
+    for shard in shards:
+        failed = shard.failed.to_pydict()
+        skipped |= dict(zip(failed["uri"], failed["reason"], strict=True))
+    if skipped:
+        storage.write_json(uri, skipped)
+        print(f"skipped: {len(skipped):,} images, listed in {uri}", flush=True)
+        for reason, count in count_reasons(list(skipped.values())).items():
+            print(f"  {count:,} {reason}", flush=True)
+    return skipped
+
+
+def skipped_notes(skipped: Mapping[str, str]) -> list[str]:
+    """What a page says of the images that were skipped."""
+    notes = []
+    duplicates = sum(reason in (IN_ANOTHER_FOLD, CONTRADICTING) for reason in skipped.values())
+    if duplicates:
+        notes.append(
+            f"{duplicates:,} exact duplicates were left out, so that none is on both sides of a"
+            f" split or under two labels ({SKIPPED_FILE})."
+        )
+    if num_unreadable := len(skipped) - duplicates:
+        notes.append(
+            f"{num_unreadable:,} images could not be used and were skipped ({SKIPPED_FILE})."
+        )
+    return notes

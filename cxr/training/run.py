@@ -1,6 +1,7 @@
 """A run: from radiographs to checkpoints and a comparison, in a folder that can be resumed.
 
 RUN/run.json                 the resolved settings, written before the first step
+RUN/splits.parquet           who trains, validates and is tested on, as digests of patients
 RUN/unreadable.json          images that were skipped, with the reason
 RUN/report.html              all versions side by side
 RUN/<name>/recipe.json       what was trained
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from cxr import cluster, metrics, phantoms, storage
-from cxr.datasets.pixels import count_reasons, decode_shards
+from cxr.datasets import splits
+from cxr.datasets.pixels import decode_shards, describe_duplicates
+from cxr.datasets.splits import Splits
 from cxr.errors import CheckpointError, CxrError
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
@@ -30,11 +32,20 @@ from cxr.models.checkpoint import Checkpoint
 from cxr.recipes import Recipe
 from cxr.reports import comparison_page
 from cxr.training import loop, trainer
-from cxr.training.preparation import list_training_images, load_model, prepare
+from cxr.training.preparation import (
+    TrainingImages,
+    list_training_images,
+    load_model,
+    prepare,
+    skipped_notes,
+    write_skipped,
+)
 from cxr.training.settings import RunSettings, resolve
 from cxr.training.trainer import Outcome, Plan
 
 SETTINGS_FILE = "run.json"
+
+SPLITS_FILE = "splits.parquet"
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,17 @@ class Run:
     """The comparison's page."""
     checkpoints: tuple[str, ...]
     """A folder per recipe, in the order of the recipes."""
+    has_test: bool
+    """Whether the data have radiographs to test on."""
+
+    @property
+    def best(self) -> str:
+        """The checkpoint with the highest AUC on validation; empty if there is none."""
+        aucs = {
+            storage.join(self.output, result.name, "checkpoint"): result.auc
+            for result in self.results
+        }
+        return max(self.checkpoints, key=lambda folder: aucs[folder] or 0.0, default="")
 
 
 def begin(recipes: Sequence[Recipe], settings: RunSettings) -> RunSettings:
@@ -81,7 +103,11 @@ def reopen(output: str, *, int8: bool = False) -> tuple[list[Recipe], RunSetting
     try:
         content = json.loads(storage.read_bytes(uri))
         recipes = [Recipe.from_json(json.dumps(recipe)) for recipe in content["recipes"]]
-        settings = RunSettings(**content["settings"])
+        kept: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content["settings"].items()
+        }
+        settings = RunSettings(**kept)
     except (ValueError, KeyError, TypeError, CxrError) as error:
         raise CheckpointError(
             f"{uri}: cannot be resumed by this version of cxr ({error}). Resume it with the version"
@@ -114,31 +140,41 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     for recipe in recipes:
         trainer.check_workers(workers, recipe, gpu=gpu)
     data, name = phantoms.data_or_default(settings.data, settings.cache)
-    listing, folds = list_training_images(data, settings)
+    splits_uri = storage.join(output, SPLITS_FILE)
+    is_resumed = storage.kind(splits_uri) == "file"
+    remembered = Splits(storage.read_table(splits_uri)) if is_resumed else None
+    images = list_training_images(data, settings, remembered)
     unfinished = [recipe for recipe in recipes if not _is_finished(output, recipe)]
     models = [load_model(recipe, settings) for recipe in unfinished]
     _write_settings(recipes, settings)
     print(f"run: {output}", flush=True)
     print(
-        f"data: {len(listing):,} radiographs of {name}, fold {settings.fold} of {settings.folds}"
-        " validates",
+        f"data: {len(images.listing):,} radiographs of {name}, fold {settings.fold} of"
+        f" {settings.folds} validates{_held_out(images)}",
         flush=True,
     )
-    plans = prepare(unfinished, models, listing, folds, settings, gpu=gpu)
+    plans = prepare(unfinished, models, images.listing, images.folds, settings, gpu=gpu)
+    if plans:
+        if duplicates := describe_duplicates(plans[0].shards):
+            print(duplicates, flush=True)
+        if not is_resumed:
+            roles = splits.collect(
+                plans[0].shards.table, images.listing, images.held_out, settings.fold
+            )
+            storage.write_table(splits_uri, roles.table)
     outcomes = trainer.fit(plans, output, workers=workers, gpu=gpu) if plans else []
     for plan, outcome in zip(plans, outcomes, strict=True):
-        _finish(plan, outcome, settings, name, gpu=gpu)
-    skipped = _write_skipped(plans, output)
+        _finish(plan, outcome, settings, name, images, gpu=gpu)
+    skipped = write_skipped([plan.shards for plan in plans], output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
-    quantized = _quantize(recipes, settings, listing, folds) if settings.int8 else []
-    return _compare(recipes, settings, len(skipped), quantized)
+    quantized = _quantize(recipes, settings, images) if settings.int8 else []
+    return _compare(recipes, settings, images, skipped, quantized)
 
 
 def _quantize(
     recipes: Sequence[Recipe],
     settings: RunSettings,
-    listing: pa.Table,
-    folds: NDArray[np.int64],
+    images: TrainingImages,
 ) -> list[str]:
     """Add networks in 8-bit integers to the run's checkpoints; a sentence on each."""
     from cxr.training.int8 import add_int8  # ONNX Runtime's quantizer takes a second.
@@ -149,7 +185,7 @@ def _quantize(
         if not checkpoint.exists(folder):
             continue
         trained = checkpoint.load(folder)
-        pixels = decode_shards(listing, folds, recipe.image_px, settings.cache)
+        pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
         train_folds = [fold for fold in range(settings.folds) if fold != settings.fold]
         try:
             sentence = add_int8(trained, pixels, train_folds, [settings.fold]).sentence
@@ -158,6 +194,14 @@ def _quantize(
         print(sentence, flush=True)
         sentences.append(sentence)
     return sentences
+
+
+def _held_out(images: TrainingImages) -> str:
+    num_images = len(images.held_out)
+    if not num_images:
+        return ""
+    num_patients = pc.count_distinct(images.held_out["patient"]).as_py()
+    return f"; {num_images:,} radiographs of {num_patients:,} patients are held out to test on"
 
 
 def _write_settings(recipes: Sequence[Recipe], settings: RunSettings) -> None:
@@ -175,23 +219,14 @@ def _is_finished(output: str, recipe: Recipe) -> bool:
     return storage.kind(storage.join(output, recipe.name, "result.json")) == "file"
 
 
-def _write_skipped(plans: Sequence[Plan], output: str) -> dict[str, str]:
-    """List the images that could not be decoded, by URI, with the reason."""
-    skipped: dict[str, str] = {}
-    for plan in plans:
-        failed = plan.shards.failed.to_pydict()
-        skipped |= dict(zip(failed["uri"], failed["reason"], strict=True))
-    if skipped:
-        uri = storage.join(output, "unreadable.json")
-        storage.write_json(uri, skipped)
-        print(f"skipped: {len(skipped):,} images, listed in {uri}")
-        for reason, count in count_reasons(list(skipped.values())).items():
-            print(f"  {count:,} {reason}")
-    return skipped
-
-
 def _finish(
-    plan: Plan, outcome: Outcome, settings: RunSettings, data_name: str, *, gpu: bool
+    plan: Plan,
+    outcome: Outcome,
+    settings: RunSettings,
+    data_name: str,
+    images: TrainingImages,
+    *,
+    gpu: bool,
 ) -> None:
     """Write recipe, checkpoint and result of a trained recipe."""
     recipe, folder = plan.recipe, plan.output
@@ -207,8 +242,9 @@ def _finish(
             recipe,
             plan.model,
             validation,
-            _provenance(plan, outcome, settings, data_name, len(validation), gpu=gpu),
+            _provenance(plan, outcome, settings, data_name, images, len(validation), gpu=gpu),
             settings.operating_point,
+            splits.collect(plan.shards.table, images.listing, images.held_out, settings.fold).table,
         )
         figures = _figures(saved)
     else:
@@ -258,6 +294,7 @@ def _provenance(
     outcome: Outcome,
     settings: RunSettings,
     data_name: str,
+    images: TrainingImages,
     num_validation: int,
     *,
     gpu: bool,
@@ -271,7 +308,10 @@ def _provenance(
             "fold": settings.fold,
             "folds": settings.folds,
             "num_validation": num_validation,
+            "num_held_out": len(images.held_out),
+            "patients": images.patients.sentence,
         },
+        "set": settings.how_read,
         "weights": plan.weights,
         "best_epoch": outcome.best["epoch"],
         "history": outcome.history,
@@ -307,7 +347,11 @@ def _validation_table(predictions: pa.Table, rows: pa.Table) -> pa.Table:
 
 
 def _compare(
-    recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int, quantized: Sequence[str]
+    recipes: Sequence[Recipe],
+    settings: RunSettings,
+    images: TrainingImages,
+    skipped: Mapping[str, str],
+    quantized: Sequence[str],
 ) -> Run:
     """Write the page on all recipes of a run, those finished earlier included."""
     output = settings.folder
@@ -318,21 +362,21 @@ def _compare(
         histories[recipe.name] = result.pop("history")
         results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
-    notes = [*_notes(recipes, settings, num_skipped), *quantized]
+    notes = [images.patients.sentence, *_notes(recipes, settings, skipped), *quantized]
     page = comparison_page(results, histories, notes, "Versions compared")
     storage.write_bytes(report, page.encode())
     folders = [storage.join(output, recipe.name, "checkpoint") for recipe in recipes]
     checkpoints = tuple(folder for folder in folders if checkpoint.exists(folder))
-    return Run(output, tuple(results), report, checkpoints)
+    return Run(output, tuple(results), report, checkpoints, images.has_test)
 
 
-def _notes(recipes: Sequence[Recipe], settings: RunSettings, num_skipped: int) -> list[str]:
+def _notes(
+    recipes: Sequence[Recipe], settings: RunSettings, skipped: Mapping[str, str]
+) -> list[str]:
     notes = []
     if settings.weights == "none" and any(recipe.frozen != 0 for recipe in recipes):
         notes.append(
             "Weights: none. The frozen convolutions kept their random start, so these versions read"
             " random features; --weights imagenet gives what transfer learning means."
         )
-    if num_skipped:
-        notes.append(f"{num_skipped} images could not be used and were skipped (unreadable.json).")
-    return notes
+    return notes + skipped_notes(skipped)

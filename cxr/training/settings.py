@@ -1,7 +1,6 @@
 """What a run of training and a search have in common: their settings, and how they are resolved."""
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -39,27 +38,36 @@ class RecipeChoice:
 
 
 @dataclass(frozen=True)
-class DataSettings(SetSettings):
-    """What is read and written."""
+class ImageSettings(SetSettings):
+    """A labeled set, and which of its images train."""
 
     test_fraction: float | None = None
     """Share of the patients of a set without a test split that is held out for jobs/evaluate.py."""
-    weights: str | None = None
-    """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
-    torchvision's names. Default: none with synthetic radiographs, else imagenet."""
-    output: str | None = None
-    """Folder or bucket prefix for the results: empty, or not there yet; for a search also that of
-    the same search. Default: runs/<date and time>."""
     limit: int | None = None
     """Use at most so many training images: whole patients, classes in proportion."""
     folds: int = 5
     """Patient-disjoint, class-stratified folds that the training images are divided into."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.folds < 2:
             raise SettingsError(f"folds: {self.folds} is below 2.")
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit: {self.limit} is below 1.")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise SettingsError(f"test_fraction: {self.test_fraction} is not between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class DataSettings(ImageSettings):
+    """What is read and written."""
+
+    weights: str | None = None
+    """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
+    torchvision's names. Default: none with synthetic radiographs, else imagenet."""
+    output: str | None = None
+    """Folder or bucket prefix for the results: empty, or not there yet; for a search also that of
+    the same search. Default: runs/<date and time>."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +128,10 @@ def resolve(settings: Settings, recipes: Sequence[Recipe], suffix: str = "") -> 
         classifier.check(recipe)
     if len({recipe.name for recipe in recipes}) < len(recipes):
         raise SettingsError("two recipes of a run have the same name. Set --name.")
-    output = settings.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
     return dataclasses.replace(
         settings,
         data=storage.absolute(settings.data) if settings.data else None,
         weights=settings.weights or ("imagenet" if settings.data else "none"),
-        output=storage.absolute(output),
+        output=storage.absolute(settings.output or storage.default_output(suffix)),
         cache=storage.absolute(settings.cache),
     )

@@ -157,7 +157,7 @@ def fit(
         counter = progress.counter if progress else None
         trainer = _trainer(plans, output, workers, counter, gpu=gpu)
         try:
-            with usual_interrupts():
+            with usual_interrupts(), cluster.own_address():
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
             cause = str(error).strip().splitlines()[-1]

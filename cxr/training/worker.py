@@ -95,7 +95,7 @@ def _train_recipe(
     memory = PeakMemory()
     learner = Learner(
         recipe, ray.get(task.state), task.class_weights, cached=task.cached, shape=task.shape,
-        dtype=task.dtype, gpu=worker.gpu, rank=rank, world=world,
+        dtype=task.dtype, gpu=worker.gpu, num_images=len(task.rows), rank=rank, world=world,
         on_step=_counting(worker.counter) if rank == 0 else None,
     )  # fmt: skip
     if resumed is not None:

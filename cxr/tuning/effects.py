@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cxr import metrics
 from cxr.metrics import LEVEL, Floats
-from cxr.metrics.results import Effect, Interval
+from cxr.metrics.results import AUC_MARGIN, Effect, Interval
 
 NUM_RESAMPLES: Final = 1000
 
@@ -154,17 +154,26 @@ def _pairs(
 
 
 def sentence(effects: Sequence[Effect], factor: str) -> str:
-    """Whether a factor helps, by its best value against the reference."""
+    """Whether a factor helps, hurts or makes no difference by its best value against the reference.
+
+    Where the interval of the difference allows none of the three, the sentence says so.
+    """
     of_factor = [effect for effect in effects if effect.factor == factor]
     name = factor.replace("_", " ")
     if not of_factor:
         return f"{name}: no two values could be compared."
     best = max(of_factor, key=lambda effect: effect.difference.value)
     low, high = best.difference.low, best.difference.high
-    verdict = "helps" if low > 0 else "hurts" if high < 0 else "shows no difference"
+    margin = f"the margin of {AUC_MARGIN:g} around 0"
+    if max(-low, high) <= AUC_MARGIN:
+        verdict, remark = "shows no difference", f", inside {margin}"
+    elif low <= 0 <= high:
+        verdict, remark = "leaves it open", f", beyond {margin}"
+    else:
+        verdict, remark = "helps" if low > 0 else "hurts", ""
     several = " (the best of several values, so a little optimistic)" if len(of_factor) > 1 else ""
     return (
         f"{name}: {best.level} against {best.reference} {verdict}: AUC"
-        f" {best.difference.value:+.4f} [{low:+.4f}, {high:+.4f}], n = {best.num_images:,} images"
-        f" of {best.num_patients:,} patients{several}."
+        f" {best.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]{remark},"
+        f" n = {best.num_images:,} images of {best.num_patients:,} patients{several}."
     )

@@ -43,6 +43,7 @@ def conclude(
     images: pa.Table,
     reasons: Mapping[str, str],
     name: str,
+    notes: Sequence[str],
 ) -> Search:
     """Compare the trials, and write trials.parquet, best.json and report.html.
 
@@ -53,6 +54,7 @@ def conclude(
         images: the radiographs that were judged: row, label, patient, fold.
         reasons: why trials have no figure for every fold, by the identity of their setting.
         name: of the data, for the page.
+        notes: on the data, for the page.
 
     Raises:
         CxrError: not one trial gave a figure.
@@ -97,6 +99,7 @@ def conclude(
             num_folds=settings.folds,
             num_images=len(images),
             num_patients=num_patients,
+            notes=notes,
             facts={
                 "data": name,
                 "weights": Path(str(settings.weights)).name,

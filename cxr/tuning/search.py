@@ -4,6 +4,7 @@ OUT/search.json             what was searched: another space or data is refused
 OUT/trials/<id>/            of each setting: setting.json, and a Parquet file per fold with the
                             logits of the images that its model was not trained on
 OUT/trials.parquet          a row per setting
+OUT/unreadable.json         images that were skipped, with the reason
 OUT/best.json               a recipe that jobs/train.py --recipe trains as it is
 OUT/report.html
 
@@ -16,19 +17,24 @@ import dataclasses
 import json
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 
 from cxr import cluster, phantoms, storage
 from cxr.datasets import features
-from cxr.datasets.pixels import decode_shards
+from cxr.datasets.pixels import decode_shards, describe_duplicates
+from cxr.datasets.shards import Shards
 from cxr.errors import SettingsError
 from cxr.models.checkpoint import package_versions
 from cxr.recipes import Recipe
 from cxr.training import trainer
-from cxr.training.preparation import list_training_images, load_model, runs_frozen_part_once
+from cxr.training.preparation import (
+    TrainingImages,
+    list_training_images,
+    load_model,
+    runs_frozen_part_once,
+    skipped_notes,
+    write_skipped,
+)
 from cxr.training.settings import SharedSettings
 from cxr.tuning import results, tuner
 from cxr.tuning.results import Search
@@ -57,17 +63,21 @@ def search(recipe: Recipe, space: Space, settings: SharedSettings) -> Search:
     workers = cluster.parse_workers(settings.workers)
     trainer.check_workers(workers, recipe, gpu=gpu)
     data, name = phantoms.data_or_default(settings.data, settings.cache)
-    listing, folds = list_training_images(data, settings)
+    images = list_training_images(data, settings)
     open_output(recipe, space, settings)
     print(f"search: {settings.folder}", flush=True)
     print(
-        f"data: {len(listing):,} radiographs of {name}, {settings.folds} folds by patient;"
+        f"data: {len(images.listing):,} radiographs of {name}, {settings.folds} folds by patient;"
         f" {len(space.settings)} settings",
         flush=True,
     )
-    shared, images = _prepare(recipe, space, settings, listing, folds, gpu=gpu)
+    shared, pixels = _prepare(recipe, space, settings, images, gpu=gpu)
+    if duplicates := describe_duplicates(pixels):
+        print(duplicates, flush=True)
+    skipped = write_skipped([pixels], settings.folder)
     reasons = tuner.run_trials(shared, space, settings.folder)
-    return results.conclude(shared, space, settings, images, reasons, name)
+    notes = [images.patients.sentence, *skipped_notes(skipped)]
+    return results.conclude(shared, space, settings, pixels.table, reasons, name, notes)
 
 
 def how_to_resume(folder: str) -> str:
@@ -88,6 +98,8 @@ def open_output(recipe: Recipe, space: Space, settings: SharedSettings) -> None:
         "space": space.to_json(),
         "recipe": json.loads(recipe.to_json()),
         "data": settings.data,
+        "set": settings.how_read,
+        "test_fraction": settings.test_fraction,
         "weights": settings.weights,
         "limit": settings.limit,
         "folds": settings.folds,
@@ -115,18 +127,17 @@ def _prepare(
     recipe: Recipe,
     space: Space,
     settings: SharedSettings,
-    listing: pa.Table,
-    folds: NDArray[np.int64],
+    images: TrainingImages,
     *,
     gpu: bool,
-) -> tuple[Shared, pa.Table]:
+) -> tuple[Shared, Shards]:
     """Decode once, and run the frozen part once for each normalization.
 
     Returns:
-        What the trials share, and the radiographs that could be decoded.
+        What the trials share, and the decoded radiographs.
     """
     model, _ = load_model(recipe, settings)
-    pixels = decode_shards(listing, folds, recipe.image_px, settings.cache)
+    pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
     cached = runs_frozen_part_once(recipe, model)
     normalizations: Any = space.grid.get("normalization", (recipe.normalization,))
     shards = dict.fromkeys(normalizations, pixels)
@@ -151,4 +162,4 @@ def _prepare(
         gpu=gpu,
         stops=bool(space.sampled) and not cached,
     )
-    return shared, pixels.table
+    return shared, pixels

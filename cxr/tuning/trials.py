@@ -170,7 +170,8 @@ def _train_heads(recipe: Recipe, shared: Shared, setting: Setting, folds: Sequen
         trained, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         learner = Learner(
             recipe, state, trainer.class_weights(recipe, label[trained]), cached=True,
-            shape=shards.shape, dtype=shards.dtype, gpu=shared.gpu, rank=0, world=1,
+            shape=shards.shape, dtype=shards.dtype, gpu=shared.gpu,
+            num_images=len(trained), rank=0, world=1,
         )  # fmt: skip
         loader, validation = (
             MemoryLoader(x[rows], torch.from_numpy(label[rows]), recipe, row[rows])

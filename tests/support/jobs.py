@@ -30,7 +30,11 @@ SMALL: Final = (
 )  # fmt: skip
 """Flags of `train` and `tune` with which the small set takes seconds."""
 
-TEN_EPOCHS: Final = ("--epochs", "10", "--patience", "10")
+TEN_EPOCHS: Final = (
+    *("--epochs", "10", "--patience", "10", "--schedule", "one_cycle", "--ema", "0.5"),
+    *("--label-smoothing", "0.05", "--gradient-clipping", "1"),
+)
+"""Flags of a run that is killed and resumed: all that a step may carry over to the next."""
 
 END_S: Final = 60.0
 """Longest time until all processes of a killed job have ended."""

@@ -24,7 +24,7 @@ from cxr.images.decoding.verdict import (
     View,
 )
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "Uids", "View", "decode"]
+__all__ = ["MAX_PIXELS", "MIN_SIDE_PX", "Decoded", "Status", "Uids", "View", "decode", "sniff"]
 
 
 def decode(
@@ -51,7 +51,7 @@ def decode(
     """
     if min_px < 1:
         raise SettingsError(f"min_px {min_px}: must be at least 1.")
-    facts = Facts(_sniff(data))
+    facts = Facts(sniff(data))
     status: Status
     try:
         with NO_WARNINGS:
@@ -80,8 +80,8 @@ def decode(
     return facts.decoded(None, status, reason)
 
 
-def _sniff(data: bytes) -> str:
-    """The format by the first bytes; empty if it is none that can be decoded."""
+def sniff(data: bytes) -> str:
+    """The format by the first bytes, 132 or more; empty if it is none that can be decoded."""
     # DICOM first: its preamble of 128 bytes may be a TIFF header.
     if data[128:132] == b"DICM" or _is_bare_dicom(data):
         return "dicom"

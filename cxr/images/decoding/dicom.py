@@ -84,17 +84,17 @@ _TAGS = [
     )
 ]
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
 
-_IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 
-_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 
-_EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 
-_NATIVE = (_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, _EXPLICIT_BIG)
+NATIVE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG)
 
 _RLE = "1.2.840.10008.1.2.5"
 
@@ -163,11 +163,11 @@ def _colored(stored: NDArray[np.integer[Any]], header: Any) -> NDArray[np.uint8]
 
 def _read_header(data: bytes) -> Any:
     """The data set with `_TAGS` only and a transfer syntax, inflated within limits."""
-    meta, start = _read_meta(data)
+    meta, start = read_meta(data)
     if meta.get(_MEDIA_STORAGE) == _DICOMDIR:
         raise RejectedError("refused", "a DICOMDIR index; its references are not followed")
-    syntax = meta.get(_TRANSFER_SYNTAX, "")
-    if syntax == _DEFLATED:
+    syntax = meta.get(TRANSFER_SYNTAX, "")
+    if syntax == DEFLATED:
         # Not by pydicom, which would inflate without a limit.
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         inflated = inflater.decompress(data[start:], MAX_INFLATED_BYTES)
@@ -176,26 +176,26 @@ def _read_header(data: bytes) -> Any:
             raise RejectedError("refused", f"inflates to more than {megabytes} MB")
         if not inflater.eof:
             raise RejectedError("unreadable", "the deflated DICOM file is cut short")
-        data, syntax, start = inflated, _EXPLICIT_LITTLE, 0
-    if syntax in ("", *_NATIVE):
-        native = _encoding(data, start) or syntax
-        if native in _NATIVE:
+        data, syntax, start = inflated, EXPLICIT_LITTLE, 0
+    if syntax in ("", *NATIVE):
+        native = native_encoding(data, start) or syntax
+        if native in NATIVE:
             syntax = native
     stream = BytesIO(data)
     stream.seek(start)
     # Not `dcmread`, which decides by itself whether and where there is meta information.
     header: Any = read_dataset(
-        stream, syntax == _IMPLICIT_LITTLE, syntax != _EXPLICIT_BIG, specific_tags=list(_TAGS)
+        stream, syntax == IMPLICIT_LITTLE, syntax != EXPLICIT_BIG, specific_tags=list(_TAGS)
     )
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = syntax
     return header
 
 
-_MEDIA_STORAGE, _TRANSFER_SYNTAX = 0x0002, 0x0010
+_MEDIA_STORAGE, TRANSFER_SYNTAX = 0x0002, 0x0010
 
 
-def _read_meta(data: bytes) -> tuple[dict[int, str], int]:
+def read_meta(data: bytes) -> tuple[dict[int, str], int]:
     """The identifiers in the file meta information, and the offset of the data set after it.
 
     Source: DICOM PS3.10 section 7.1: group 0002, always explicit little endian.
@@ -210,14 +210,14 @@ def _read_meta(data: bytes) -> tuple[dict[int, str], int]:
             value, length = at + 12, struct.unpack_from("<I", data, at + 8)[0]
         else:
             value, length = at + 8, struct.unpack_from("<H", data, at + 6)[0]
-        if element in (_MEDIA_STORAGE, _TRANSFER_SYNTAX):
+        if element in (_MEDIA_STORAGE, TRANSFER_SYNTAX):
             written = data[value : value + length].rstrip(b"\0 ")
             identifiers[element] = written.decode("ascii", "replace")
         at = value + length
     return identifiers, at
 
 
-def _encoding(data: bytes, start: int) -> str:
+def native_encoding(data: bytes, start: int) -> str:
     """The native transfer syntax that a data set's first element shows; empty if none.
 
     Groups are below 0x0100 where a data set starts, so the zero of the two bytes comes last in
@@ -226,8 +226,8 @@ def _encoding(data: bytes, start: int) -> str:
     if len(data) < start + 8:
         return ""
     if not data[start + 4 : start + 6].isalpha():
-        return _IMPLICIT_LITTLE
-    return _EXPLICIT_BIG if data[start] == 0 and data[start + 1] else _EXPLICIT_LITTLE
+        return IMPLICIT_LITTLE
+    return EXPLICIT_BIG if data[start] == 0 and data[start + 1] else EXPLICIT_LITTLE
 
 
 def _decode_first_frame(
@@ -255,7 +255,7 @@ def _decode_first_frame(
     syntax = str(header.file_meta.TransferSyntaxUID)
     stored = header.BitsStored
     lossy = False
-    if syntax in _NATIVE:
+    if syntax in NATIVE:
         if header["PixelData"].is_undefined_length:
             raise RejectedError(
                 "unreadable", "compressed, and the transfer syntax does not say how"

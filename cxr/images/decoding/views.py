@@ -19,6 +19,8 @@ _MODALITIES = (
     "SM SR US XA XC"
 )
 
+MODALITIES = (*_RADIOGRAPHY, *_MODALITIES.split())
+
 # From that of a single image to that of an examination, which may comprise several projections.
 _DESCRIPTIONS = (
     "SeriesDescription",

@@ -32,7 +32,7 @@ import torch
 from benchmarks.score import decode_rate
 from cxr import cli
 from cxr.errors import CxrError, SettingsError
-from cxr.inference.engine import Engine
+from cxr.inference.torch_engine import TorchEngine
 from cxr.models import classifier
 from cxr.recipes import RECIPES
 from tests.support.checkpoints import write_checkpoint
@@ -98,7 +98,7 @@ def nvjpeg_rate(files: Sequence[Path]) -> float | None:
 def engine_rate(version: str) -> float:
     """Images per second from pixels in memory to logits."""
     recipe = dataclasses.replace(RECIPES[version], image_px=IMAGE_PX)
-    engine = Engine(classifier.build(recipe), recipe.normalization, gpu=True)
+    engine = TorchEngine(classifier.build(recipe), recipe.normalization, gpu=True)
     pixels = np.random.default_rng(0).integers(0, 256, (2048, IMAGE_PX, IMAGE_PX), np.uint8)
     engine.run(pixels[:256])
     started, count = time.perf_counter(), 0

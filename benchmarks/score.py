@@ -1,6 +1,8 @@
-"""Images per second of `jobs/score.py`, a DataLoader loop, and this machine's upper bound.
+"""Images per second of `jobs/score.py`, DataLoader loops, and this machine's upper bound.
 
-    python -m benchmarks.score --num-images 2000 200 --output score.json    # v0, v1: VGG16 is slow
+    python -m benchmarks.score --num-images 2000 400 --precisions float32 int8 --output score.json
+    python -m benchmarks.score --versions v0 v0 v0 --num-images 160 500 2000    # with start-up
+    python -m benchmarks.score --parts rows handover
 
 The files are full-size JPEG files, repeated under other names until there are enough; all are read
 once beforehand, so that none has to come from the disk. The networks have random weights.
@@ -9,34 +11,47 @@ Everything is computed on the CPU, each measurement in its own processes while n
 job         `jobs/score.py` as a program; its steady rate is the one in its summary.json
 DataLoader  what one would write by hand: two loader processes, batches of 32, Pillow's full
             decode, torchvision's antialiased resize, float32, PyTorch's defaults
+engine loop the same loop with the job's engine and precision
 decode      `cxr.images` alone: decoding and resizing, one process per core
-forward     the network alone, the fastest of several ways to use the cores; one of them is bfloat16
-            if the CPU multiplies in it
+forward     the job's engine alone, the fastest of several ways to use the cores
 
 The bound is 1 / (1 / decode + 1 / forward): both share the cores, and everything else that a
 pipeline does takes time from them. Start-up is included in the total rates and not in the steady
-ones: the job's as it reports it, the loop's up to the end of its first batch.
+ones: the job's as it reports it, the loops' up to the end of their first batch.
+
+Two more parts show what the job itself costs:
+
+rows        `jobs/score.py` over empty files, which have rows and no pixels
+handover    ready pixels from tasks to an actor on a GPU that is made up, whose engine answers at
+            once: images per second that it takes in and writes
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import multiprocessing
 import os
 import platform
 import random
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
+import numpy as np
+import psutil
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -44,17 +59,19 @@ from torchvision.transforms import v2
 from cxr import cli, recipes
 from cxr.errors import CxrError, SettingsError
 from cxr.images import decoding, resize
-from cxr.inference import devices
+from cxr.inference import processor
+from cxr.inference.onnx_engine import OnnxEngine
 from cxr.models import classifier
+from cxr.models.precision import Precision
 from cxr.recipes import Recipe
 from tests.support.files import repeat
-from tests.support.jobs import ROOT, command, run
+from tests.support.jobs import ROOT, command, environment, run
 
 REAL_DATA: Final = Path(os.environ.get("CXR_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 LOADER_WORKERS: Final = 2
 LOADER_BATCH: Final = 32
-FORWARD_BATCHES: Final = (8, 16)
+FORWARD_BATCHES: Final = (1, 8, 32)
 MEASURE_S: Final = 5.0
 """Minimum time for which decoding and each way to run the network are timed; at least two calls."""
 
@@ -64,6 +81,8 @@ PATIENCE_S: Final = 300.0
 SPAWN: Final = multiprocessing.get_context("spawn")
 
 Result = TypeVar("Result")
+
+Part = Literal["images", "rows", "handover"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,12 @@ class ScoreBenchmark:
     """Files to score: one number, or one per version."""
     versions: tuple[str, ...] = ("v0", "v1")
     """Recipes whose networks score."""
+    precisions: tuple[Precision, ...] = ("float32",)
+    """What the job and its engine compute in."""
+    parts: tuple[Part, ...] = ("images",)
+    """What is measured."""
+    num_rows: int = 300_000
+    """Empty files for rows, and images for handover."""
     image_px: int = 224
     """Side of the square that each radiograph is resized to, in pixels; of every version."""
     dataloader_images: int | None = None
@@ -117,14 +142,10 @@ class Way:
     processes: int
     threads: int
     batch_size: int
-    channels_last: bool
-    bfloat16: bool
 
     def __str__(self) -> str:
         cores = f"processes {self.processes}, threads {self.threads}"
-        layout = "channels-last" if self.channels_last else "channels-first"
-        form = ", bfloat16" if self.bfloat16 else ""
-        return f"{cores}, batch {self.batch_size}, {layout}{form}"
+        return f"{cores}, batch {self.batch_size}"
 
 
 @dataclass(frozen=True)
@@ -133,8 +154,10 @@ class Row:
 
     version: str
     network: str
+    precision: Precision
     job: Rate
     loader: Rate
+    engine_loop: Rate
     decode: float
     """Images per second."""
     forward: float
@@ -152,6 +175,7 @@ class Row:
         return {
             "job_to_dataloader_steady": self.job.steady / self.loader.steady,
             "job_to_dataloader_whole": self.job.whole / self.loader.whole,
+            "job_to_engine_loop_steady": self.job.steady / self.engine_loop.steady,
             "job_to_bound": self.job.steady / self.bound,
         }
 
@@ -170,9 +194,12 @@ def lay_out(originals: Sequence[Path], num_images: int, folder: Path) -> list[Pa
 # --- the job -------------------------------------------------------------------------------------
 
 
-def time_job(trained: Path, images: Path, num_images: int, output: Path) -> Rate:
+def time_job(
+    trained: Path, images: Path, num_images: int, output: Path, precision: Precision
+) -> Rate:
     """Run `jobs/score.py` as its users do."""
-    words = ("--checkpoint", trained, "--input", images, "--output", output)
+    words = ("--checkpoint", trained, "--input", images, "--output", output, "--precision",
+             precision)  # fmt: skip
     started = time.perf_counter()
     ended = run(command("score", *words))
     seconds = time.perf_counter() - started
@@ -189,47 +216,57 @@ def time_job(trained: Path, images: Path, num_images: int, output: Path) -> Rate
 
 
 class Radiographs(Dataset[torch.Tensor]):
-    """Fully decoded and resized files; float32 (3, image_px, image_px)."""
+    """Fully decoded and resized files; float32 (3, image_px, image_px), or uint8 (1, ...) gray."""
 
-    def __init__(self, paths: Sequence[Path], image_px: int) -> None:
-        self.paths = paths
-        self.transform = v2.Compose(
-            [
-                v2.ToImage(),
-                v2.Resize((image_px, image_px), antialias=True),
-                v2.ToDtype(torch.float32),
-            ]
-        )
+    def __init__(self, paths: Sequence[Path], image_px: int, mode: Literal["RGB", "L"]) -> None:
+        self.paths, self.mode = paths, mode
+        steps = [v2.ToImage(), v2.Resize((image_px, image_px), antialias=True)]
+        self.transform = v2.Compose(steps + ([v2.ToDtype(torch.float32)] if mode == "RGB" else []))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         with Image.open(self.paths[index]) as image:
-            pixels: torch.Tensor = self.transform(image.convert("RGB"))
+            pixels: torch.Tensor = self.transform(image.convert(self.mode))
         return pixels
 
 
-def loop(recipe: Recipe, paths: Sequence[Path]) -> float:
-    """Score with PyTorch alone; seconds from the end of the first batch to that of the last."""
+def loop(recipe: Recipe, paths: Sequence[Path], network: bytes | None) -> float:
+    """Score; seconds from the end of the first batch to that of the last.
+
+    Args:
+        recipe: of the network.
+        paths: of the files.
+        network: an ONNX file, for the job's engine; PyTorch where None.
+    """
     # A spawned process would also spawn its loader's workers; a program uses Python's default.
     multiprocessing.set_start_method(None, force=True)
-    model = classifier.build(recipe).eval()
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    if network is None:
+        forward = classifier.build(recipe).eval()
+    else:
+        engine = OnnxEngine(network, "logits", os.cpu_count() or 1)
+
+        def forward(pixels: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(engine.run(pixels[:, 0].numpy()))
+
     loader = DataLoader(
-        Radiographs(paths, recipe.image_px), batch_size=LOADER_BATCH, num_workers=LOADER_WORKERS
-    )
+        Radiographs(paths, recipe.image_px, "L" if network else "RGB"),
+        batch_size=LOADER_BATCH, num_workers=LOADER_WORKERS,
+    )  # fmt: skip
     probs: list[float] = []
     with torch.inference_mode():
         for images in loader:
-            probs += model(images).softmax(dim=1)[:, 1].tolist()
+            probs += forward(images).softmax(dim=1)[:, 1].tolist()
             if len(probs) == LOADER_BATCH:
                 first_end = time.perf_counter()
     return time.perf_counter() - first_end
 
 
-def time_loop(recipe: Recipe, paths: Sequence[Path]) -> Rate:
+def time_loop(recipe: Recipe, paths: Sequence[Path], network: bytes | None = None) -> Rate:
     started = time.perf_counter()
-    [rest_s] = in_processes(loop, [(recipe, paths)])
+    [rest_s] = in_processes(loop, [(recipe, paths, network)])
     seconds = time.perf_counter() - started
     steady = (len(paths) - LOADER_BATCH) / rest_s
     return Rate(len(paths), steady, len(paths) / seconds, seconds - rest_s, seconds)
@@ -260,39 +297,28 @@ def decode(paths: Sequence[Path], image_px: int, together: Barrier) -> float:
 
 
 def ways() -> list[Way]:
-    """The ways to try: one process or one per core, two batch sizes, two layouts.
-
-    Also bfloat16 if the CPU computes in it; otherwise PyTorch emulates it, slowly.
-    """
+    """The ways to try: one process or one per core, and several batch sizes."""
     num_cores = os.cpu_count() or 1
     cores = sorted({(1, num_cores), (num_cores, 1)})
-    forms = (False, True) if devices.has_bfloat16(torch.device("cpu")) else (False,)
     return [
-        Way(processes, threads, batch_size, channels_last, bfloat16)
-        for (processes, threads), batch_size, channels_last, bfloat16 in itertools.product(
-            cores, FORWARD_BATCHES, (True, False), forms
-        )
+        Way(processes, threads, batch_size)
+        for (processes, threads), batch_size in itertools.product(cores, FORWARD_BATCHES)
     ]
 
 
-def forward_rate(recipe: Recipe, way: Way) -> float:
-    """Images per second of the network alone, over all processes."""
+def forward_rate(network: bytes, image_px: int, way: Way) -> float:
+    """Images per second of the engine alone, over all processes."""
     together = SPAWN.Barrier(way.processes, timeout=PATIENCE_S)
-    return sum(in_processes(forward, [(recipe, way, together)] * way.processes))
+    return sum(in_processes(forward, [(network, image_px, way, together)] * way.processes))
 
 
-def forward(recipe: Recipe, way: Way, together: Barrier) -> float:
+def forward(network: bytes, image_px: int, way: Way, together: Barrier) -> float:
     """Images per second of this process."""
-    torch.set_num_threads(way.threads)
-    layout = torch.channels_last if way.channels_last else torch.contiguous_format
-    model: torch.nn.Module = classifier.build(recipe).eval()
-    if way.bfloat16:
-        model = devices.for_inference(model, torch.device("cpu"))
-    model = model.to(memory_format=layout)
-    shape = (way.batch_size, 3, recipe.image_px, recipe.image_px)
-    images = torch.rand(shape).mul_(255).contiguous(memory_format=layout)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=way.bfloat16):
-        return way.batch_size * calls_per_s(lambda: model(images), together)
+    engine = OnnxEngine(network, "logits", way.threads)
+    engine.batch_size = way.batch_size
+    shape = (way.batch_size, image_px, image_px)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return way.batch_size * calls_per_s(lambda: engine.run(pixels), together)
 
 
 def calls_per_s(call: Callable[[], object], together: Barrier) -> float:
@@ -337,73 +363,212 @@ def _answer(
     pipe.send(work(*task))
 
 
+# --- what the job itself costs -------------------------------------------------------------------
+
+
+def score_rows(num_rows: int, scratch: Path) -> dict[str, float]:
+    """`jobs/score.py` over so many empty files: seconds, and the driver's peak memory."""
+    from tests.support.checkpoints import write_checkpoint
+
+    (scratch / "empty.jpeg").write_bytes(b"")
+    repeat([scratch / "empty.jpeg"], num_rows, scratch / "empty")
+    trained = write_checkpoint(scratch / "checkpoint")
+    words = ("--checkpoint", trained, "--input", scratch / "empty", "--output", scratch / "rows")
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command("score", *words), env=environment(), stdout=subprocess.DEVNULL
+    )
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+        time.sleep(0.2)
+    if process.returncode:
+        raise CxrError(f"jobs/score.py ended with {process.returncode}.")
+    seconds = time.perf_counter() - started
+    return {
+        "rows": num_rows, "seconds": seconds, "ms_per_row": seconds / num_rows * 1000,
+        "driver_peak_mib": peak / 2**20,
+    }  # fmt: skip
+
+
+class Instant:
+    """A network, and its engine, that answers at once."""
+
+    def open(self, threads: int) -> "Instant":  # noqa: ARG002
+        return self
+
+    def run(
+        self,
+        pixels: NDArray[np.uint8],
+        on_batch: Callable[[int], object] = lambda _: None,  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        return np.zeros((len(pixels), 2), np.float32)
+
+
+def hand_over(settings: Any, number: int, size: int) -> Iterator[Any]:
+    """A part whose images are read already."""
+    from cxr.scoring.read import ReadPart
+
+    row = {
+        "uri": "images/1.jpeg", "file": "images/1.jpeg", "sha256": "0" * 64, "status": "scored",
+        "reason": "", "warnings": [], "width": 1400, "height": 1000, "format": "jpeg", "view": "",
+    }  # fmt: skip
+    pixels = np.full((size, settings.image_px, settings.image_px), number % 256, np.uint8)
+    yield ReadPart(number, pa.Table.from_pylist([row] * size, schema=settings.known), pixels)
+
+
+def hand_over_rate(num_images: int, image_px: int, folder: Path) -> float:
+    """Images per second that one actor takes in and writes, without those of the first second."""
+    import ray
+
+    from cxr.cluster import ENVIRONMENT
+    from cxr.cluster.crew import Crew, read_ahead
+    from cxr.scoring.manifest import PART_IMAGES
+    from cxr.scoring.parts import SCORES
+    from cxr.scoring.predict import PartPredictor
+    from cxr.scoring.read import ReadSettings
+
+    os.environ.update(ENVIRONMENT)
+    ray.init(address="local", num_gpus=1, include_dashboard=False, logging_level=logging.ERROR)
+    reading = ReadSettings(image_px, False, False, SCORES, None)
+    num_parts = num_images // PART_IMAGES
+    crew = Crew(
+        PartPredictor, (Instant(), 1, reading, str(folder), 1.0, 0.5), num_parts, 1, gpu=True
+    )
+    parts = read_ahead(hand_over, ((reading, i, PART_IMAGES) for i in range(num_parts)), 1)
+    count, started = 0, math.inf
+    begun = math.inf
+    for done in crew.run("predict", ((part,) for part in parts)):
+        now = time.perf_counter()
+        begun = min(begun, now)
+        if now - begun > 1:
+            count += done if started < math.inf else 0
+            started = min(started, now)
+    ray.shutdown()
+    return count / (now - started)
+
+
 # --- results -------------------------------------------------------------------------------------
 
 
-def measure(job: ScoreBenchmark, recipe: Recipe, num_images: int, scratch: Path) -> Row:
-    """All four measurements with one network, one after another."""
+def measure(job: ScoreBenchmark, recipe: Recipe, num_images: int, scratch: Path) -> list[Row]:
+    """All measurements with one network, one after another; a row for each precision."""
     originals = sorted(path for path in job.data.rglob("*") if path.suffix in (".jpeg", ".jpg"))
     if not originals:
         raise SettingsError(f"data: no .jpeg or .jpg files below {job.data}.")
     paths = lay_out(originals, num_images, scratch / "images")
+    networks = write_networks(scratch / "checkpoint", recipe, paths, job.precisions)
+    looped = paths[: job.dataloader_images]
+    title = f"{recipe.name} ({recipe.backbone})"
+    print(f"\n{title}: DataLoader over {len(looped):,} of {len(originals):,} files ...", flush=True)
+    loader = time_loop(recipe, looped)
+    decoded = decode_rate(paths, recipe.image_px)
+    rows = []
+    for precision, network in networks.items():
+        print(f"{title}, {precision}: jobs/score.py over {num_images:,} ...", flush=True)
+        output = scratch / f"scores-{precision}"
+        scored = time_job(scratch / "checkpoint", scratch / "images", num_images, output, precision)
+        print(f"{title}, {precision}: the loop with the engine, the engine alone ...", flush=True)
+        engine_loop = time_loop(recipe, looped, network)
+        forwards = {str(way): forward_rate(network, recipe.image_px, way) for way in ways()}
+        fastest = max(forwards, key=lambda way: forwards[way])
+        rows.append(
+            Row(
+                recipe.name, recipe.backbone, precision, scored, loader, engine_loop, decoded,
+                forwards[fastest], fastest, forwards,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def write_networks(
+    folder: Path, recipe: Recipe, paths: Sequence[Path], precisions: Sequence[Precision]
+) -> dict[Precision, bytes]:
+    """Write a checkpoint with random weights; the ONNX file of each precision.
+
+    It is quantized on images that it scores: the scales decide nothing about the speed.
+    """
+    from cxr.models import checkpoint
+    from cxr.models.export import export
+    from cxr.models.quantization import quantize
+
     # Imported here: it imports scikit-learn, which the DataLoader loop's process does not need.
     from tests.support.checkpoints import write_checkpoint
 
-    write_checkpoint(scratch / "checkpoint", recipe)
-    print(f"\n{recipe.name} ({recipe.backbone}): jobs/score.py over {num_images:,} of"
-          f" {len(originals):,} files ...", flush=True)  # fmt: skip
-    scored = time_job(scratch / "checkpoint", scratch / "images", num_images, scratch / "scores")
-    looped = paths[: job.dataloader_images]
-    print(f"{recipe.name}: DataLoader over {len(looped):,} ...", flush=True)
-    loader = time_loop(recipe, looped)
-    print(f"{recipe.name}: decode and forward alone ...", flush=True)
-    decoded = decode_rate(paths, recipe.image_px)
-    forwards = {str(way): forward_rate(recipe, way) for way in ways()}
-    fastest = max(forwards, key=lambda way: forwards[way])
-    return Row(
-        recipe.name, recipe.backbone, scored, loader, decoded, forwards[fastest], fastest, forwards
-    )
+    write_checkpoint(folder, recipe)
+    trained = checkpoint.load(str(folder))
+    if "int8" in precisions:
+        decoded = [
+            decoding.decode(path.read_bytes(), min_px=recipe.image_px) for path in paths[:64]
+        ]
+        pixels = np.stack(
+            [resize.resize(d.pixels, recipe.image_px) for d in decoded if d.pixels is not None]
+        )
+        content = export(trained.model, recipe, {}, split_gray=True)
+        network = quantize(content, pixels, recipe.normalization, threads=1)
+        checkpoint.add_int8(trained, network, trained.validation, {})
+    return {precision: trained.at(precision).onnx for precision in precisions}
 
 
 def print_table(row: Row, image_px: int) -> None:
-    head = f"{row.version}, {row.network}, {image_px} px"
-    print(f"\n{head:28} {'images/s':>10} {'with start-up':>14} {'start-up':>10}")
-    for name, rate in (("job", row.job), ("DataLoader", row.loader)):
+    head = f"{row.version}, {row.network}, {image_px} px, {row.precision}"
+    print(f"\n{head:34} {'images/s':>10} {'with start-up':>14} {'start-up':>10}")
+    loops = (("job", row.job), ("DataLoader", row.loader), ("engine loop", row.engine_loop))
+    for name, rate in loops:
         title = f"{name}, {rate.num_images:,} images"
-        print(f"{title:28} {rate.steady:10.2f} {rate.whole:14.2f} {rate.start_up_s:8.1f} s")
-    print(f"{'decode':28} {row.decode:10.2f}")
-    print(f"{'forward':28} {row.forward:10.2f}   {row.forward_way}")
-    print(f"{'bound':28} {row.bound:10.2f}")
-    print(f"{'job / DataLoader':28} {row.job.steady / row.loader.steady:10.2f}"
+        print(f"{title:34} {rate.steady:10.2f} {rate.whole:14.2f} {rate.start_up_s:8.1f} s")
+    print(f"{'decode':34} {row.decode:10.2f}")
+    print(f"{'forward':34} {row.forward:10.2f}   {row.forward_way}")
+    print(f"{'bound':34} {row.bound:10.2f}")
+    print(f"{'job / DataLoader':34} {row.job.steady / row.loader.steady:10.2f}"
           f" {row.job.whole / row.loader.whole:14.2f}")  # fmt: skip
-    print(f"{'job / bound':28} {row.job.steady / row.bound:10.2f}", flush=True)
+    print(f"{'job / engine loop':34} {row.job.steady / row.engine_loop.steady:10.2f}")
+    print(f"{'job / bound':34} {row.job.steady / row.bound:10.2f}", flush=True)
 
 
 def main() -> None:
     job = cli.parse(ScoreBenchmark, str(__doc__))
     # Only the CPU is measured, so no process may see a GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    name, flags = processor.cpu()
     machine = {
-        "cpu": devices.cpu()[0],
+        "cpu": name,
+        "flags": " ".join(sorted(flag for flag in flags if flag.startswith(("avx", "amx")))),
         "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "torchvision", "ray", "pillow")},
+        **{
+            name: metadata.version(name)
+            for name in ("onnxruntime", "torch", "torchvision", "ray", "pillow")
+        },
     }
     print(", ".join(f"{key}: {value}" for key, value in machine.items()), flush=True)
-    rows = []
-    sizes = job.num_images * (1 if len(job.num_images) > 1 else len(job.versions))
-    for version, num_images in zip(job.versions, sizes, strict=True):
-        recipe = dataclasses.replace(recipes.named(version), image_px=job.image_px)
+    results: dict[str, Any] = {"machine": machine, "image_px": job.image_px}
+    if "images" in job.parts:
+        rows: list[Row] = []
+        sizes = job.num_images * (1 if len(job.num_images) > 1 else len(job.versions))
+        for version, num_images in zip(job.versions, sizes, strict=True):
+            recipe = dataclasses.replace(recipes.named(version), image_px=job.image_px)
+            with tempfile.TemporaryDirectory() as folder:
+                measured = measure(job, recipe, num_images, Path(folder))
+            for row in measured:
+                print_table(row, job.image_px)
+            rows += measured
+        results["rows"] = [
+            dataclasses.asdict(row) | {"bound": row.bound} | row.ratios for row in rows
+        ]
+    if "rows" in job.parts:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(job, recipe, num_images, Path(folder)))
-        print_table(rows[-1], job.image_px)
+            results["without_pixels"] = found = score_rows(job.num_rows, Path(folder))
+        print(f"{job.num_rows:,} rows without pixels: {found['seconds']:.1f} s,"
+              f" {found['ms_per_row']:.3f} ms a row, driver at most"
+              f" {found['driver_peak_mib']:,.0f} MiB", flush=True)  # fmt: skip
+    if "handover" in job.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            rate = hand_over_rate(min(job.num_rows, 60_000), job.image_px, Path(folder))
+        results["handover_images_per_s"] = rate
+        print(f"an actor whose engine answers at once: {rate:,.0f} images/s", flush=True)
     if job.output:
-        results = {
-            "machine": machine,
-            "image_px": job.image_px,
-            "rows": [dataclasses.asdict(row) | {"bound": row.bound} | row.ratios for row in rows],
-        }
         job.output.write_text(json.dumps(results, indent=2) + "\n")
         print(f"results: {job.output}")
 

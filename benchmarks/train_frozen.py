@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from cxr import cli, metrics, phantoms
 from cxr.errors import CxrError, SettingsError
 from cxr.models import classifier, transforms
+from cxr.models.outputs import logit
 from cxr.recipes import FIXED_CLASS_WEIGHTS, RECIPES, Recipe
 
 NUM_FOLDS: Final = 5
@@ -192,7 +193,7 @@ def train_plain(recipe: Recipe, job: TrainFrozen, data: str) -> Plain:
                 y_true.append(label)
         logits, target = torch.cat(outputs), torch.cat(y_true)
         val_loss = float(loss_of(logits, target))
-        val_auc = metrics.roc_auc(target.numpy(), classifier.logit(logits).numpy())
+        val_auc = metrics.roc_auc(target.numpy(), logit(logits).numpy())
         ends.append(time.perf_counter())
         print(f"plain: epoch {epoch} of {job.plain_epochs}: validation loss {val_loss:.4f},"
               f" {ends[-1] - started:.1f} s so far", flush=True)  # fmt: skip

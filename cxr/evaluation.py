@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from cxr import cluster, metrics, sources, storage
 from cxr.cluster.counter import ClusterProgress
@@ -19,18 +18,15 @@ from cxr.datasets.shards import Shards
 from cxr.datasets.splits import Role, Splits
 from cxr.errors import CheckpointError, DataError, SettingsError
 from cxr.images.read import read_all
-from cxr.inference import devices
+from cxr.inference.engine import CPU_THREADS, batch_size
+from cxr.inference.networks import send_classifier
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
 from cxr.metrics import Examination, OperatingPoint, Subgroup
 from cxr.models.checkpoint import Checkpoint
 from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
 from cxr.sources import LabeledSet
-from cxr.sources.settings import SetSettings
-
-Split = Literal["train", "val", "test", "validation"]
-"""A split of a set, or `"validation"`: the images that validated the checkpoint. Where the set has
-no test split, `"test"` are the patients whom training held out."""
+from cxr.sources.settings import SetSettings, Split
 
 NUM_WRONG = 12
 """Thumbnails of the most wrong images."""
@@ -148,7 +144,7 @@ def evaluate(
     ]
     page = evaluation_page(
         EvaluationReport(
-            title=f"{trained.recipe.name}: evaluation on the {split} split",
+            title=f"{trained.title}: evaluation on the {split} split",
             data=name,
             split=split,
             examination=examination,
@@ -205,14 +201,14 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     """
     num_images = len(pixels.table)
     num_tasks = sum(len(paths) for paths in pixels.parts.values())
-    pool = cluster.pool(num_tasks, devices.CPU_THREADS, gpu=gpu)
-    state = ray.put(dict(trained.model.state_dict()))
+    pool = cluster.pool(num_tasks, CPU_THREADS, gpu=gpu)
+    network = send_classifier(trained, gpu=gpu)
     with ClusterProgress(f"scoring with {trained.recipe.name}", num_images) as progress:
         dataset = pool.map(
             pixels.dataset(columns=("row", "x")),
             Predictor,
-            (trained.recipe, state, pool.share.threads, gpu, progress.counter),
-            devices.batch_size(gpu),
+            (network, trained.recipe.image_px, pool.share.threads, progress.counter),
+            batch_size(gpu),
         )
         parts = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     scored = pa.concat_tables(parts).sort_by("row")
@@ -344,6 +340,7 @@ def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:
         "fingerprint_of_split": pixels.fingerprint,
         "num_left_out": len(pixels.failed),
         "checkpoint": trained.fingerprint,
+        "precision": trained.precision,
         "temperature": trained.temperature,
         "trained": kept | {"weights": weights},
     }

@@ -19,14 +19,11 @@ from urllib.parse import unquote, urlsplit
 import tyro
 
 from cxr import cli, storage
-from cxr.download import checking, dataset, publishers
-from cxr.download.dataset import ArchiveSource
+from cxr.download import publishers
 from cxr.download.publishers import Archive, Source
 from cxr.download.transfer import Origin
 from cxr.errors import SettingsError
-from cxr.models import weights
 from cxr.recipes import RECIPES
-from cxr.reports import class_distribution
 
 OTHER_COUNTS = 3
 
@@ -68,6 +65,11 @@ class DownloadJob:
 
 def fetch_data(job: DownloadJob) -> bool:
     """Whether the counts are those that the source has published."""
+    # Imported once the command line is known to be right: decoders and figures take seconds.
+    from cxr.download import checking, dataset
+    from cxr.download.dataset import ArchiveSource
+    from cxr.reports import class_distribution
+
     if urlsplit(job.url).scheme in ("http", "https"):
         name = posixpath.basename(unquote(urlsplit(job.url).path)) or "archive.zip"
         source = ArchiveSource(Archive(name, Origin(job.url, sha256=job.sha256)))
@@ -87,6 +89,8 @@ def fetch_data(job: DownloadJob) -> bool:
 
 
 def fetch_weights(job: DownloadJob) -> None:
+    from cxr.models import weights  # PyTorch takes seconds.
+
     for backbone in job.backbone:
         uri = weights.verified_weights(backbone, job.to or storage.default_cache(), job.mirror)
         if job.features_only:

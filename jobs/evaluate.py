@@ -12,10 +12,10 @@ from typing import Annotated
 
 import tyro
 
-from cxr import cli, cluster, evaluation, phantoms, storage
+from cxr import cli
 from cxr.cluster.settings import CachedComputeSettings
-from cxr.models import checkpoint
-from cxr.sources.settings import SetSettings, parse_columns
+from cxr.models.precision import Precision, check_precision
+from cxr.sources.settings import SetSettings, Split, parse_columns
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EvaluateJob:
 
     checkpoint: str
     """Folder of a trained classifier, as jobs/train.py printed it."""
-    split: evaluation.Split = "test"
+    split: Split = "test"
     """What to evaluate on: a split of the data, or the images that validated the checkpoint. Where
     the data have no test split, test are the patients whom --test-fraction held out."""
     operating_point: str | None = None
@@ -35,6 +35,8 @@ class EvaluateJob:
     itself, too."""
     output: str | None = None
     """Folder for the results; must be empty or not exist. Default: runs/<time>-evaluate."""
+    precision: Precision = "float32"
+    """int8: in 8-bit integers, on CPUs only, with a checkpoint of jobs/train.py --int8."""
     settings: Annotated[SetSettings, cli.section("data")] = dataclasses.field(
         default_factory=SetSettings
     )
@@ -44,19 +46,27 @@ class EvaluateJob:
     )
     """What the job computes on."""
 
+    def __post_init__(self) -> None:
+        check_precision(self.precision, self.compute.gpu)
+
 
 def main() -> None:
     job = cli.parse(EvaluateJob, __doc__)
-    trained = checkpoint.load(job.checkpoint)
+    # Imported once the command line is known to be right: Ray and PyTorch take seconds.
+    from cxr import cluster, evaluation, phantoms, storage
+    from cxr.models import checkpoint
+
+    trained = checkpoint.load(job.checkpoint).at(job.precision)
     point = trained.choose(job.operating_point)
     settings = evaluation.read_as_trained(job.settings, trained)
     data, name = phantoms.data_or_default(settings.data, job.compute.cache)
     output = storage.claim(job.output or storage.default_output("-evaluate"))
     columns = [name for names in job.by for name in names.split(",")]
     cluster.connect()
+    gpu = job.precision == "float32" and cluster.use_gpu(job.compute.gpu)
     done = evaluation.evaluate(
         trained, data, job.split, output, settings=settings, operating_point=point,
-        cache=job.compute.cache, name=name, by=columns, gpu=cluster.use_gpu(job.compute.gpu),
+        cache=job.compute.cache, name=name, by=columns, gpu=gpu,
     )  # fmt: skip
     print(evaluation.summary(done.examination, done.subgroups))
     if done.num_skipped:

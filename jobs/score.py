@@ -13,12 +13,11 @@ from typing import Annotated
 
 import tyro
 
-from cxr import cli, cluster, storage
+from cxr import cli
 from cxr.cluster.settings import ComputeSettings
 from cxr.errors import SettingsError
-from cxr.models import checkpoint
+from cxr.models.precision import Precision, check_precision
 from cxr.scoring.columns import ColumnSettings
-from cxr.scoring.job import score
 
 TOO_MANY_FAILED = 3
 
@@ -51,12 +50,15 @@ class ScoreJob:
         default_factory=ColumnSettings
     )
     """Which columns the scores have beyond their own."""
+    precision: Precision = "float32"
+    """int8: in 8-bit integers, on CPUs only, with a checkpoint of jobs/train.py --int8."""
     compute: Annotated[ComputeSettings, cli.section("resources")] = dataclasses.field(
         default_factory=ComputeSettings
     )
     """What the job computes on."""
 
     def __post_init__(self) -> None:
+        check_precision(self.precision, self.compute.gpu)
         if not self.input:
             raise SettingsError("input: give at least one file, folder, archive or manifest.")
         if not 0 <= self.max_failed_fraction <= 1:
@@ -65,14 +67,20 @@ class ScoreJob:
 
 def main() -> None:
     job = cli.parse(ScoreJob, __doc__)
-    trained = checkpoint.load(job.checkpoint)
+    # Imported once the command line is known to be right: Ray takes seconds.
+    from cxr import cluster, storage
+    from cxr.models import checkpoint
+    from cxr.scoring.job import score
+
+    trained = checkpoint.load(job.checkpoint).at(job.precision)
     point = trained.choose(job.operating_point)
     output = storage.absolute(job.output)
     cluster.connect()
+    gpu = job.precision == "float32" and cluster.use_gpu(job.compute.gpu)
     done = score(
         job.input, trained, output, operating_point=point, columns=job.columns,
         any_body_part=job.any_body_part, any_view=job.any_view, update=job.update,
-        gpu=cluster.use_gpu(job.compute.gpu),
+        gpu=gpu,
     )  # fmt: skip
     if job.operating_point:
         print(

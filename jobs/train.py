@@ -9,11 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
-from cxr import cli, cluster
-from cxr.cluster.settings import CacheSettings
+from cxr import cli
 from cxr.recipes import RECIPES, Recipe
-from cxr.reports import comparison_table
-from cxr.training import run
 from cxr.training.settings import RecipeChoice, RunSettings
 
 
@@ -22,7 +19,7 @@ class TrainJob(RecipeChoice):
     """What to train, and how."""
 
     resume: str | None = None
-    """Folder of an interrupted run to resume; it keeps its own settings."""
+    """Folder of an interrupted run to resume; it keeps its own settings, but for --int8."""
     settings: Annotated[RunSettings, cli.section("data and resources")] = dataclasses.field(
         default_factory=RunSettings
     )
@@ -34,9 +31,15 @@ class TrainJob(RecipeChoice):
 def main() -> None:
     choice = cli.peek(RecipeChoice)
     jobs = [cli.parse(TrainJob, __doc__, TrainJob(fields=base)) for base in choice.read()]
+    # Imported once the command line is known to be right: Ray and PyTorch take seconds.
+    from cxr import cluster
+    from cxr.cluster.settings import CacheSettings
+    from cxr.reports import comparison_table
+    from cxr.training import run
+
     recipes, resume = [job.fields for job in jobs], jobs[0].resume
     if resume:
-        recipes, settings = run.reopen(resume)
+        recipes, settings = run.reopen(resume, int8=jobs[0].settings.int8)
     else:
         settings = run.begin(recipes, jobs[0].settings)
     cluster.connect()

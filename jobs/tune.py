@@ -12,12 +12,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cxr import cli, cluster
-from cxr.cluster.settings import CacheSettings
+from cxr import cli
 from cxr.recipes import RECIPES, Recipe
 from cxr.sources.settings import SetSettings
 from cxr.training.settings import RecipeChoice, SharedSettings, resolve
-from cxr.tuning import results, search, space
+from cxr.tuning import space
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,11 @@ class TuneJob(BaseChoice):
 def main() -> None:
     [base] = cli.peek(BaseChoice).read()
     job = cli.parse(TuneJob, __doc__, TuneJob(fields=base))
+    # Imported once the command line is known to be right: Ray and PyTorch take seconds.
+    from cxr import cluster
+    from cxr.cluster.settings import CacheSettings
+    from cxr.tuning import results, search
+
     asked = space.parse(job.search, job.trials, job.sampler)
     settings = resolve(job.settings, [job.fields], "-tune")
     cluster.connect()

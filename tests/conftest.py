@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cxr import cluster, phantoms
-from cxr.inference import devices
+from cxr.inference import processor
 from tests.support.checkpoints import write_checkpoint
 from tests.support.jobs import ROOT, SMALL, TEN_EPOCHS, Ended, execute
 from tests.support.s3 import Store
@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     if config.option.markexpr == WITHOUT_RAY:
         sys.modules["ray"] = None  # type: ignore[assignment]
-    if not devices.BFLOAT16_FLAGS.isdisjoint(devices.cpu()[1]):
+    if not processor.BFLOAT16_FLAGS.isdisjoint(processor.cpu()[1]):
         os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 

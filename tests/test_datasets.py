@@ -398,8 +398,9 @@ def test_features_of_another_version_of_the_transform_are_not_read(
     none = pa.table({})
     pixels = Shards("cache/pixels/a1", (32, 32), "uint8", {}, none, none)
     frozen = features.Pass(pixels, recipe, classifier.build(recipe))
-    folder = frozen.folder(str(tmp_path))
+    folder = frozen.folder(str(tmp_path), onnx=True)
     assert folder.startswith(f"{tmp_path}/features/")
-    assert frozen.folder(str(tmp_path)) == folder
+    assert frozen.folder(str(tmp_path), onnx=True) == folder
+    assert frozen.folder(str(tmp_path), onnx=False) != folder
     monkeypatch.setattr(transforms, "VERSION", transforms.VERSION + 1)
-    assert frozen.folder(str(tmp_path)) != folder
+    assert frozen.folder(str(tmp_path), onnx=True) != folder

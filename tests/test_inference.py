@@ -1,4 +1,4 @@
-"""An engine computes what its network computes, whatever the batches and the number format."""
+"""Both engines compute what their network computes, whatever the batches and number format."""
 
 import copy
 import dataclasses
@@ -13,10 +13,15 @@ from torch import nn
 
 from cxr.inference import devices
 from cxr.inference.engine import Engine
+from cxr.inference.onnx_engine import OnnxEngine
+from cxr.inference.torch_engine import TorchEngine
 from cxr.models import classifier, transforms
+from cxr.models.classifier import Classifier
+from cxr.models.export import export, export_prefix
 from cxr.recipes import RECIPES, Recipe
 
 CPU = torch.device("cpu")
+ENGINES = ("onnx", "torch")
 FLAGS = {"none": frozenset({"avx2"}), "bfloat16": frozenset({"avx512f", "avx512_bf16"}),
          "tiles": frozenset({"avx512f", "amx_bf16"})}  # fmt: skip
 
@@ -35,6 +40,16 @@ def pixels() -> NDArray[np.uint8]:
     return drawn
 
 
+def open_engine(name: str, model: Classifier, *, frozen: bool = False) -> Engine:
+    """An engine for a classifier of `RECIPE`, or for its frozen part."""
+    if name == "onnx" and frozen:
+        return OnnxEngine(export_prefix(model, RECIPE), "features", threads=1)
+    if name == "onnx":
+        return OnnxEngine(export(model, RECIPE, {}), "logits", threads=1)
+    network = copy.deepcopy(model.prefix if frozen else model)
+    return TorchEngine(network, RECIPE.normalization, gpu=False)
+
+
 def one_by_one(
     network: nn.Module, pixels: NDArray[np.uint8], normalization: Any
 ) -> NDArray[np.float32]:
@@ -50,28 +65,41 @@ def one_by_one(
 # Engine -------------------------------------------------------------------------------------------
 
 
-def test_an_engine_computes_what_the_network_computes(pixels: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_computes_what_the_network_computes(pixels: NDArray[np.uint8], name: str) -> None:
     model = classifier.build(RECIPE).eval()
     expected = one_by_one(model, pixels, RECIPE.normalization)
     sizes: list[int] = []
-    outputs = Engine(model, RECIPE.normalization, gpu=False).run(pixels, sizes.append)
+    outputs = open_engine(name, model).run(pixels, sizes.append)
     assert outputs.dtype == np.float32
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
     assert sizes == [8, 8, 3]
 
 
-def test_an_engine_runs_a_frozen_part(pixels: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_runs_a_frozen_part(pixels: NDArray[np.uint8], name: str) -> None:
     model = classifier.build(RECIPE)
     expected = one_by_one(model.prefix, pixels, RECIPE.normalization)
-    maps = Engine(model.prefix, RECIPE.normalization, gpu=False).run(pixels)
+    maps = open_engine(name, model, frozen=True).run(pixels)
     assert maps.shape == (19, *model.prefix_shape(32)) == (19, 128, 7, 7)
     assert maps.flags.c_contiguous  # Rows are stored as bytes.
     np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_same_batches_give_the_same_outputs_bit_for_bit(
+    pixels: NDArray[np.uint8], name: str
+) -> None:
+    model = classifier.build(RECIPE).eval()
+    first, second = (open_engine(name, model) for _ in range(2))
+    outputs = first.run(pixels)
+    assert np.array_equal(first.run(pixels), outputs)
+    assert np.array_equal(second.run(pixels), outputs)
+
+
 @pytest.mark.parametrize("normalization", ["unit", "equalize"])
 def test_an_engine_normalizes_as_it_is_told(pixels: NDArray[np.uint8], normalization: Any) -> None:
-    outputs = Engine(nn.Identity(), normalization, gpu=False).run(pixels)
+    outputs = TorchEngine(nn.Identity(), normalization, gpu=False).run(pixels)
     expected = transforms.normalize(torch.from_numpy(pixels.copy())[:, None], normalization)
     assert np.array_equal(outputs, expected.numpy())
 
@@ -84,8 +112,8 @@ def test_a_row_without_pixels_has_no_logit_and_the_others_have_their_own(
     unused: Any = None
     from cxr.inference.predictor import Predictor  # Imports Ray.
 
-    predictor = Predictor(RECIPE, unused, 1, False, unused)
-    predictor.engine = Engine(copy.deepcopy(model), RECIPE.normalization, gpu=False)
+    predictor = Predictor(unused, RECIPE.image_px, 1, unused)
+    predictor.engine = open_engine("onnx", model)
     column = [None, *(image.tobytes() for image in pixels[:2]), None, pixels[2].tobytes()]
     logits = predictor.logits(pa.chunked_array([column], pa.binary()))
     assert np.isnan(logits).tolist() == [True, False, False, True, False]

@@ -235,7 +235,6 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
         ({"format": 99}, r"format 99, this version of cxr reads 1\."),
         ({"format": 99, "sha256": None}, r"format 99, this version of cxr reads 1\."),
         ({"recipe": {"epochz": 1}}, "unknown recipe field epochz"),
-        ({"recipe": {"backbone": "alexnet", "image_px": 64}}, "not a complete checkpoint"),
         ({"classes": None}, "lacks 'classes'"),
         (
             {"classes": ["PNEUMONIA", "NORMAL"]},
@@ -256,6 +255,17 @@ def test_a_changed_description_is_refused(
     place.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
     with pytest.raises(CheckpointError, match=f"checkpoint: .*{reason}"):
         checkpoint.load(str(tmp_path / "checkpoint"))
+
+
+@pytest.mark.usefixtures("saved")
+def test_weights_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    description = tmp_path / "checkpoint" / "checkpoint.json"
+    content = json.loads(description.read_text())
+    content["recipe"] |= {"backbone": "alexnet", "image_px": 64}
+    description.write_text(json.dumps(content))
+    loaded = checkpoint.load(str(tmp_path / "checkpoint"))
+    with pytest.raises(CheckpointError, match="checkpoint small: the weights do not fit its"):
+        _ = loaded.model
 
 
 @pytest.mark.usefixtures("saved")

@@ -10,6 +10,7 @@ from torch import nn
 from cxr.errors import SettingsError
 from cxr.models import classifier
 from cxr.models.classifier import Classifier
+from cxr.models.outputs import logit
 from cxr.recipes import RECIPES, Convolutions, Recipe
 
 
@@ -197,4 +198,4 @@ def test_the_digest_is_of_names_and_values() -> None:
 def test_log_odds_are_those_of_the_softmax() -> None:
     outputs = torch.tensor([[0.3, 1.7], [2.0, -1.0]])
     probs = torch.softmax(outputs, dim=1)[:, 1]
-    torch.testing.assert_close(torch.sigmoid(classifier.logit(outputs)), probs)
+    torch.testing.assert_close(torch.sigmoid(logit(outputs)), probs)

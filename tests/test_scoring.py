@@ -24,7 +24,8 @@ import torch
 from cxr import sources
 from cxr.images import decoding
 from cxr.images.resize import resize
-from cxr.models import checkpoint, classifier, transforms
+from cxr.models import checkpoint, transforms
+from cxr.models.outputs import logit
 from cxr.scoring import manifest, parts, read
 from tests.support.jobs import ROOT, Ended, Job, execute
 from tests.support.radiographs import PATIENT, dicom, drawn, radiograph
@@ -149,9 +150,9 @@ def test_scores_are_what_the_checkpoints_model_gives(
             torch.from_numpy(resize(pixels, 64).copy())[None, None], saved.recipe.normalization
         )
         with torch.no_grad():
-            logit = classifier.logit(saved.model(images)).item()
-        assert found[uri]["logit"] == pytest.approx(logit, abs=1e-4)
-        prob = 1 / (1 + np.exp(-logit / saved.temperature))
+            expected_logit = logit(saved.model(images)).item()
+        assert found[uri]["logit"] == pytest.approx(expected_logit, abs=1e-4)
+        prob = 1 / (1 + np.exp(-expected_logit / saved.temperature))
         assert found[uri]["prob_pneumonia"] == pytest.approx(prob, abs=1e-5)
         called = prob >= saved.operating_point.threshold
         assert found[uri]["prediction"] == ("PNEUMONIA" if called else "NORMAL")
@@ -403,11 +404,11 @@ def test_a_full_disk_is_one_clear_message_and_the_job_goes_on_when_there_is_room
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz") -> pa.Table:
+def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz", status: str = "") -> pa.Table:
     """An inventory of so many files, and members of a compressed tar."""
     step = {"kind": kind, "offset": 0, "packed": 1, "size": 1, "method": 0, "crc": -1}
     facts = {
-        "size": 1, "modified_ns": 0, "status": "", "reason": "", "warnings": [],
+        "size": 1, "modified_ns": 0, "status": status, "reason": "", "warnings": [],
         "written": "", "manifest": "", "manifest_row": -1,
     }  # fmt: skip
     table = [
@@ -425,8 +426,11 @@ def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_ta
     numbers = manifest.number_parts(table)
     assert numbers[0] == 0
     assert set(np.diff(numbers)) <= {0, 1}
-    assert np.bincount(numbers).max() <= manifest.PART_ROWS
-    tasks = read.tasks(parts.by_part(table.append_column("part", pa.array(numbers))))
+    assert np.bincount(numbers).max() <= manifest.PART_IMAGES
+    tasks = [
+        pa.concat_tables(task)
+        for task in read.tasks(parts.by_part(table.append_column("part", pa.array(numbers))))
+    ]
     seen = [uri for task in tasks for uri in task["uri"].to_pylist()]
     assert sorted(seen) == table["uri"].to_pylist()
     owners: dict[int, int] = {}
@@ -438,6 +442,17 @@ def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_ta
     assert len(streams) <= 2 or num_in_tar < 10
     for task in streams:
         assert task["uri"].to_pylist() == sorted(task["uri"].to_pylist())
+
+
+def test_rows_without_pixels_share_large_parts_and_images_do_not() -> None:
+    known = listing(10_000, 0, status="unreadable")
+    assert np.bincount(manifest.number_parts(known)).tolist() == [1250] * 8  # Four for each CPU.
+    many = manifest.number_parts(pa.concat_tables([known, known, known]))
+    assert np.bincount(many).max() == 2048
+    mixed = pa.concat_tables([listing(500, 0), known])
+    sizes = np.bincount(manifest.number_parts(mixed))
+    assert sizes[:7].tolist() == [64] * 7
+    assert sizes.sum() == 10_500
 
 
 def test_parts_survive_packing() -> None:

@@ -19,6 +19,12 @@ ORDER = (
 """Every package and module at the top of `cxr`; it imports only those before it. This is the one
 list: the table in docs/structure.md shows it."""
 
+SLOW = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "scipy", "pandas", "matplotlib",
+        "pydicom")  # fmt: skip
+"""Libraries that a command line is read without: most take seconds to import."""
+
+JOBS = ("download", "check", "train", "tune", "evaluate", "score")
+
 
 @functools.cache
 def packages() -> dict[str, tuple[Path, ...]]:
@@ -163,6 +169,40 @@ def test_packages_that_do_not_name_pytorch_work_without_it() -> None:
     names = without("torch", "torchvision", "ray")
     assert {"recipes", "storage", "sources", "images", "metrics"} <= set(names)
     import_without(("torch", "torchvision", "ray"), names)
+
+
+@pytest.mark.cluster
+def test_a_command_line_is_read_before_what_takes_seconds_is_imported() -> None:
+    program = f"""
+import runpy, sys
+for job in {JOBS!r}:
+    for words, code in ((["--help"], 0), (["--mistyped", "1"], 2)):
+        sys.argv = [job, *words]
+        try:
+            runpy.run_path(f"jobs/{{job}}.py", run_name="__main__")
+        except SystemExit as stop:
+            assert stop.code == code, (job, words)
+        assert not sys.modules.keys() & set({SLOW!r}), (job, sys.modules.keys() & set({SLOW!r}))
+"""
+    ended = run([sys.executable, "-c", program])
+    assert ended.code == 0, ended.err
+    assert ended.out.count("usage: ") == len(JOBS)
+
+
+@pytest.mark.cluster
+def test_processes_that_compute_on_cpus_import_no_pytorch_and_scoring_no_ray_data() -> None:
+    program = f"""
+import sys
+from cxr.inference import onnx_engine
+from cxr.models import checkpoint
+from cxr.scoring import job
+assert not sys.modules.keys() & (set({SLOW!r}) - {{"ray", "onnxruntime"}} | {{"ray.data"}})
+from cxr.datasets import extractor
+from cxr.inference import predictor
+assert not sys.modules.keys() & {{"torch", "torchvision", "sklearn", "matplotlib", "pydicom"}}
+"""
+    ended = run([sys.executable, "-c", program])
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.cluster

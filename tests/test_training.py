@@ -22,7 +22,7 @@ from cxr.datasets.split import SplitConfig
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import probabilities
 from cxr.models import checkpoint, classifier, transforms
-from cxr.models.classifier import logit
+from cxr.models.outputs import logit
 from cxr.recipes import Recipe, named
 from cxr.training import loop, run, trainer
 from cxr.training.loaders import Loader, MemoryLoader, StreamLoader

@@ -32,6 +32,7 @@ ENVIRONMENT: Final = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Else Ray Tune frames its settings, whatever its verbosity.
     # Else Ctrl-C ends a search as if it had finished, with the trials that it has.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
 }
 """Environment of the job and of a cluster that it starts; what is set already stays."""
@@ -66,7 +67,6 @@ def connect(num_cpus: int | None = None) -> None:
     for name, value in variables.items():
         os.environ.setdefault(name, value)
     import ray
-    import ray.data
 
     if ray.is_initialized():
         return
@@ -88,7 +88,8 @@ def connect(num_cpus: int | None = None) -> None:
             )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise CxrError(f"RAY_ADDRESS={address}: {_why_refused(error)}") from None
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    if data := sys.modules.get("ray.data"):  # Imported before the variables were set.
+        data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)

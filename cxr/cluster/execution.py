@@ -1,12 +1,15 @@
-"""Run a dataset so that an error raised by a worker reaches the caller unchanged."""
+"""Wait for the cluster so that an error raised by a worker reaches the caller unchanged."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from cxr.errors import CxrError
 
+Result = TypeVar("Result")
 
-def execute(dataset_call: Callable[[], None]) -> None:
-    """Call a function that executes a dataset; re-raise the error of a worker unchanged.
+
+def execute(call: Callable[[], Result]) -> Result:
+    """Call a function that waits for a dataset or a task; re-raise a worker's error unchanged.
 
     Raises:
         CxrError: of a worker, without the traces of the machinery around it.
@@ -14,8 +17,7 @@ def execute(dataset_call: Callable[[], None]) -> None:
     import ray
 
     try:
-        dataset_call()
-        return
+        return call()
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, CxrError):
             raise

@@ -37,6 +37,16 @@ class Share:
     num_gpus: int
     """GPUs that it claims from Ray, 0 or 1."""
 
+    @property
+    def claim(self) -> dict[str, float]:
+        """The same as options of an actor."""
+        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The same as an autoscaler is asked for it."""
+        return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -119,7 +129,6 @@ def wait_for(resource: Literal["CPU", "GPU"], num: int) -> int:
         How many it has in the end: fewer where they have not come after `NODES_WAIT_S`.
     """
     import ray
-    from ray.autoscaler.sdk import request_resources
 
     available = int(ray.cluster_resources().get(resource, 0))
     if available >= num or not is_joined():
@@ -129,6 +138,8 @@ def wait_for(resource: Literal["CPU", "GPU"], num: int) -> int:
         f" {NODES_WAIT_S / 60:.0f} minutes",
         flush=True,
     )
+    from ray.autoscaler.sdk import request_resources
+
     request_resources(bundles=[{resource: 1}] * num)
     started = time.monotonic()
     try:

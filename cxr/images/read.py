@@ -99,7 +99,13 @@ def read_images(
     Raises:
         UnavailableError: the object store cannot be reached; the files may be read later.
     """
-    waiting: deque[tuple[Row, Future[bytes | str]]] = deque()
+    waiting: deque[tuple[Row, Future[bytes | str] | None]] = deque()
+
+    def take() -> Image:
+        row, fetched = waiting.popleft()
+        data = str(row["reason"]) if fetched is None else fetched.result()
+        return _to_image(row, data, image_px, any_body_part, any_view)
+
     # Archive members in turn, by one thread, which keeps the archive open; other files at once.
     with (
         Reader(read_ahead_bytes) as reader,
@@ -108,13 +114,11 @@ def read_images(
     ):
         for row in rows:
             pool = in_turn if row["place"] else at_once
-            waiting.append((row, pool.submit(_fetch, reader, row)))
+            waiting.append((row, None if row["status"] else pool.submit(_fetch, reader, row)))
             if len(waiting) > FETCH_AHEAD:
-                next_row, fetched = waiting.popleft()
-                yield _to_image(next_row, fetched.result(), image_px, any_body_part, any_view)
+                yield take()
         while waiting:
-            next_row, fetched = waiting.popleft()
-            yield _to_image(next_row, fetched.result(), image_px, any_body_part, any_view)
+            yield take()
 
 
 def read_all(

@@ -1,43 +1,16 @@
 """The device of a worker, with its number format and memory layout."""
 
-import platform
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Final
 
 import torch
 from torch import nn
 
-# Threads of a process that runs a network on a CPU. On two cores, VGG16 at 224 px processed 4.8
-# images per second in two processes of one thread, and 4.4 in one of two (benchmarks/score.py).
-CPU_THREADS: Final = 1
-
-# Features of a CPU, as named by Linux, with either of which it multiplies in bfloat16.
-BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
+from cxr.inference.processor import BFLOAT16_FLAGS, cpu
 
 
 def device(gpu: bool) -> torch.device:
     """The GPU that Ray assigned to this process, or the CPU."""
     return torch.device("cuda" if gpu else "cpu")
-
-
-def batch_size(gpu: bool) -> int:
-    """Images per forward pass.
-
-    Larger batches are no faster on a CPU: VGG16 at 224 px processed 4.8 images per second with 8
-    images in a batch, and 4.7 with 16 (benchmarks/score.py).
-    """
-    return 64 if gpu else 8
-
-
-def cpu() -> tuple[str, frozenset[str]]:
-    """Model name and feature flags of the CPU according to Linux; no flags on other systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor(), frozenset()
-    info = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
-    return info.get("model name", platform.processor()), frozenset(info.get("flags", "").split())
 
 
 def has_bfloat16(device: torch.device) -> bool:

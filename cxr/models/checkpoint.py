@@ -6,35 +6,48 @@ validation.parquet   label, logit, subtype and a consecutive patient number of e
                      image: enough to choose another operating point, nothing that names a patient
 splits.parquet       salted digests of the patients and images that were trained and validated on,
                      and of the patients that were held out; checkpoints of older versions have none
+model.onnx           the same network for ONNX Runtime, normalization included
+
+A precision that is added later has its own network, validation.parquet, temperature, operating
+point and fingerprint: model.int8.onnx, validation.int8.parquet, int8.json. The checkpoint itself,
+and scores that were computed with it, stay as they are. In a checkpoint from before there was a
+model.onnx it is such an addition, with float32.json.
+
+Loading a checkpoint needs no PyTorch; building its `model` does.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import platform
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.torch
 
 from cxr import metrics, storage
-from cxr.errors import CheckpointError, CxrError
+from cxr.errors import CheckpointError, CxrError, StorageError
 from cxr.labels import CLASSES
 from cxr.metrics import OperatingPoint
-from cxr.models import classifier
-from cxr.models.classifier import Classifier
+from cxr.models.precision import ONNX_FILES, Precision
 from cxr.recipes import Recipe
+
+if TYPE_CHECKING:
+    from cxr.models.classifier import Classifier
 
 # Raise it when files that older versions read change, and read or refuse the older ones.
 FORMAT: Final = 1
 
 # Packages whose versions a checkpoint records.
-PACKAGES: Final = ("cxr", "ray", "torch", "torchvision", "pillow", "pydicom", "numpy")
+PACKAGES: Final = (
+    *("cxr", "ray", "torch", "torchvision", "onnx", "onnxruntime", "pillow", "pydicom", "numpy"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,8 @@ class Checkpoint:
     """A trained classifier with its calibration, operating point and provenance."""
 
     recipe: Recipe
-    model: Classifier
+    weights: bytes
+    """The content of model.safetensors."""
     operating_point: OperatingPoint
     temperature: float
     provenance: dict[str, Any]
@@ -50,11 +64,102 @@ class Checkpoint:
     validation: pa.Table
     """One row per validation image: label, logit, subtype, patient (a consecutive number)."""
     fingerprint: str
-    """SHA-256 of checkpoint.json, which contains the SHA-256 of the other files."""
+    """SHA-256 of checkpoint.json, which contains the SHA-256 of the other files; of an added
+    precision that of its own description."""
+    folder: str
+    """Its path or URI."""
+    network: bytes | None
+    """The content of model.onnx, or of the ONNX file of an added precision."""
+    precision: Precision = "float32"
     splits: pa.Table | None = None
     """Of schema `datasets.splits.SPLITS`; None in a checkpoint that does not have it."""
     name: str = ""
     """Its folder, and when it was written: for messages, where the fingerprint says nothing."""
+
+    @cached_property
+    def model(self) -> "Classifier":
+        """The classifier with its weights, in evaluation mode; built when it is first asked for.
+
+        Raises:
+            CheckpointError: the weights are not those of the recipe.
+        """
+        import safetensors.torch
+
+        from cxr.models import classifier
+
+        try:
+            model = classifier.build(self.recipe)
+            model.load_state_dict(safetensors.torch.load(self.weights))
+        except (ValueError, RuntimeError, CxrError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.recipe.name}: the weights do not fit its recipe: {error}"
+            ) from None
+        return model.eval()
+
+    @property
+    def title(self) -> str:
+        """The recipe's name, with the precision unless it is float32."""
+        return self.recipe.name if self.precision == "float32" else f"{self.recipe.name} in int8"
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The classifier as an ONNX file.
+
+        It is exported now where the checkpoint has none, and kept there if its folder can be
+        written.
+
+        Raises:
+            CheckpointError: the network cannot be written as ONNX.
+        """
+        if self.network is not None:
+            return self.network
+        from cxr.models.export import export
+
+        print(f"{self.folder}: has no {ONNX_FILES['float32']}, exporting it", flush=True)
+        content = export(self.model, self.recipe, self.describe())
+        with contextlib.suppress(StorageError):
+            _add(self, "float32", {ONNX_FILES["float32"]: content}, {})
+        return content
+
+    def describe(self) -> dict[str, str]:
+        """What the ONNX file says of itself, as text by name; JSON where it is more than a word."""
+        return {
+            "classes": json.dumps(CLASSES),
+            "temperature": repr(self.temperature),
+            "operating_point": json.dumps(self.operating_point.to_dict()),
+            "fingerprint": hashlib.sha256(self.weights).hexdigest(),
+            "normalization": self.recipe.normalization,
+            "image_px": str(self.recipe.image_px),
+            "precision": self.precision,
+            "cxr": _version("cxr"),
+        }
+
+    def at(self, precision: Precision) -> "Checkpoint":
+        """The same classifier in a precision, with that one's temperature and operating point.
+
+        Raises:
+            CheckpointError: it has not been made, or a file of it is missing or changed.
+        """
+        if precision == self.precision:
+            return self
+        content = _read_addition(self, precision)
+        if content is None:
+            run = self.folder.rstrip("/").rpartition("/")[0].rpartition("/")[0] or "RUN"
+            raise CheckpointError(
+                f"{self.folder}: has no {ONNX_FILES[precision]}. Make it from the run that the"
+                f" checkpoint is from: python jobs/train.py --resume {run} --int8"
+            )
+        description, files = content
+        return dataclasses.replace(
+            self,
+            network=files[ONNX_FILES[precision]],
+            precision=precision,
+            temperature=description["temperature"],
+            operating_point=OperatingPoint.from_dict(description["operating_point"]),
+            provenance=self.provenance | {precision: description["provenance"]},
+            validation=pq.read_table(pa.BufferReader(files[f"validation.{precision}.parquet"])),
+            fingerprint=description["fingerprint"],
+        )
 
     def choose(self, rule: str | None) -> OperatingPoint:
         """The stored operating point, or one chosen by another rule on the same images."""
@@ -68,7 +173,7 @@ class Checkpoint:
 def save(
     folder: str,
     recipe: Recipe,
-    model: Classifier,
+    model: "Classifier",
     validation: pa.Table,
     provenance: dict[str, Any],
     rule: str = "youden",
@@ -87,25 +192,32 @@ def save(
         rule: by which the operating point is chosen.
         splits: of schema `datasets.splits.SPLITS`, which names no patient.
     """
-    y_true = np.asarray(validation["label"])
-    logits = np.asarray(validation["logit"])
-    patients = np.unique(np.asarray(validation["patient"]), return_inverse=True)[1]
-    anonymous = pa.table(
-        {
-            "label": validation["label"],
-            "logit": validation["logit"],
-            "subtype": validation["subtype"],
-            "patient": patients.astype(np.int64),
-        }
-    )
-    temperature = metrics.fit_temperature(y_true, logits)
-    point = metrics.choose_operating_point(y_true, metrics.probabilities(logits, temperature), rule)
+    import safetensors.torch
+
+    from cxr.models.export import export
+
+    anonymous, temperature, point = _calibrate(validation, rule)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    weights = safetensors.torch.save(state)
-    files = {"model.safetensors": weights, "validation.parquet": _parquet(anonymous)}
+    complete = provenance | {"packages": package_versions()}
+    saved = Checkpoint(
+        recipe=recipe,
+        weights=safetensors.torch.save(state),
+        operating_point=point,
+        temperature=temperature,
+        provenance=complete,
+        validation=anonymous,
+        fingerprint="",
+        folder=folder,
+        network=None,
+        splits=splits,
+    )
+    files = {"model.safetensors": saved.weights, "validation.parquet": _parquet(anonymous)}
     if splits is not None:
         files["splits.parquet"] = _parquet(splits)
-    complete = provenance | {"packages": package_versions()}
+    try:
+        files[ONNX_FILES["float32"]] = export(model, recipe, saved.describe())
+    except CheckpointError as error:
+        print(f"{recipe.name}: {error} It can be used on GPUs only.", flush=True)
     content = {
         "format": FORMAT,
         "recipe": dataclasses.asdict(recipe),
@@ -120,14 +232,124 @@ def save(
         "operating_point": point.to_dict(),
         "temperature": temperature,
         "provenance": complete,
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "sha256": _sha256(files),
     }
-    for name, data in files.items():
-        storage.write_bytes(storage.join(folder, name), data)
+    fingerprint = _write(folder, "checkpoint.json", files, content)
+    network = files.get(ONNX_FILES["float32"])
+    return dataclasses.replace(saved, fingerprint=fingerprint, network=network)
+
+
+def add_int8(
+    trained: Checkpoint,
+    network: bytes,
+    validation: pa.Table,
+    provenance: dict[str, Any],
+) -> Checkpoint:
+    """Add a quantized network to a checkpoint, with its own temperature and operating point.
+
+    Args:
+        trained: the checkpoint in float32.
+        network: an ONNX file without metadata.
+        validation: as in `save`, with the logits of this network.
+        provenance: JSON values that say how it was made, and how it compares.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    from cxr.models.export import metadata_only
+
+    anonymous, temperature, point = _calibrate(validation, trained.operating_point.rule)
+    added = dataclasses.replace(
+        trained,
+        precision="int8",
+        temperature=temperature,
+        operating_point=point,
+        validation=anonymous,
+        provenance=trained.provenance | {"int8": provenance},
+    )
+    network += metadata_only(added.describe())
+    files = {ONNX_FILES["int8"]: network, "validation.int8.parquet": _parquet(anonymous)}
+    description = {
+        "temperature": temperature,
+        "operating_point": point.to_dict(),
+        "provenance": provenance | {"packages": package_versions()},
+    }
+    fingerprint = _add(trained, "int8", files, description)
+    return dataclasses.replace(added, network=network, fingerprint=fingerprint)
+
+
+def _calibrate(validation: pa.Table, rule: str) -> tuple[pa.Table, float, OperatingPoint]:
+    """The validation images without what names a patient, their temperature, their threshold."""
+    y_true = np.asarray(validation["label"])
+    logits = np.asarray(validation["logit"])
+    patients = np.unique(np.asarray(validation["patient"]), return_inverse=True)[1]
+    anonymous = pa.table(
+        {
+            "label": validation["label"],
+            "logit": validation["logit"],
+            "subtype": validation["subtype"],
+            "patient": patients.astype(np.int64),
+        }
+    )
+    temperature = metrics.fit_temperature(y_true, logits)
+    point = metrics.choose_operating_point(y_true, metrics.probabilities(logits, temperature), rule)
+    return anonymous, temperature, point
+
+
+def _add(
+    trained: Checkpoint, precision: Precision, files: dict[str, bytes], content: dict[str, Any]
+) -> str:
+    """Write the files of an added precision; returns its fingerprint."""
+    description = {"checkpoint": trained.fingerprint, **content, "sha256": _sha256(files)}
+    return _write(trained.folder, f"{precision}.json", files, description)
+
+
+def _read_addition(
+    trained: Checkpoint, precision: Precision
+) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+    """Description and files of an added precision; None where there is none.
+
+    Raises:
+        CheckpointError: a file is missing or changed, or belongs to another checkpoint.
+    """
+    uri = storage.join(trained.folder, f"{precision}.json")
+    if storage.kind(uri) != "file":
+        return None
+    try:
+        text = storage.read_bytes(uri)
+        description = json.loads(text)
+        if description["checkpoint"] != trained.fingerprint:
+            raise CheckpointError(
+                f"{uri}: belongs to another checkpoint than {trained.folder}. Delete it."
+            )
+        files = _read_files(trained.folder, description["sha256"])
+        return description | {"fingerprint": hashlib.sha256(text).hexdigest()}, files
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{uri}: not a complete description: {error}. Delete it.") from None
+
+
+def _write(folder: str, name: str, files: dict[str, bytes], content: dict[str, Any]) -> str:
+    """Write files, and last the JSON file that describes them; returns the SHA-256 of that one."""
+    for file, data in files.items():
+        storage.write_bytes(storage.join(folder, file), data)
     text = (json.dumps(content, indent=2) + "\n").encode()
-    storage.write_bytes(storage.join(folder, "checkpoint.json"), text)
-    fingerprint = hashlib.sha256(text).hexdigest()
-    return Checkpoint(recipe, model, point, temperature, complete, anonymous, fingerprint, splits)
+    storage.write_bytes(storage.join(folder, name), text)
+    return hashlib.sha256(text).hexdigest()
+
+
+def _read_files(folder: str, sha256: dict[str, str]) -> dict[str, bytes]:
+    files = {name: storage.read_bytes(storage.join(folder, name)) for name in sha256}
+    for name, actual in _sha256(files).items():
+        if actual != sha256[name]:
+            raise CheckpointError(
+                f"{folder}/{name}: changed since it was written (SHA-256 {actual[:12]}...,"
+                f" not {sha256[name][:12]}...). Copy the checkpoint again."
+            )
+    return files
+
+
+def _sha256(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -166,24 +388,17 @@ def load(folder: str) -> Checkpoint:
                 f"{folder}: its outputs are {content['classes']}, this version of cxr expects"
                 f" {list(CLASSES)}, in this order. Train it again."
             )
-        files = {name: storage.read_bytes(storage.join(folder, name)) for name in content["sha256"]}
-        for name, expected in content["sha256"].items():
-            if (actual := hashlib.sha256(files[name]).hexdigest()) != expected:
-                raise CheckpointError(
-                    f"{folder}/{name}: changed since it was written (SHA-256 {actual[:12]}...,"
-                    f" not {expected[:12]}...). Copy the checkpoint again."
-                )
-        recipe = Recipe.from_json(json.dumps(content["recipe"]))
-        model = classifier.build(recipe)
-        model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
-        return Checkpoint(
-            recipe=recipe,
-            model=model.eval(),
+        files = _read_files(folder, content["sha256"])
+        loaded = Checkpoint(
+            recipe=Recipe.from_json(json.dumps(content["recipe"])),
+            weights=files["model.safetensors"],
             operating_point=OperatingPoint.from_dict(content["operating_point"]),
             temperature=content["temperature"],
             provenance=content["provenance"],
             validation=pq.read_table(pa.BufferReader(files["validation.parquet"])),
             fingerprint=hashlib.sha256(text).hexdigest(),
+            folder=folder,
+            network=files.get(ONNX_FILES["float32"]),
             splits=(
                 pq.read_table(pa.BufferReader(files["splits.parquet"]))
                 if "splits.parquet" in files
@@ -191,6 +406,9 @@ def load(folder: str) -> Checkpoint:
             ),
             name=_name(folder),
         )
+        if loaded.network is None and (exported := _read_addition(loaded, "float32")):
+            return dataclasses.replace(loaded, network=exported[1][ONNX_FILES["float32"]])
+        return loaded
     except CheckpointError:
         raise
     except KeyError as error:

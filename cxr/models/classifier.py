@@ -8,11 +8,8 @@ import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from cxr.errors import SettingsError
@@ -22,8 +19,6 @@ from cxr.models.backbones import Backbone, Family
 from cxr.recipes import Convolutions, Recipe
 
 State = Mapping[str, torch.Tensor]
-
-Outputs = TypeVar("Outputs", torch.Tensor, NDArray[np.float32])
 
 
 class Classifier(nn.Module):
@@ -165,11 +160,6 @@ def digest(state: State) -> str:
         # As bytes, since NumPy has no bfloat16.
         sha.update(state[name].detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
-
-
-def logit(outputs: Outputs) -> Outputs:
-    """Log-odds of pneumonia, float32 (N,), from the classifier's two outputs, float32 (N, 2)."""
-    return outputs[:, 1] - outputs[:, 0]
 
 
 def _inside_out(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

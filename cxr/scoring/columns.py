@@ -17,7 +17,7 @@ from cxr import storage
 from cxr.errors import SettingsError
 from cxr.images.decoding import Uids
 from cxr.images.read import Image
-from cxr.scoring.parts import PIXELS, SCORES
+from cxr.scoring.parts import SCORES
 from cxr.scoring.studies import STUDIES
 from cxr.sources.manifests import find_column
 from cxr.sources.settings import parse_columns
@@ -125,7 +125,7 @@ def refuse_own_name(name: str) -> None:
     Raises:
         SettingsError: the name is taken.
     """
-    if name in {*SCORES.names, *Uids._fields, *STUDIES.names, PIXELS}:
+    if name in {*SCORES.names, *Uids._fields, *STUDIES.names}:
         raise SettingsError(
             f"keep_columns: {name} is a column of the scores themselves. Rename it in the manifest,"
             " or name the columns to keep without it."

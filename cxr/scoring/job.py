@@ -19,33 +19,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
-import ray
-import ray.data
-from ray.actor import ActorHandle
 
 from cxr import cli, cluster, storage
-from cxr.cluster.counter import ClusterProgress, Counter
-from cxr.datasets.shards import READ_CPUS
+from cxr.cluster.crew import Crew, read_ahead
 from cxr.errors import CxrError
-from cxr.inference import devices
+from cxr.inference.engine import CPU_THREADS
+from cxr.inference.networks import send_classifier
 from cxr.metrics import OperatingPoint
 from cxr.models.checkpoint import Checkpoint
-from cxr.scoring import parts, results
-from cxr.scoring.columns import DEFAULTS, ColumnSettings, UidColumns, scores_schema
-from cxr.scoring.manifest import (
-    PART_ROWS,
-    ScoreSettings,
-    check_output,
-    kept_columns,
-    open_manifest,
-)
+from cxr.progress import Progress
+from cxr.scoring import parts
+from cxr.scoring.columns import DEFAULTS, ColumnSettings, scores_schema
+from cxr.scoring.manifest import ScoreSettings, check_output, kept_columns, open_manifest
+from cxr.scoring.parts import pack
 from cxr.scoring.predict import PartPredictor
-from cxr.scoring.read import read_parts, tasks
-from cxr.scoring.results import Summary
-from cxr.scoring.write import PartSink
+from cxr.scoring.read import ReadSettings, read_packed, tasks
+from cxr.scoring.summary import Summary, summarize
 
-MIN_WRITERS: Final = 2
-"""Least number of concurrent tasks that write parts; with more predictors, as many as those."""
+READ_CPUS: Final = 1
+"""CPUs of a task that reads for a GPU."""
 
 
 def score(
@@ -108,24 +100,27 @@ def score(
             print(f"resumed: {num_done:,} of {len(manifest):,} images have their row")
         with (
             cli.on_interrupt(lambda: _kept(folder, listed, len(manifest))),
-            ClusterProgress(f"scoring with {checkpoint.recipe.name}", num_missing) as progress,
+            Progress(f"scoring with {checkpoint.recipe.name}", num_missing) as progress,
         ):
-            _run(
-                missing, num_missing, checkpoint, operating_point, folder, settings, schema,
-                uid_columns, progress.counter, gpu=gpu,
-            )  # fmt: skip
-            marks: list[tuple[float, int]] = ray.get(progress.counter.marks.remote())
-        rates = _rates(marks, started, _pool(num_missing, gpu=gpu).min_size)
+            reading = ReadSettings(
+                checkpoint.recipe.image_px, any_body_part, any_view, schema, uid_columns
+            )
+            marks, num_actors = _run(
+                missing, checkpoint, operating_point, folder, reading, progress, gpu=gpu
+            )
+        rates = _rates(marks, started, num_actors)
         done |= parts.read_parts(folder, missing, schema)
         if lost := listed.keys() - done.keys():
             raise CxrError(f"{folder}: {len(lost)} parts are missing. Run the same command again.")
-    elif results.is_written(output, len(manifest)):
+    from cxr.scoring import results  # Matplotlib takes a second, in which parts are scored.
+
+    if not missing and results.is_written(output, len(manifest)):
         print("nothing to do: every listed image has its row")
-        return results.summarize(pa.concat_tables(done.values()), 0)
+        return summarize(pa.concat_tables(done.values()), 0)
     scores = pa.concat_tables(done[part] for part in sorted(done)).sort_by(
         [("uri", "ascending"), ("file", "ascending")]
     )
-    summary = results.summarize(scores, num_missing)
+    summary = summarize(scores, num_missing)
     results.write(
         output, scores, summary, skipped, checkpoint, operating_point, settings, manifest, rates
     )
@@ -137,61 +132,34 @@ def _kept(folder: str, listed: Mapping[int, pa.Table], num_listed: int) -> str:
     return f"{kept:,} of {num_listed:,} rows are kept; the same command continues"
 
 
-def _pool(num_images: int, *, gpu: bool) -> cluster.Pool:
-    return cluster.pool(-(-num_images // PART_ROWS), devices.CPU_THREADS, gpu=gpu)
-
-
 def _run(
     missing: Mapping[int, pa.Table],
-    num_images: int,
     checkpoint: Checkpoint,
     point: OperatingPoint,
     folder: str,
-    settings: ScoreSettings,
-    schema: pa.Schema,
-    uid_columns: UidColumns | None,
-    counter: "ActorHandle[Counter]",
+    reading: ReadSettings,
+    progress: Progress,
     *,
     gpu: bool,
-) -> None:
+) -> tuple[list[tuple[float, int]], int]:
+    """When how many rows were done, in seconds since 1970, and how many actors began."""
     first = next(iter(missing.values()))
     cluster.check_reach([folder], first["file"].to_pylist()[:1])
-    pool = _pool(num_images, gpu=gpu)
-    share = pool.share
-    state = ray.put(dict(checkpoint.model.state_dict()))
     work = tasks(missing)
-    pixels = ray.data.from_blocks(work).map_batches(
-        read_parts,
-        fn_args=(
-            checkpoint.recipe.image_px,
-            settings.any_body_part,
-            settings.any_view,
-            schema,
-            uid_columns,
-        ),
-        batch_format="pyarrow",
-        batch_size=None,
-        # On CPUs the same claim as the predictors', so that Ray Data fuses the two: a process reads
-        # and predicts in turn, and none waits for a core. GPUs are fed by separate tasks.
-        num_cpus=1 if gpu else share.num_cpus,
-    )
-    scored = pool.map(
-        pixels,
-        PartPredictor,
-        (
-            checkpoint.recipe, state, share.threads, gpu, counter, checkpoint.temperature,
-            point.threshold, schema,
-        ),
-    )  # fmt: skip
-    cluster.execute(
-        lambda: scored.write_datasink(
-            PartSink(folder),
-            ray_remote_args={"num_cpus": READ_CPUS},
-            # A process takes seconds to start, and without a limit Ray started ten.
-            # Ray warns of a limit above the number of tasks.
-            concurrency=min(len(work), max(MIN_WRITERS, pool.min_size)),
-        )
-    )
+    network = send_classifier(checkpoint, gpu=gpu)
+    args = (network, CPU_THREADS, reading, folder, checkpoint.temperature, point.threshold)
+    crew = Crew(PartPredictor, args, len(work), CPU_THREADS, gpu=gpu)
+    packed = ([pack(rows) for rows in task] for task in work)
+    if gpu:
+        read = read_ahead(read_packed, ((reading, *rows) for rows in packed), READ_CPUS)
+        counts = crew.run("predict", ((part,) for part in read))
+    else:
+        counts = crew.run("score", packed)
+    marks = []
+    for count in counts:
+        marks.append((time.time(), count))
+        progress.add(count)
+    return marks, crew.num_first
 
 
 def _rates(marks: Sequence[tuple[float, int]], started: float, num_actors: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What is to be scored: the settings and the listing of a scores folder, divided into parts."""
 
-import json
+import functools
 import time
 from collections import Counter as Counts
 from dataclasses import dataclass
@@ -9,18 +9,22 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
+import ray
 from numpy.typing import NDArray
 
-from cxr import sources, storage
+from cxr import cluster, sources, storage
 from cxr.errors import DataError, SettingsError
 from cxr.scoring import columns
 from cxr.scoring.columns import ColumnSettings
-from cxr.scoring.parts import FORMAT, pack, unpack
+from cxr.scoring.parts import FORMAT
 from cxr.scoring.read import num_cpus, stream_of
 
-PART_ROWS: Final = 64
-"""Rows of a part, at most: a second or more of work, lost when a process is killed."""
+PART_IMAGES: Final = 64
+"""Images of a part, at most: a second or more of work, lost when a process is killed."""
+
+ROWS_FOR_IMAGE: Final = 32
+"""Rows of which it is known that there is nothing to decode, and that count as one image: writing
+is all that they cost. A part of them has 2,048."""
 
 PARTS_PER_CPU: Final = 4
 """Least number of parts for each CPU in a small archive, so that none waits for long."""
@@ -154,16 +158,12 @@ def list_images(settings: ScoreSettings) -> tuple[pa.Table, dict[str, int]]:
     skipped = listed.skipped
     tables = {"": listed.table().sort_by("uri")}
     if listed.archives:
-        archives = [
-            pa.table({"file": [file], "paths": pa.array([paths], pa.list_(pa.string()))})
-            for file, paths in sorted(listed.archives.items())
-        ]
-        dataset = ray.data.from_blocks(archives).map_batches(
-            _list_archives, batch_format="pyarrow", batch_size=None, num_cpus=1
-        )
-        for row in dataset.iter_rows():
-            tables[row["file"]] = listed.join_entries(unpack(row["rows"]))
-            skipped.update(json.loads(row["skipped"]))
+        task: Any = ray.remote(sources.list_archive)
+        refs = {file: task.remote(file, paths) for file, paths in listed.archives.items()}
+        for file, ref in refs.items():
+            members, passed_over = cluster.execute(functools.partial(ray.get, ref))
+            tables[file] = listed.join_entries(members)
+            skipped.update(passed_over)
     table = pa.concat_tables(tables[file] for file in sorted(tables))
     if not len(table):
         inputs = ", ".join(settings.inputs)
@@ -173,34 +173,36 @@ def list_images(settings: ScoreSettings) -> tuple[pa.Table, dict[str, int]]:
     return table, dict(skipped)
 
 
-def _list_archives(batch: pa.Table) -> pa.Table:
-    # rows in: {file, paths}; rows out: {file, rows: packed INVENTORY, skipped: JSON}
-    listed = [sources.list_archive(row["file"], row["paths"]) for row in batch.to_pylist()]
-    return pa.table(
-        {
-            "file": batch["file"],
-            "rows": pa.array([pack(table) for table, _ in listed], pa.binary()),
-            "skipped": [json.dumps(skipped) for _, skipped in listed],
-        }
-    )
-
-
 def number_parts(listed: pa.Table) -> NDArray[np.int64]:
     """The part of each listed row, (N,), from 0 on.
 
     Parts are small enough for every CPU to get some, and a long compressed tar begins a new one, so
     that hardly any part needs two of them.
     """
-    rows = int(np.clip(len(listed) / (PARTS_PER_CPU * num_cpus()), 1, PART_ROWS))
-    streams = [stream_of(row) for row in listed.select(["file", "place"]).to_pylist()]
+    costs = np.where(np.asarray(pc.equal(listed["status"], "")), ROWS_FOR_IMAGE, 1)
+    most = PART_IMAGES * ROWS_FOR_IMAGE
+    limit = int(np.clip(costs.sum() / (PARTS_PER_CPU * num_cpus()), ROWS_FOR_IMAGE, most))
+    streams = _streams(listed)
     lengths = Counts(streams)
     numbers: NDArray[np.int64] = np.zeros(len(listed), np.int64)
     size = number = 0
-    for index, stream in enumerate(streams):
-        before = streams[max(0, index - 1)]
-        longest = max(lengths[name] if name else 0 for name in (stream, before))
-        if size == rows or (stream != before and longest > rows):
+    before = ""
+    for index, (stream, cost) in enumerate(zip(streams, costs.tolist(), strict=True)):
+        longest = max(lengths[name] if name else 0 for name in {stream, before})
+        if index and (
+            size + cost > limit or (stream != before and longest * ROWS_FOR_IMAGE > limit)
+        ):
             size, number = 0, number + 1
         numbers[index] = number
-        size += 1
+        size, before = size + cost, stream
     return numbers
+
+
+def _streams(listed: pa.Table) -> list[str]:
+    """For each row what `stream_of` says."""
+    streams = [""] * len(listed)
+    members = np.flatnonzero(np.asarray(pc.list_value_length(listed["place"])) > 0)
+    rows = listed.select(["file", "place"]).take(pa.array(members)).to_pylist()
+    for index, row in zip(members.tolist(), rows, strict=True):
+        streams[index] = stream_of(row)
+    return streams

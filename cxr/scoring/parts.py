@@ -1,9 +1,8 @@
 """Parts of the manifest and their scores: one Parquet file for each part.
 
-A part is a run of rows of the manifest, known by its number, and it travels through the pipeline as
-one row of a Ray Dataset: however Ray Data splits and joins blocks, a part stays together. Its file
-is written atomically and always under the same name, so a retry replaces it, and the names alone
-say what is done.
+A part is a run of rows of the manifest, known by its number. It is read, predicted and written as
+one. Its file is written atomically and always under the same name, so a retry replaces it, and the
+names alone say what is done.
 """
 
 import posixpath
@@ -46,9 +45,6 @@ other inputs the same; `sha256` is of the file's bytes, empty if they could not 
 `scored`, `refused` or `unreadable`, with a `reason` unless scored; `prob_pneumonia` is calibrated;
 `prediction` is the class at the operating point; `width` and `height` of the original in pixels;
 `view` is `frontal`, `lateral`, `oblique`, or empty if the header does not say."""
-
-PIXELS: Final = "__pixels__"
-"""Column of a part between reading and predicting: named as no column of a manifest will be."""
 
 _NAME: Final = re.compile(r"part-(\d{7,})\.parquet")
 

@@ -1,52 +1,90 @@
-"""The predicting stage: an actor that turns the pixels of parts into scores."""
+"""The actor that makes scores of parts, and writes them."""
+
+from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-from ray.actor import ActorHandle
 
-from cxr import metrics
-from cxr.cluster.counter import Counter
-from cxr.inference.predictor import Predictor
+from cxr import metrics, storage
+from cxr.inference.engine import Engine
+from cxr.inference.networks import Network
 from cxr.labels import CLASSES
-from cxr.models.classifier import State
-from cxr.recipes import Recipe
-from cxr.scoring.parts import PIXELS, pack, unpack
+from cxr.models.outputs import logit
+from cxr.scoring.parts import part_file
+from cxr.scoring.read import PREDICTED, ReadPart, ReadSettings, read_packed
 
 
-class PartPredictor(Predictor):
-    """A predictor of whole parts."""
+class PartPredictor:
+    """Holds a trained classifier; on a CPU it reads parts as well.
+
+    On CPUs a process reads, predicts and writes in turn, and none waits for another's core. A GPU
+    is fed by tasks that read on the CPUs.
+    """
 
     def __init__(
         self,
-        recipe: Recipe,
-        state: "ray.ObjectRef[State]",
+        network: Network,
         threads: int,
-        gpu: bool,
-        counter: "ActorHandle[Counter]",
+        reading: ReadSettings,
+        folder: str,
         temperature: float,
         threshold: float,
-        schema: pa.Schema,
     ) -> None:
-        super().__init__(recipe, state, threads, gpu, counter)
-        self.temperature, self.threshold, self.schema = temperature, threshold, schema
+        """Remember what the driver has sent.
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        # rows in: {part, rows: packed pixels}; rows out: {part, rows: packed scores}
-        scored = [pack(self._score(unpack(rows))) for rows in batch["rows"].to_pylist()]
-        return batch.set_column(1, "rows", pa.array(scored, pa.binary()))
+        Args:
+            network: whose engine returns logits (N, 2).
+            threads: of this process.
+            reading: how images are read.
+            folder: of the files of parts.
+            temperature: of the probabilities.
+            threshold: on the probabilities, of the predictions.
+        """
+        self.network, self.threads = network, threads
+        self.reading, self.folder = reading, folder
+        self.temperature, self.threshold = temperature, threshold
 
-    def _score(self, table: pa.Table) -> pa.Table:
-        logits = self.logits(table[PIXELS])
+    @cached_property
+    def engine(self) -> Engine:
+        """The loaded classifier."""
+        return self.network.open(self.threads)
+
+    def ready(self) -> None:
+        """Load the classifier: an error of the constructor would not reach the driver unchanged."""
+        _ = self.engine
+
+    def score(self, *packed: bytes) -> Iterator[int]:
+        """Read, predict and write parts; yields the rows of each.
+
+        Args:
+            packed: rows of the manifest of each part.
+        """
+        for part in read_packed(self.reading, *packed):
+            yield self._write(part)
+
+    def predict(self, *parts: ReadPart) -> Iterator[int]:
+        """Predict and write parts that were read; yields the rows of each."""
+        for part in parts:
+            yield self._write(part)
+
+    def _write(self, part: ReadPart) -> int:
+        table = part.known
+        without = np.asarray(pc.not_equal(table["status"], "scored"))
+        logits: np.ndarray[tuple[int], np.dtype[np.float64]] = np.full(len(table), np.nan)
+        if len(part.pixels):
+            logits[~without] = logit(self.engine.run(part.pixels))
         probs = metrics.probabilities(logits, self.temperature)
-        predictions = [CLASSES[int(prob >= self.threshold)] for prob in probs]
-        self.counter.add.remote(len(table))
-        without = np.asarray(pc.is_null(table[PIXELS]))
-        columns = {
-            "prob_pneumonia": pa.array(probs, pa.float64(), mask=without),
-            "logit": pa.array(logits, pa.float64(), mask=without),
-            "prediction": pa.array(predictions, pa.string(), mask=without),
-        }
-        arrays = [columns[name] if name in columns else table[name] for name in self.schema.names]
-        return pa.table(arrays, schema=self.schema)
+        predictions = np.where(probs >= self.threshold, CLASSES[1], CLASSES[0])
+        predicted = dict(zip(PREDICTED, (probs, logits, predictions), strict=True))
+        schema = self.reading.schema
+        columns = [
+            pa.array(predicted[field.name], field.type, mask=without)
+            if field.name in predicted
+            else table[field.name]
+            for field in schema
+        ]
+        scores = pa.table(columns, schema=schema)
+        storage.write_table(part_file(self.folder, part.number), scores)
+        return len(table)

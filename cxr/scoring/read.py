@@ -1,17 +1,19 @@
-"""The reading stage: from the rows of parts to packed pixels."""
+"""The reading stage: from the rows of parts to their pixels."""
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 
 from cxr import sources
 from cxr.images.read import Image, read_images
 from cxr.scoring.columns import UidColumns
-from cxr.scoring.parts import PIXELS, pack
+from cxr.scoring.parts import unpack
 
 MAX_STREAMS: Final = 8
 """How often a compressed tar is read, each time for another range of its members."""
@@ -20,18 +22,40 @@ PREDICTED: Final = ("prob_pneumonia", "logit", "prediction")
 """The columns of the scores that are not known before a part is predicted."""
 
 
-def pixels_schema(scores: pa.Schema) -> pa.Schema:
-    """The columns of a part that was read.
+@dataclass(frozen=True)
+class ReadSettings:
+    """How the images of a scores folder are read, and what is kept of them."""
 
-    Those of the scores that are known, and as `PIXELS` the bytes of gray pixels, uint8 (image_px,
-    image_px), null if there are none.
-    """
-    known = [field for field in scores if field.name not in PREDICTED]
-    return pa.schema([*known, (PIXELS, pa.binary())])
+    image_px: int
+    """Side of the square that the model takes."""
+    any_body_part: bool
+    """Accept DICOM files of a body part other than the chest."""
+    any_view: bool
+    """Accept DICOM files of lateral and oblique views."""
+    schema: pa.Schema
+    """Of the folder's scores."""
+    uid_columns: UidColumns | None
+    """Of DICOM files, where asked."""
+
+    @property
+    def known(self) -> pa.Schema:
+        """The columns of the scores that are known of a part that was read."""
+        return pa.schema([field for field in self.schema if field.name not in PREDICTED])
 
 
-def tasks(parts: Mapping[int, pa.Table]) -> list[pa.Table]:
-    """The rows of each task: one part, or of a compressed tar a range of parts in one pass.
+@dataclass(frozen=True)
+class ReadPart:
+    """A part whose images were read."""
+
+    number: int
+    known: pa.Table
+    """The scores without the columns of `PREDICTED`; images are those with the status `scored`."""
+    pixels: NDArray[np.uint8]
+    """Gray levels of the images, uint8 (N, image_px, image_px)."""
+
+
+def tasks(parts: Mapping[int, pa.Table]) -> list[list[pa.Table]]:
+    """The parts of each task: one, or of a compressed tar a range in one pass.
 
     Args:
         parts: rows of the manifest by part, in order.
@@ -43,9 +67,9 @@ def tasks(parts: Mapping[int, pa.Table]) -> list[pa.Table]:
         if stream := stream_of(last):
             streams.setdefault(stream, []).append(table)
         else:
-            singles.append(table)
+            singles.append([table])
     ranges = [
-        pa.concat_tables([tables[i] for i in indices])
+        [tables[i] for i in indices]
         for tables in streams.values()
         for indices in np.array_split(
             np.arange(len(tables)), min(MAX_STREAMS, num_cpus(), len(tables))
@@ -65,37 +89,35 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def read_parts(
-    batch: pa.Table,
-    image_px: int,
-    any_body_part: bool,
-    any_view: bool,
-    schema: pa.Schema,
-    uid_columns: UidColumns | None,
-) -> Iterator[pa.Table]:
-    """Fetch, decode and resize the images of one or more parts.
+def read_packed(settings: ReadSettings, *packed: bytes) -> Iterator[ReadPart]:
+    """Fetch, decode and resize the images of one or more parts in one pass.
 
     Args:
-        batch: rows of schema `sources.INVENTORY` with their `part`, in order.
-        image_px: side of the square that the model takes.
-        any_body_part: accept DICOM files of a body part other than the chest.
-        any_view: accept DICOM files of lateral and oblique views.
-        schema: of the folder's scores.
-        uid_columns: of DICOM files, where asked.
-
-    Yields:
-        One row per part: {part, rows: packed, of `pixels_schema`}.
+        settings: how.
+        packed: rows of schema `sources.INVENTORY` with their `part`, of each part, in order.
     """
-    rows = batch.to_pylist()
-    images = read_images(rows, image_px, any_body_part=any_body_part, any_view=any_view)
-    pairs = zip(rows, images, strict=True)
-    for part, pairs_of_part in itertools.groupby(pairs, key=lambda pair: pair[0]["part"]):
-        read = [_pixels(row, image, uid_columns) for row, image in pairs_of_part]
-        packed = pack(pa.Table.from_pylist(read, schema=pixels_schema(schema)))
-        yield pa.table({"part": [part], "rows": pa.array([packed], pa.binary())})
+    parts = [unpack(rows).to_pylist() for rows in packed]
+    images = read_images(
+        itertools.chain.from_iterable(parts),
+        settings.image_px,
+        any_body_part=settings.any_body_part,
+        any_view=settings.any_view,
+    )
+    for rows in parts:
+        read = list(itertools.islice(images, len(rows)))
+        known = [
+            _known(row, image, settings.uid_columns) for row, image in zip(rows, read, strict=True)
+        ]
+        pixels = [image.pixels for image in read if image.pixels is not None]
+        side = settings.image_px
+        yield ReadPart(
+            number=rows[0]["part"],
+            known=pa.Table.from_pylist(known, schema=settings.known),
+            pixels=np.stack(pixels) if pixels else np.empty((0, side, side), np.uint8),
+        )
 
 
-def _pixels(row: Mapping[str, Any], image: Image, uid_columns: UidColumns | None) -> dict[str, Any]:
+def _known(row: Mapping[str, Any], image: Image, uid_columns: UidColumns | None) -> dict[str, Any]:
     uids, warnings = uid_columns.values(image) if uid_columns else ({}, [])
     return {
         "uri": row["written"].strip() or row["uri"],
@@ -110,5 +132,4 @@ def _pixels(row: Mapping[str, Any], image: Image, uid_columns: UidColumns | None
         "view": image.view,
         **uids,
         **(row.get("kept") or {}),
-        PIXELS: None if image.pixels is None else image.pixels.tobytes(),
     }

@@ -1,7 +1,6 @@
 """The results of a scores folder: one table, a summary, a page."""
 
 from collections import Counter as Counts
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -18,35 +17,13 @@ from cxr.reports import FailureGroup, ScoringReport, SuspiciousImage, scoring_pa
 from cxr.scoring.columns import choose_group
 from cxr.scoring.manifest import ScoreSettings, kept_columns
 from cxr.scoring.studies import group_scores
+from cxr.scoring.summary import Summary
 
 NUM_SUSPICIOUS: Final = 12
 """Images of the highest scores that are shown."""
 
 NUM_EXAMPLES: Final = 3
 """Files that are named for a reason."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How many of the listed files were scored, refused or unreadable."""
-
-    num_listed: int
-    num_scored: int
-    num_refused: int
-    num_unreadable: int
-    computed: int
-    """Rows that this job computed."""
-
-    @property
-    def failed_fraction(self) -> float:
-        """Share of the listed files that have no score."""
-        return 1 - self.num_scored / max(self.num_listed, 1)
-
-
-def summarize(scores: pa.Table, computed: int) -> Summary:
-    """Count the rows by their status; `computed` of them are this job's."""
-    counts = Counts(scores["status"].to_pylist())
-    return Summary(len(scores), counts["scored"], counts["refused"], counts["unreadable"], computed)
 
 
 def write(
@@ -131,6 +108,7 @@ def _facts(
         "checkpoint": {
             "fingerprint": checkpoint.fingerprint,
             "recipe": checkpoint.recipe.name,
+            "precision": checkpoint.precision,
             "temperature": checkpoint.temperature,
             "operating_point": point.to_dict(),
         },

@@ -16,6 +16,10 @@ COLUMNS: Final = ("uri", "label", "patient", "split", "subtype")
 LABELS: Final = {name: (name, str(index)) for index, name in enumerate(labels.CLASSES)}
 """What a manifest calls the classes unless --labels says otherwise."""
 
+Split = Literal["train", "val", "test", "validation"]
+"""A split of a set, or `"validation"`: the images that validated the checkpoint. Where the set has
+no test split, `"test"` are the patients whom training held out."""
+
 
 @dataclass(frozen=True)
 class SetSettings:

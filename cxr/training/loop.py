@@ -20,9 +20,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cxr import metrics
 from cxr.inference import devices
-from cxr.inference.engine import forward
+from cxr.inference.torch_engine import forward
 from cxr.models import acquisition, classifier
-from cxr.models.classifier import Classifier, State, logit
+from cxr.models.classifier import Classifier, State
+from cxr.models.outputs import logit
 from cxr.recipes import FOCAL_GAMMA, Recipe
 from cxr.training.loaders import Batch, Loader
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from cxr import cli, cluster, metrics, phantoms, storage
 from cxr.datasets import splits
-from cxr.datasets.pixels import describe_duplicates
+from cxr.datasets.pixels import decode_shards, describe_duplicates
 from cxr.datasets.splits import Splits
 from cxr.errors import CheckpointError, CxrError
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
@@ -83,8 +83,12 @@ def begin(recipes: Sequence[Recipe], settings: RunSettings) -> RunSettings:
     return resolved
 
 
-def reopen(output: str) -> tuple[list[Recipe], RunSettings]:
-    """The recipes and settings of an interrupted run.
+def reopen(output: str, *, int8: bool = False) -> tuple[list[Recipe], RunSettings]:
+    """The recipes and settings of an interrupted or finished run.
+
+    Args:
+        output: its folder.
+        int8: add networks in 8-bit integers, whatever its own settings say.
 
     Raises:
         CheckpointError: there is no run in the folder, or none that this version can resume.
@@ -109,7 +113,7 @@ def reopen(output: str) -> tuple[list[Recipe], RunSettings]:
             f"{uri}: cannot be resumed by this version of cxr ({error}). Resume it with the version"
             " that wrote it, or start a new run."
         ) from None
-    return recipes, dataclasses.replace(settings, output=output)
+    return recipes, dataclasses.replace(settings, output=output, int8=settings.int8 or int8)
 
 
 def how_to_resume(folder: str) -> str:
@@ -163,7 +167,33 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
         _finish(plan, outcome, settings, name, images, gpu=gpu)
     skipped = write_skipped([plan.shards for plan in plans], output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
-    return _compare(recipes, settings, images, skipped)
+    quantized = _quantize(recipes, settings, images) if settings.int8 else []
+    return _compare(recipes, settings, images, skipped, quantized)
+
+
+def _quantize(
+    recipes: Sequence[Recipe],
+    settings: RunSettings,
+    images: TrainingImages,
+) -> list[str]:
+    """Add networks in 8-bit integers to the run's checkpoints; a sentence on each."""
+    from cxr.training.int8 import add_int8  # ONNX Runtime's quantizer takes a second.
+
+    sentences = []
+    for recipe in recipes:
+        folder = storage.join(settings.folder, recipe.name, "checkpoint")
+        if not checkpoint.exists(folder):
+            continue
+        trained = checkpoint.load(folder)
+        pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
+        train_folds = [fold for fold in range(settings.folds) if fold != settings.fold]
+        try:
+            sentence = add_int8(trained, pixels, train_folds, [settings.fold]).sentence
+        except CheckpointError as error:
+            sentence = f"{recipe.name}: {error}"
+        print(sentence, flush=True)
+        sentences.append(sentence)
+    return sentences
 
 
 def _held_out(images: TrainingImages) -> str:
@@ -321,6 +351,7 @@ def _compare(
     settings: RunSettings,
     images: TrainingImages,
     skipped: Mapping[str, str],
+    quantized: Sequence[str],
 ) -> Run:
     """Write the page on all recipes of a run, those finished earlier included."""
     output = settings.folder
@@ -331,7 +362,7 @@ def _compare(
         histories[recipe.name] = result.pop("history")
         results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
-    notes = [images.patients.sentence, *_notes(recipes, settings, skipped)]
+    notes = [images.patients.sentence, *_notes(recipes, settings, skipped), *quantized]
     page = comparison_page(results, histories, notes, "Versions compared")
     storage.write_bytes(report, page.encode())
     folders = [storage.join(output, recipe.name, "checkpoint") for recipe in recipes]

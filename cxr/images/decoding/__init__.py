@@ -10,7 +10,6 @@ header.
 import struct
 
 from cxr.errors import SettingsError
-from cxr.images.decoding.dicom import decode_dicom
 from cxr.images.decoding.levels import refuse_flat
 from cxr.images.decoding.quiet import NO_LOGS, NO_WARNINGS
 from cxr.images.decoding.raster import decode_raster
@@ -57,6 +56,9 @@ def decode(
     try:
         with NO_WARNINGS:
             if facts.format == "dicom":
+                # Imported where there is a DICOM file: pydicom takes half a second.
+                from cxr.images.decoding.dicom import decode_dicom
+
                 with NO_LOGS:
                     pixels = decode_dicom(data, facts, any_body_part, any_view)
             else:

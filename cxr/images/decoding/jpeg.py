@@ -1,7 +1,6 @@
 """The pixels of JPEG files, by a decoder that reports damage."""
 
 import numpy as np
-from libjpeg.utils import decode as decode_by_pylibjpeg
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -67,6 +66,8 @@ def decode_jpeg(
 
 def _decode_deep(data: bytes, header: FrameHeader, facts: Facts) -> NDArray[np.uint8]:
     """A gray JPEG of 9 to 16 bits, which Pillow does not decode."""
+    from libjpeg.utils import decode as decode_by_pylibjpeg  # Imports pydicom.
+
     if header.components != 1:
         raise RejectedError("refused", f"a JPEG in color of {header.precision} bits to a channel")
     try:

@@ -1,0 +1,92 @@
+"""A network on its way to a process that runs it, as what the engine of that process takes.
+
+Importing this module imports neither engine: a process imports the one that it opens.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import ray
+
+from cxr.inference.engine import Engine
+from cxr.recipes import Recipe
+
+if TYPE_CHECKING:
+    from cxr.models.checkpoint import Checkpoint
+    from cxr.models.classifier import Classifier, State
+
+
+class Network(Protocol):
+    """What a process is sent of a network."""
+
+    def open(self, threads: int) -> Engine:
+        """Load the network, to compute with so many threads where it computes on a CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """A network for CPUs."""
+
+    content: "ray.ObjectRef[bytes]"
+    """An ONNX file."""
+    output: str
+    """Name of the output that the engine returns."""
+
+    def open(self, threads: int) -> Engine:
+        """As `Network.open`."""
+        from cxr.inference.onnx_engine import OnnxEngine
+
+        return OnnxEngine(ray.get(self.content), self.output, threads)
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """A classifier, or the frozen part of one, for a GPU or a CPU that multiplies in bfloat16."""
+
+    recipe: Recipe
+    state: "ray.ObjectRef[State]"
+    """The tensors of what runs, by the classifier's names."""
+    frozen: bool
+    """Whether only the frozen part runs."""
+    gpu: bool
+    """Whether to compute on the GPU that Ray assigned to the process."""
+
+    def open(self, threads: int) -> Engine:
+        """As `Network.open`."""
+        import torch
+
+        from cxr.inference.torch_engine import TorchEngine
+        from cxr.models import classifier
+
+        torch.set_num_threads(threads)
+        model = classifier.build(self.recipe)
+        tensors: State = ray.get(self.state)
+        model.load_state_dict(dict(tensors), strict=not self.frozen)
+        network = model.prefix if self.frozen else model
+        return TorchEngine(network, self.recipe.normalization, gpu=self.gpu)
+
+
+def send_classifier(trained: "Checkpoint", *, gpu: bool) -> Network:
+    """Send a trained classifier, whose engine then returns logits (N, 2), to the cluster."""
+    if gpu:
+        return TorchNetwork(
+            trained.recipe, ray.put(dict(trained.model.state_dict())), frozen=False, gpu=True
+        )
+    return OnnxNetwork(ray.put(trained.onnx), "logits")
+
+
+def send_frozen_part(recipe: Recipe, model: "Classifier", *, gpu: bool, onnx: bool) -> Network:
+    """Send the frozen part of a classifier, whose engine then returns features, to the cluster.
+
+    Args:
+        recipe: of the model.
+        model: with its weights.
+        gpu: compute on GPUs.
+        onnx: compute on CPUs by ONNX Runtime.
+    """
+    if onnx:
+        from cxr.models.export import export_prefix
+
+        return OnnxNetwork(ray.put(export_prefix(model, recipe)), "features")
+    return TorchNetwork(recipe, ray.put(model.states(frozen=True)), frozen=True, gpu=gpu)

@@ -1,0 +1,39 @@
+"""The engine for CPUs: a network as an ONNX file, run by ONNX Runtime."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.inference.engine import batch_size
+from cxr.models.session import open_session
+
+
+class OnnxEngine:
+    """Runs an ONNX file with the input `pixels`, uint8 (N, 1, S, S)."""
+
+    def __init__(self, content: bytes, output: str, threads: int) -> None:
+        """Load the network.
+
+        Args:
+            content: of the file.
+            output: name of what `run` returns.
+            threads: that compute a batch.
+
+        Raises:
+            CheckpointError: ONNX Runtime cannot load it.
+        """
+        self.session = open_session(content, threads)
+        self.output = output
+        self.batch_size = batch_size(gpu=False)
+
+    def run(
+        self, pixels: NDArray[np.uint8], on_batch: Callable[[int], object] = lambda _: None
+    ) -> NDArray[np.float32]:
+        """As `Engine.run`."""
+        outputs: list[NDArray[np.float32]] = []
+        for start in range(0, len(pixels), self.batch_size):
+            batch = pixels[start : start + self.batch_size, None]
+            outputs += self.session.run([self.output], {"pixels": batch})
+            on_batch(len(batch))
+        return np.concatenate(outputs)

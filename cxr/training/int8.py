@@ -1,0 +1,144 @@
+"""A trained classifier in 8-bit integers: made from training images, kept if it is as good."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cxr import metrics
+from cxr.datasets.shards import Shards, read_part
+from cxr.errors import CheckpointError
+from cxr.metrics.results import Interval
+from cxr.models import checkpoint
+from cxr.models.checkpoint import Checkpoint
+from cxr.models.export import export
+from cxr.models.outputs import logit
+from cxr.models.quantization import BATCH_SIZE, NUM_CALIBRATION, quantize
+from cxr.models.session import open_session
+from cxr.storage.arrays import to_array
+
+MAX_LOSS: Final = 0.005
+"""The network is refused where the interval of its AUC, minus that in float32, reaches below the
+negative of this."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How a network in 8-bit integers compares with the same in float32."""
+
+    recipe: str
+    is_kept: bool
+    difference: Interval
+    """Of the AUC on the validation images."""
+    num_images: int
+    num_patients: int
+
+    @property
+    def sentence(self) -> str:
+        """The comparison, and what became of it."""
+        value, low, high = self.difference.value, self.difference.low, self.difference.high
+        verdict = (
+            "kept"
+            if self.is_kept
+            else f"refused, since the interval reaches below -{MAX_LOSS}; use float32"
+        )
+        return (
+            f"{self.recipe} in int8: AUC {value:+.4f} [{low:+.4f}, {high:+.4f}] against float32 on"
+            f" {self.num_images:,} validation images of {self.num_patients:,} patients: {verdict}."
+        )
+
+
+def add_int8(
+    trained: Checkpoint,
+    pixels: Shards,
+    train_folds: Sequence[int],
+    validation_folds: Sequence[int],
+) -> Quantized:
+    """Quantize a classifier, and add the result to its checkpoint unless it is worse.
+
+    Args:
+        trained: the checkpoint in float32.
+        pixels: decoded images that it was trained and validated on.
+        train_folds: whose images set the scales.
+        validation_folds: whose images calibrate it, choose its threshold and judge it.
+
+    Raises:
+        CheckpointError: there are no training images, or ONNX Runtime cannot quantize the network.
+        DataError: the validation images are all of one class.
+        StorageError: the checkpoint's folder cannot be written.
+
+    All is computed in this process, with every core of its machine.
+    """
+    recipe = trained.recipe
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    examples = _examples(pixels, train_folds)
+    source = export(trained.model, recipe, {}, split_gray=True)
+    network = quantize(source, examples, recipe.normalization, threads)
+    networks = {"logit": network, "float32": trained.onnx}
+    validation = _validate(networks, pixels, validation_folds, threads)
+    difference = metrics.auc_difference(
+        np.asarray(validation["label"]),
+        np.asarray(validation["logit"]),
+        np.asarray(validation["float32"]),
+        patients=validation["patient"].to_pylist(),
+    )
+    result = Quantized(
+        recipe=recipe.name,
+        is_kept=difference.low >= -MAX_LOSS,
+        difference=difference,
+        num_images=len(validation),
+        num_patients=len(validation["patient"].unique()),
+    )
+    if result.is_kept:
+        facts: dict[str, Any] = {
+            "num_calibration_images": len(examples),
+            "auc_difference": dataclasses.asdict(difference),
+            "num_images": result.num_images,
+            "num_patients": result.num_patients,
+        }
+        checkpoint.add_int8(trained, network, validation, facts)
+    return result
+
+
+def _examples(pixels: Shards, folds: Sequence[int]) -> NDArray[np.uint8]:
+    """The first training images of each fold, whose order is random: uint8 (N, S, S)."""
+    arrays: list[NDArray[np.uint8]] = []
+    for number, fold in enumerate(folds):
+        taken = sum(map(len, arrays))
+        # An equal part of what is missing, so that a small fold is made up for by the next.
+        wanted = -(-(NUM_CALIBRATION - taken) // (len(folds) - number))
+        for path in pixels.parts.get(fold, ()):
+            if wanted <= 0:
+                break
+            array = to_array(read_part(path, ["x"])["x"], pixels.shape, pixels.dtype)
+            arrays.append(array[:wanted])
+            wanted -= len(arrays[-1])
+    if not arrays:
+        raise CheckpointError("int8: there are no training images to quantize with.")
+    return np.concatenate(arrays)
+
+
+def _validate(
+    networks: dict[str, bytes], pixels: Shards, folds: Sequence[int], threads: int
+) -> pa.Table:
+    """The logits of networks, in a column of each one's name: {label, patient, subtype, ...}."""
+    sessions = {name: open_session(content, threads) for name, content in networks.items()}
+    tables = []
+    for path in (path for fold in folds for path in pixels.parts.get(fold, ())):
+        table = read_part(path, ["label", "patient", "subtype", "x"])
+        images = to_array(table["x"], pixels.shape, pixels.dtype)[:, None]
+        table = table.drop_columns(["x"])
+        for name, session in sessions.items():
+            outputs = [
+                session.run(["logits"], {"pixels": images[start : start + BATCH_SIZE]})[0]
+                for start in range(0, len(images), BATCH_SIZE)
+            ]
+            logits = logit(np.concatenate(outputs)).astype(np.float64)
+            table = table.append_column(name, pa.array(logits))
+        tables.append(table)
+    return pa.concat_tables(tables)

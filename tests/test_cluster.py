@@ -165,6 +165,7 @@ def test_ray_train_is_told_the_address_of_its_own_cluster(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
     import ray
+    from ray.dashboard.utils import get_address_for_submission_client
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -172,7 +173,10 @@ def test_ray_train_is_told_the_address_of_its_own_cluster(
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", before)
     with cluster.own_address():
         own = get_env_vars_to_propagate()["RAY_API_SERVER_ADDRESS"]
+        asked = get_address_for_submission_client(None)
     assert own == ray.get_runtime_context().gcs_address
+    # The port of any dashboard: a cluster of our own has none, and must not name another's.
+    assert not asked.endswith(":8265")
     assert os.environ.get("RAY_API_SERVER_ADDRESS") == before
 
 

@@ -83,6 +83,7 @@ def connect(num_cpus: int | None = None) -> None:
                 address=address,
                 num_cpus=num_cpus,
                 include_dashboard=False if address == "local" else None,
+                dashboard_port=_free_port() if address == "local" else None,
                 logging_level=logging.ERROR,
                 logging_config=ray.LoggingConfig(log_level="ERROR"),
             )
@@ -163,6 +164,19 @@ def _why_refused(error: Exception) -> str:
             " put the token that the cluster was started with into ~/.ray/auth_token."
         )
     return f"cannot be joined: {error}. Restart the cluster, or unset RAY_ADDRESS."
+
+
+def _free_port() -> int:
+    """A port for the dashboard that a cluster of our own does not have.
+
+    Without one, Ray 2.60 gives 127.0.0.1:8265 as the address of the dashboard even so, and that of
+    another cluster on this machine may be there: Ray Train would ask it for the run's controller,
+    not find it, and end the run's workers.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _check_listens(address: str) -> None:

@@ -34,6 +34,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # A thread that waits for work must not take a core from the processes beside this one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # Errors; a warning would be printed by every process.
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

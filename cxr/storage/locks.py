@@ -99,10 +99,10 @@ def _has_ended(holder: dict[str, Any]) -> bool:
     if not holder.get("machine") or holder["machine"] != _machine():
         return False
     try:
-        started = psutil.Process(holder["process"]).create_time()
+        started = psutil.Process(int(holder["process"])).create_time()
     except psutil.NoSuchProcess:
         return True
-    return abs(started - holder["started"]) > 2  # The number was given to another process.
+    return abs(started - float(holder["started"])) > 2  # The number was given to another process.
 
 
 def _refusal(folder: str, holder: dict[str, Any]) -> StorageError:

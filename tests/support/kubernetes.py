@@ -93,7 +93,7 @@ def _list_type(validator: Any, name: str, value: object, schema: Schema) -> Iter
         yield jsonschema.ValidationError("an item stands twice in a set")
 
 
-STRICT = validators.extend(
+STRICT = validators.extend(  # type: ignore[no-untyped-call]
     jsonschema.Draft7Validator,
     {
         "type": _type,

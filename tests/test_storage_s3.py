@@ -439,6 +439,7 @@ def test_a_request_without_an_answer_is_asked_again(
     bucket: str, proxy: FaultyProxy, hasty: None
 ) -> None:
     storage.write_bytes(f"{bucket}/silent", b"x")
+    assert storage.read_bytes(f"{bucket}/silent") == b"x"
     proxy.for_a_while("silent", 0.5)
     assert storage.read_bytes(f"{bucket}/silent") == b"x"
     assert proxy.count["silent"] == 1

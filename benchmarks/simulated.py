@@ -11,13 +11,12 @@ possible, given how much the CPU nodes read, stands beside it.
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +30,11 @@ from ray.cluster_utils import Cluster
 
 from cxr import cli, cluster
 from cxr.errors import CxrError
+from cxr.images.read import Image, Row
 from cxr.models import checkpoint
 from cxr.scoring import job as scoring_job
 from cxr.scoring.manifest import PART_ROWS
-from cxr.scoring.parts import pack
 from cxr.scoring.predict import PartPredictor
-from cxr.scoring.read import PIXELS
 from tests.support.checkpoints import SMALL, write_checkpoint
 
 METER = "benchmark-meter"
@@ -100,23 +98,19 @@ class Meter:
 
 
 def reader(read_s: float) -> Any:
-    """A stage that takes `read_s` per image instead of `cxr.scoring.read.read_parts`."""
+    """The reading stage, in which an image takes `read_s` and is noise."""
 
-    def read_parts(batch: pa.Table, image_px: int, *_: Any) -> Iterator[pa.Table]:
-        rows = batch.select(["uri", "part"]).to_pylist()
-        for part, of_part in itertools.groupby(rows, key=lambda row: row["part"]):
-            pixels = []
-            for row in of_part:
-                time.sleep(read_s)
-                pixels.append(
-                    {
-                        "uri": row["uri"], "sha256": "", "status": "scored", "reason": "",
-                        "warnings": [], "width": image_px, "height": image_px, "format": "jpeg",
-                        "x": os.urandom(image_px * image_px),
-                    }
-                )  # fmt: skip
-            packed = pack(pa.Table.from_pylist(pixels, schema=PIXELS))
-            yield pa.table({"part": [part], "rows": pa.array([packed], pa.binary())})
+    def sleep_and_draw(rows: Iterable[Row], image_px: int, **_: Any) -> Iterator[Image]:
+        for _row in rows:
+            time.sleep(read_s)
+            pixels = np.frombuffer(os.urandom(image_px**2), np.uint8).reshape(image_px, image_px)
+            yield Image("ok", "", (), "", image_px, image_px, "jpeg", "", None, pixels)
+
+    def read_parts(batch: pa.Table, *args: Any) -> Iterator[pa.Table]:
+        from cxr.scoring import read
+
+        vars(read)["read_images"] = sleep_and_draw
+        yield from read.read_parts(batch, *args)
 
     return read_parts
 
@@ -192,9 +186,14 @@ def remove_nodes(
     ended: threading.Event,
 ) -> None:
     """Remove a CPU node and replace the GPU node while parts are written."""
+
+    def replace_gpu_node() -> None:
+        nodes.remove_node(gpu_node)
+        add_gpu_node(nodes)
+
     steps = [
         (num_parts // 4, lambda: nodes.remove_node(cpu_node)),
-        (num_parts // 2, lambda: (nodes.remove_node(gpu_node), add_gpu_node(nodes))),
+        (num_parts // 2, replace_gpu_node),
     ]
     for count, step in steps:
         while len(list(parts.glob("*.parquet"))) < count:
@@ -209,7 +208,7 @@ def simulate(job: SimulatedBenchmark, num_cpu_nodes: int, folder: Path) -> Simul
     num_parts = -(-job.images // PART_ROWS)
     ended = threading.Event()
     with simulated_cluster(num_cpu_nodes) as (nodes, cpu_nodes, gpu_node):
-        meter: Any = Meter.options(name=METER).remote()  # type: ignore[attr-defined]
+        meter: Any = Meter.options(name=METER).remote()  # type: ignore[attr-defined, no-untyped-call]
         watch = StoreWatch(nodes.address)
         watch.start()
         removal = threading.Thread(
@@ -219,7 +218,13 @@ def simulate(job: SimulatedBenchmark, num_cpu_nodes: int, folder: Path) -> Simul
         if job.remove:
             removal.start()
         started = time.monotonic()
-        summary = scoring_job.score([str(folder / "images")], loaded, str(output), gpu=True)
+        summary = scoring_job.score(
+            [str(folder / "images")],
+            loaded,
+            str(output),
+            operating_point=loaded.operating_point,
+            gpu=True,
+        )
         seconds = time.monotonic() - started
         ended.set()
         if job.remove:

@@ -187,12 +187,15 @@ def remove_nodes(
 ) -> None:
     """Remove a CPU node and replace the GPU node while parts are written."""
 
+    def remove_cpu_node() -> None:
+        nodes.remove_node(cpu_node)
+
     def replace_gpu_node() -> None:
         nodes.remove_node(gpu_node)
         add_gpu_node(nodes)
 
     steps = [
-        (num_parts // 4, lambda: nodes.remove_node(cpu_node)),
+        (num_parts // 4, remove_cpu_node),
         (num_parts // 2, replace_gpu_node),
     ]
     for count, step in steps:
@@ -208,7 +211,7 @@ def simulate(job: SimulatedBenchmark, num_cpu_nodes: int, folder: Path) -> Simul
     num_parts = -(-job.images // PART_ROWS)
     ended = threading.Event()
     with simulated_cluster(num_cpu_nodes) as (nodes, cpu_nodes, gpu_node):
-        meter: Any = Meter.options(name=METER).remote()  # type: ignore[attr-defined, no-untyped-call]
+        meter: Any = Meter.options(name=METER).remote()  # type: ignore[attr-defined]
         watch = StoreWatch(nodes.address)
         watch.start()
         removal = threading.Thread(

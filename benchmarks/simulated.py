@@ -16,25 +16,24 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
-from cxr import cli, cluster
+from cxr import cli, cluster, storage
 from cxr.errors import CxrError
 from cxr.images.read import Image, Row
 from cxr.models import checkpoint
 from cxr.scoring import job as scoring_job
-from cxr.scoring.manifest import PART_ROWS
-from cxr.scoring.predict import PartPredictor
+from cxr.scoring import read
 from tests.support.checkpoints import SMALL, write_checkpoint
 
 METER = "benchmark-meter"
@@ -106,26 +105,33 @@ def reader(read_s: float) -> Any:
             pixels = np.frombuffer(os.urandom(image_px**2), np.uint8).reshape(image_px, image_px)
             yield Image("ok", "", (), "", image_px, image_px, "jpeg", "", None, pixels)
 
-    def read_parts(batch: pa.Table, *args: Any) -> Iterator[pa.Table]:
-        from cxr.scoring import read
+    def read_packed(settings: read.ReadSettings, *packed: bytes) -> Iterator[read.ReadPart]:
+        vars(read)["read_images"] = sleep_and_draw  # In the process that reads.
+        yield from read.read_packed(settings, *packed)
 
-        vars(read)["read_images"] = sleep_and_draw
-        yield from read.read_parts(batch, *args)
-
-    return read_parts
+    return read_packed
 
 
-def predictor(gpu_s: float) -> Any:
-    """An actor that takes `gpu_s` per image instead of computing it."""
+@dataclass(frozen=True)
+class SleepingNetwork:
+    """A network whose engine computes nothing."""
 
-    class SleepingPredictor(PartPredictor):
-        def logits(self, column: pa.ChunkedArray) -> NDArray[np.float64]:
-            start = time.time()
-            time.sleep(gpu_s * len(column))
-            ray.get_actor(METER).add.remote(start, time.time())
-            return np.zeros(len(column))
+    gpu_s: float
+    """Seconds for an image."""
 
-    return SleepingPredictor
+    def open(self, threads: int) -> "SleepingNetwork":  # noqa: ARG002
+        """The engine."""
+        return self
+
+    def run(
+        self, pixels: NDArray[np.uint8], on_batch: Callable[[int], object] = lambda _: None
+    ) -> NDArray[np.float32]:
+        """Logits of 0, float32 (N, 2), after a while; the time is told to the meter."""
+        start = time.time()
+        time.sleep(self.gpu_s * len(pixels))
+        ray.get_actor(METER).add.remote(start, time.time())
+        on_batch(len(pixels))
+        return np.zeros((len(pixels), 2), np.float32)
 
 
 class StoreWatch(threading.Thread):
@@ -181,8 +187,7 @@ def remove_nodes(
     nodes: Cluster,
     cpu_node: Any,
     gpu_node: Any,
-    parts: Path,
-    num_parts: int,
+    output: Path,
     ended: threading.Event,
 ) -> None:
     """Remove a CPU node and replace the GPU node while parts are written."""
@@ -194,12 +199,13 @@ def remove_nodes(
         nodes.remove_node(gpu_node)
         add_gpu_node(nodes)
 
-    steps = [
-        (num_parts // 4, remove_cpu_node),
-        (num_parts // 2, replace_gpu_node),
-    ]
-    for count, step in steps:
-        while len(list(parts.glob("*.parquet"))) < count:
+    manifest = output / "manifest.parquet"
+    while not manifest.exists():
+        if ended.wait(0.2):
+            return
+    num_parts = len(pc.unique(storage.read_table(str(manifest), ["part"])["part"]))
+    for count, step in ((num_parts // 4, remove_cpu_node), (num_parts // 2, replace_gpu_node)):
+        while len(list((output / "scores").glob("*.parquet"))) < count:
             if ended.wait(0.2):
                 return
         step()
@@ -208,7 +214,6 @@ def remove_nodes(
 def simulate(job: SimulatedBenchmark, num_cpu_nodes: int, folder: Path) -> Simulated:
     output = folder / f"out-{num_cpu_nodes}"
     loaded = checkpoint.load(str(folder / "checkpoint"))
-    num_parts = -(-job.images // PART_ROWS)
     ended = threading.Event()
     with simulated_cluster(num_cpu_nodes) as (nodes, cpu_nodes, gpu_node):
         meter: Any = Meter.options(name=METER).remote()  # type: ignore[attr-defined]
@@ -216,7 +221,7 @@ def simulate(job: SimulatedBenchmark, num_cpu_nodes: int, folder: Path) -> Simul
         watch.start()
         removal = threading.Thread(
             target=remove_nodes,
-            args=(nodes, cpu_nodes[0], gpu_node, output / "scores", num_parts, ended),
+            args=(nodes, cpu_nodes[0], gpu_node, output, ended),
         )
         if job.remove:
             removal.start()
@@ -252,7 +257,11 @@ def simulate(job: SimulatedBenchmark, num_cpu_nodes: int, folder: Path) -> Simul
 def main() -> None:
     job = cli.parse(SimulatedBenchmark, str(__doc__))
     # The job's own pipeline, but for these two of its stages.
-    stages = {"read_parts": reader(job.read_s), "PartPredictor": predictor(job.gpu_s)}
+    network = SleepingNetwork(job.gpu_s)
+    stages = {
+        "read_packed": reader(job.read_s),
+        "send_classifier": lambda *_, **__: network,
+    }
     for name, stage in stages.items():
         if not hasattr(scoring_job, name):
             raise CxrError(f"{scoring_job.__name__}: has no stage {name} to replace.")

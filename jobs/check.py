@@ -4,7 +4,7 @@ python jobs/check.py --data chest_xray
 python jobs/check.py --data list.csv --columns uri=File label=Finding patient=PatientID
 python jobs/check.py --data s3://bucket/set.zip --cache s3://bucket/cache
 
-It prints the training that follows, and that finds the images decoded.
+It prints the training command that follows, which does not decode the images again.
 """
 
 import dataclasses

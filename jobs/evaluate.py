@@ -15,7 +15,7 @@ import tyro
 from cxr import cli
 from cxr.cluster.settings import CachedComputeSettings
 from cxr.models.precision import Precision, check_precision
-from cxr.sources.settings import SetSettings, Split
+from cxr.sources.settings import SetSettings, Split, parse_columns
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def main() -> None:
         print(f"skipped: {done.num_skipped:,} images; the report names them with the reason")
     print(f"report: {done.report}")
     words = ["--checkpoint", job.checkpoint, "--input", data, "--output", f"{output}-scores"]
+    if column := parse_columns(settings.columns).get("uri"):
+        words += ["--columns", f"uri={column}"]
     print(f"next: {cli.command('score', words)}")
 
 

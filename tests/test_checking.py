@@ -168,7 +168,7 @@ def test_a_check_finds_what_was_planted_and_its_command_decodes_nothing_again(
         assert group["num_groups"] >= 2
         assert (group["across_splits"], group["contradicting"]) == (1, 1)
     assert (content["views"], content["ages"]) == ({"PA": 1}, {"90 or older": 1})
-    assert content["skipped"] == {".txt": 1}
+    assert content["skipped"] == {".json": 1, ".txt": 1}
     assert [counts["split"] for counts in content["splits"]] == ["train", "val", "test"]
     page = (output / "report.html").read_text()
     for written in (ended.out, ended.err, page, (output / "check.json").read_text()):

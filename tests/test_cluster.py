@@ -165,6 +165,7 @@ def test_ray_train_is_told_the_address_of_its_own_cluster(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
     import ray
+    from ray.dashboard.utils import get_address_for_submission_client
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -172,7 +173,10 @@ def test_ray_train_is_told_the_address_of_its_own_cluster(
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", before)
     with cluster.own_address():
         own = get_env_vars_to_propagate()["RAY_API_SERVER_ADDRESS"]
+        asked = get_address_for_submission_client(None)
     assert own == ray.get_runtime_context().gcs_address
+    # The port of any dashboard: a cluster of our own has none, and must not name another's.
+    assert not asked.endswith(":8265")
     assert os.environ.get("RAY_API_SERVER_ADDRESS") == before
 
 
@@ -185,14 +189,28 @@ def test_workers_are_a_number_or_a_range() -> None:
 
 
 @pytest.mark.cluster
-def test_a_dashboard_and_a_cluster_that_is_gone_are_named() -> None:
-    """In a process of its own, where no cluster runs yet."""
+def test_a_cluster_that_cannot_be_joined_is_one_line() -> None:
+    """In a process of its own, where no cluster runs yet; Ray's answers are made up."""
     program = """
-import os
+import os, socket
+import ray
 from cxr import cluster
 from cxr.errors import CxrError
-for address in ("http://127.0.0.1:8265", "127.0.0.1:9"):
+
+def refuse(cause):
+    def init(**_):
+        os.write(2, b"[gcs_client.cc: Failed to get cluster ID]")
+        raise ConnectionError("Failed to connect to Ray cluster at x") from RuntimeError(cause)
+    return init
+
+listens = socket.create_server(("127.0.0.1", 0))
+address = f"127.0.0.1:{listens.getsockname()[1]}"
+for address, cause in (
+    ("http://127.0.0.1:8265", ""), ("127.0.0.1:9", ""),
+    (address, "RPC error: InvalidAuthToken: Authentication token is missing"), (address, "?"),
+):
     os.environ["RAY_ADDRESS"] = address
+    ray.init = refuse(cause)
     try:
         cluster.connect()
     except CxrError as error:
@@ -200,9 +218,12 @@ for address in ("http://127.0.0.1:8265", "127.0.0.1:9"):
 """
     ended = run([sys.executable, "-c", program], timeout_s=120)
     assert ended.code == 0, ended.err
-    dashboard, gone = ended.out.splitlines()
+    assert not ended.err
+    dashboard, gone, token, other = ended.out.splitlines()
     assert "takes submitted jobs. Run ray job submit" in dashboard
     assert "RAY_ADDRESS=127.0.0.1:9: cannot be joined" in gone
+    assert "the cluster's token is missing here, or is another one. Set RAY_AUTH_MODE" in token
+    assert "cannot be joined: Failed to connect to Ray cluster at x. Restart" in other
 
 
 def test_a_cluster_of_our_own_is_not_waited_for(

@@ -15,7 +15,7 @@ import yaml
 from _pytest.mark.structures import ParameterSet
 
 from cxr import cluster
-from tests.support import rayjob_rules
+from tests.support import kubernetes
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,11 +159,31 @@ def check_onprem(text: str) -> None:
 def check_rayjob(text: str) -> None:
     """deploy/rayjob.yaml."""
     objects = {each["kind"]: each for each in yaml.load_all(text, Loader=yaml.CSafeLoader)}
-    assert set(objects) == set(rayjob_rules.OBJECTS)
-    for kind, each in objects.items():
-        jsonschema.validate(each, rayjob_rules.OBJECTS[kind])
+    assert set(objects) == {"ServiceAccount", "NetworkPolicy", "RayJob"}
+    account, policy = objects["ServiceAccount"], objects["NetworkPolicy"]
+    assert account == {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "cxr"}}
+    labels = {"app": "cxr"}
+    own = {"podSelector": {"matchLabels": labels}}
+    operator = {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+    assert policy == {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "cxr"},
+        "spec": {
+            **own,
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"from": [own]},
+                {
+                    "from": [{"namespaceSelector": {}, "podSelector": operator}],
+                    "ports": [{"port": 8265, "protocol": "TCP"}],
+                },
+            ],
+        },
+    }
 
     job = objects["RayJob"]["spec"]
+    assert job["submissionMode"] == "K8sJobMode"
     cluster = job["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["enableInTreeAutoscaling"] is True
@@ -175,16 +195,15 @@ def check_rayjob(text: str) -> None:
     assert head["serviceType"] == "ClusterIP"
     assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
     assert [group["groupName"] for group in workers] == ["gpu", "cpu"]
-    policy = objects["NetworkPolicy"]["spec"]
-    labels = policy["podSelector"]["matchLabels"]
-    assert policy["ingress"][0]["from"] == [{"podSelector": {"matchLabels": labels}}]
-    assert all(peer for rule in policy["ingress"] for peer in rule["from"])
-
     pods = [job["submitterPodTemplate"], head["template"], *(each["template"] for each in workers)]
     for pod in pods:
         assert pod["metadata"]["labels"] == labels
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        for toleration in pod["spec"].get("tolerations", ()):
+            assert toleration["effect"] == "NoSchedule"
         (container,) = pod["spec"]["containers"]
+        for quantities in container["resources"].values():
+            assert set(quantities) <= {"cpu", "memory", "nvidia.com/gpu"}
         assert container["image"] == "REGISTRY/cxr:0.1.0"
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -198,10 +217,7 @@ def check_rayjob(text: str) -> None:
         (container,) = spec["containers"]
         gpus = container["resources"]["limits"].get("nvidia.com/gpu")
         assert gpus == ("1" if group["groupName"] == "gpu" else None)
-    assert (
-        objects["ServiceAccount"]["metadata"]["name"]
-        == head["template"]["spec"]["serviceAccountName"]
-    )
+    assert account["metadata"]["name"] == head["template"]["spec"]["serviceAccountName"]
     assert f"rayproject/ray:{cluster['rayVersion']}-" in (ROOT / "deploy/Dockerfile").read_text()
 
 
@@ -423,34 +439,14 @@ MISTAKES = {
         ("worker_start_ray_commands:", "worker_start_ray_command:"),
     ],
     "deploy/rayjob.yaml": [
-        ("apiVersion: ray.io/v1", "apiVersion: ray.io/v1alpha1"),
-        ("kind: RayJob", "kind: RayJobs"),
-        ("entrypoint:", "entryPoint:"),
         ("jobs/score.py", "jobs/scores.py"),
         ("submissionMode: K8sJobMode", "submissionMode: K8SJobMode"),
-        ("backoffLimit: 2", 'backoffLimit: "2"'),
-        ("shutdownAfterJobFinishes", "shutdownAfterJobFinish"),
-        ("ttlSecondsAfterFinished", "ttlSecondAfterFinished"),
-        ("submitterPodTemplate", "submitterTemplate"),
         ("authOptions: {mode: token}", "authOptions: {mode: disabled}"),
-        ("authOptions", "authOption"),
-        ("enableInTreeAutoscaling", "enableIntreeAutoscaling"),
-        ("upscalingMode: Default", "upscalingMode: default"),
-        ("headGroupSpec", "headGroup"),
         ("serviceType: ClusterIP", "serviceType: LoadBalancer"),
-        ('num-cpus: "0"', "num-cpus: 0"),
         ('num-cpus: "0"', 'num-cpu: "0"'),
-        ("maxReplicas: 8", "maxReplica: 8"),
-        ("groupName: gpu", "groupname: gpu"),
         ("groupName: cpu", "groupName: CPU"),
-        ("nodeSelector", "nodeselector"),
         ("effect: NoSchedule", "effect: NoSchedul"),
-        ("containers:", "container:"),
-        ("image: *image", "images: *image"),
         ("runAsNonRoot: true", "runAsNonRoot: false"),
-        ("runAsNonRoot", "runAsNonroot"),
-        ("drop: [ALL]", "drops: [ALL]"),
-        ("memory: 28Gi", "memory: 28 GB"),
         ("nvidia.com/gpu:", "nvidia.com/gpus:"),
         ("policyTypes", "policyType"),
         ("podSelector: {matchLabels: {app: cxr}}\n  policy", "podSelector: {}\n  policy"),
@@ -493,6 +489,65 @@ def test_a_planted_mistake_is_found(name: str, right: str, wrong: str) -> None:
     assert right in text
     with pytest.raises(FOUND):
         CHECKS[name](text.replace(right, wrong))
+
+
+RAYJOB_MISTAKES = [
+    ("apiVersion: ray.io/v1", "apiVersion: ray.io/v1alpha1"),
+    ("kind: RayJob", "kind: RayJobs"),
+    ("entrypoint:", "entryPoint:"),
+    ("backoffLimit: 2", 'backoffLimit: "2"'),
+    ("shutdownAfterJobFinishes", "shutdownAfterJobFinish"),
+    ("ttlSecondsAfterFinished", "ttlSecondAfterFinished"),
+    ("submitterPodTemplate", "submitterTemplate"),
+    ("authOptions", "authOption"),
+    ("enableInTreeAutoscaling", "enableIntreeAutoscaling"),
+    ("upscalingMode: Default", "upscalingMode: default"),
+    ("headGroupSpec", "headGroup"),
+    ('num-cpus: "0"', "num-cpus: 0"),
+    ("maxReplicas: 8", "maxReplica: 8"),
+    ("groupName: gpu", "groupname: gpu"),
+    ("nodeSelector", "nodeselector"),
+    ("containers:", "container:"),
+    ("image: *image", "images: *image"),
+    ("runAsNonRoot", "runAsNonroot"),
+    ("drop: [ALL]", "drops: [ALL]"),
+    ("memory: 28Gi", "memory: 28 GB"),
+    ("backoffLimit: 2", "backoffLimit: 3000000000"),
+    ("metadata: {labels: {app: cxr}}  # The", "metadata: {label: {app: cxr}}  # The"),
+    ("- name: ray-head\n", "- {name: ray-head}\n            - name: ray-head\n"),
+    ("  entrypoint: >-", "  rayClusterSpecs: {}\n  entrypoint: >-"),
+]
+"""What KubeRay's own schema refuses."""
+
+
+@pytest.fixture(scope="module")
+def rayjob_schema(real_data: Path) -> kubernetes.Schema:
+    """The schema of a RayJob, from KubeRay's custom resource definition."""
+    path = real_data / "kubernetes" / "ray.io_rayjobs.crd.yaml"
+    if not path.is_file():
+        pytest.skip(f"no custom resource definition of KubeRay at {path}; set CXR_REAL_DATA")
+    definition = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    return kubernetes.object_schema(definition, "v1")
+
+
+def rayjob(text: str) -> dict[str, Any]:
+    """The last object of deploy/rayjob.yaml."""
+    *_, job = yaml.load_all(text, Loader=yaml.CSafeLoader)
+    return dict(job)
+
+
+def test_the_rayjob_fits_kuberays_own_schema(rayjob_schema: kubernetes.Schema) -> None:
+    kubernetes.validate(rayjob((ROOT / "deploy/rayjob.yaml").read_text()), rayjob_schema)
+
+
+@pytest.mark.parametrize(("right", "wrong"), RAYJOB_MISTAKES)
+def test_kuberays_own_schema_finds_a_planted_mistake(
+    rayjob_schema: kubernetes.Schema, right: str, wrong: str
+) -> None:
+    text = (ROOT / "deploy/rayjob.yaml").read_text()
+    assert right in text
+    with pytest.raises(jsonschema.ValidationError):
+        kubernetes.validate(rayjob(text.replace(right, wrong)), rayjob_schema)
 
 
 def packed(folder: Path, target: Path) -> zipfile.ZipFile:

@@ -88,11 +88,17 @@ def test_the_next_command_evaluates_exactly_the_patients_held_out(
     person = {row[0]: row[2] for row in own_rows[1]}
     tested_on = {person[Path(uri).name] for uri in uris}
     trained_on = set(person.values()) - tested_on
-    assert len(tested_on) == round(FRACTION * len(set(person.values())))
+    for finding in labels.CLASSES:
+        own = {row[2] for row in own_rows[1] if row[1] == finding}
+        assert len(own & tested_on) == round(FRACTION * len(own))
     saved = checkpoint.load(str(output / "best" / "checkpoint"))
     assert saved.splits is not None
     assert len(Splits(saved.splits).patients("train", "validation")) == len(trained_on)
     assert "Patients are identified by the column Person" in tested.out
+    [line] = re.findall(r"^next: python jobs/score\.py (.*)$", tested.out, re.M)
+    scored = execute("score", *shlex.split(line))
+    assert scored.code == 0, scored.err
+    assert "scored 48 of 48" in scored.out
 
 
 def test_the_validation_images_can_be_evaluated(

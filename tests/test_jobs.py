@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_a_run_leaves_what_its_docstring_lists(finished: Path) -> None:
         "best/recipe.json", "best/metrics.jsonl", "best/result.json",
         "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
         "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
-        "best/checkpoint/splits.parquet",
+        "best/checkpoint/splits.parquet", "best/checkpoint/model.onnx",
     }  # fmt: skip
     settings = json.loads((finished / "run.json").read_text())
     assert settings["recipes"][0]["epochs"] == 10
@@ -188,15 +189,31 @@ def test_a_patient_in_train_and_test_is_refused(
     assert "shared" not in ended.err
 
 
-def test_a_finished_run_resumed_trains_nothing_and_shows_the_table(
-    finished: Path, run_job: Run
+def test_a_finished_run_resumed_for_int8_trains_nothing_and_adds_it(
+    finished: Path, run_job: Run, small_set: Path, tmp_path: Path, cache: str
 ) -> None:
-    before = (finished / "best" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
-    ended = run_job("train", "--resume", str(finished))
+    again = shutil.copytree(finished, tmp_path / "again")
+    folder = again / "best" / "checkpoint"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    ended = run_job("train", "--resume", str(again), "--int8")
     assert ended.code == 0, ended.err
     assert "epoch" not in ended.out
     assert "measured here" in ended.out
-    assert (finished / "best" / "checkpoint" / "model.safetensors").stat().st_mtime_ns == before
+    assert "best in int8: AUC " in ended.out
+    assert "against float32 on 16 validation images" in ended.out
+    assert "best in int8: AUC" in (again / "report.html").read_text()
+    assert before.items() < {file.name: file.read_bytes() for file in folder.iterdir()}.items()
+    output = tmp_path / "examined"
+    ended = run_job(
+        "evaluate", "--checkpoint", str(folder), "--data", str(small_set), "--precision", "int8",
+        "--output", str(output), "--cache", cache,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "best in int8" in (output / "report.html").read_text()
+    figures = json.loads((output / "metrics.json").read_text())
+    assert (figures["num_images"], figures["precision"]) == (12, "int8")
+    temperature = json.loads((folder / "int8.json").read_text())["temperature"]
+    assert figures["temperature"] == temperature
 
 
 def test_published_figures_stand_beside_ours() -> None:

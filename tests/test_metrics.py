@@ -478,3 +478,33 @@ def test_a_column_of_names_is_refused_without_showing_one() -> None:
     with pytest.raises(SettingsError, match="'name' has 21 values, more than 20") as refused:
         metrics.check_values("name", [f"Roentgen {number}" for number in range(21)])
     assert "Roentgen" not in str(refused.value)
+
+
+# Two networks -------------------------------------------------------------------------------------
+
+
+def test_a_difference_in_auc_is_that_of_scikit_learn_with_patients_drawn_once_for_both() -> None:
+    y_true, score = random_case(3, 60)
+    other = np.random.default_rng(4).normal(y_true, 1.0)
+    patients = [f"p{i // 2}" for i in range(60)]
+    difference = metrics.auc_difference(y_true, score, other, patients=patients, num_resamples=40)
+    expected = sk.roc_auc_score(y_true, score) - sk.roc_auc_score(y_true, other)
+    assert difference.value == pytest.approx(expected)
+    drawn = weighted.draw_patients(np.random.default_rng(0), 40, 30)
+    order = np.unique(patients, return_inverse=True)[1]
+    resampled = [
+        sk.roc_auc_score(y_true, score, sample_weight=counts[order])
+        - sk.roc_auc_score(y_true, other, sample_weight=counts[order])
+        for counts in drawn
+    ]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    assert (difference.low, difference.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_equal_scores_differ_by_nothing_and_one_class_is_refused() -> None:
+    y_true, score = random_case(5, 60)
+    patients = range(60)
+    difference = metrics.auc_difference(y_true, score, 2 * score, patients=patients)
+    assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
+    with pytest.raises(DataError, match="no difference in AUC without both classes"):
+        metrics.auc_difference(np.ones(60), score, score, patients=patients)

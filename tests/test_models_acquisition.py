@@ -18,14 +18,12 @@ from cxr.models.acquisition import (
 
 
 def drawn(num: int = 2, image_px: int = 64) -> torch.Tensor:
-    """Smooth shapes with some grain, uint8, (num, 1, image_px, image_px)."""
+    """A bright middle, darker to the sides, with grain, uint8, (num, 1, image_px, image_px)."""
     rng = np.random.default_rng(0)
-    grain = rng.integers(0, 256, (num, 1, image_px // 8, image_px // 8), dtype=np.uint8)
-    shapes = torch.nn.functional.interpolate(
-        torch.from_numpy(grain).float(), size=(image_px, image_px), mode="bilinear"
-    )
-    fine = torch.from_numpy(rng.normal(0, 4, (num, 1, image_px, image_px)))
-    return (shapes * 0.7 + 30 + fine).round().to(torch.uint8)
+    axis = np.linspace(-1, 1, image_px)
+    middle = 200 * np.exp(-2 * (axis[:, None] ** 2 + axis**2)) + 20
+    grain = rng.normal(0, 4, (num, 1, image_px, image_px))
+    return torch.from_numpy((middle + grain).clip(0, 255).astype(np.uint8))
 
 
 def blob(row: int, column: int, image_px: int = 64) -> torch.Tensor:

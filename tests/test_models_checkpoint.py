@@ -128,6 +128,7 @@ def test_the_files_are_those_that_are_described(tmp_path: Path, saved: Checkpoin
     folder = tmp_path / "checkpoint"
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.json",
+        "model.onnx",
         "model.safetensors",
         "validation.parquet",
     ]

@@ -17,7 +17,8 @@ from cxr.images.read import read_images
 from cxr.sources import Reader
 from cxr.sources.archives import members
 from tests.support.archives import FILES, MAKERS, inside, place, tarred, zipped
-from tests.support.folders import as_nobody, bucket, readable_folder
+from tests.support.folders import as_nobody, readable_folder
+from tests.support.s3 import Store
 
 Row = dict[str, Any]
 
@@ -297,12 +298,12 @@ def test_a_glob_enters_only_folders_in_which_something_may_match(folder: Path) -
         assert found_below(folder, f"{folder}/2*/*.png") == ["2023/", "2024/a.png"]
 
 
-def test_a_glob_in_a_bucket_is_matched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(tmp_path / "xrays", *TREE)
-    bucket(monkeypatch, tmp_path)
-    found = sources.list_inputs(["mock://xrays/2024-*/**/a.png", "mock://xrays/2023"])
+def test_a_glob_in_a_bucket_is_matched(s3: Store) -> None:
+    root = f"{s3.bucket()}/xrays"
+    storage.for_all(lambda uri: storage.write_bytes(uri, b"x"), [f"{root}/{n}" for n in TREE])
+    found = sources.list_inputs([f"{root}/2024-*/**/a.png", f"{root}/2023"])
     assert list(found.files) == [
-        f"mock://xrays/{name}"
+        f"{root}/{name}"
         for name in ("2024-01/a.png", "2024-02/deep/er/a.png", "2023/a.png", "2023/b.dcm")
     ]
 
@@ -571,13 +572,15 @@ def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
         sources.list_inputs(["foo://b/a"])
 
 
-def test_a_bucket_prefix_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bucket(monkeypatch, plant(tmp_path, "xrays/a.png", "xrays/notes.txt", "xrays/b/c.dcm"))
-    (tmp_path / "xrays" / "in.zip").write_bytes(zipped(FILES))
-    found = sources.list_inputs(["mock://xrays/"])
-    assert list(found.files) == ["mock://xrays/a.png", "mock://xrays/b/c.dcm"]
-    assert found.archives == {"mock://xrays/in.zip": None}
+def test_a_bucket_prefix_is_listed(s3: Store) -> None:
+    root = f"{s3.bucket()}/xrays"
+    for name in ("a.png", "notes.txt", "b/c.dcm"):
+        storage.write_bytes(f"{root}/{name}", b"x" * 5)
+    storage.write_bytes(f"{root}/in.zip", zipped(FILES))
+    found = sources.list_inputs([f"{root}/"])
+    assert list(found.files) == [f"{root}/a.png", f"{root}/b/c.dcm"]
+    assert found.archives == {f"{root}/in.zip": None}
     assert found.skipped == {".txt": 1}
-    [row] = rows_of("mock://xrays/in.zip!/last.png")
+    [row] = rows_of(f"{root}/in.zip!/last.png")
     assert Reader().read(row["file"], place(row)) == FILES["last.png"]
-    assert storage.read_bytes("mock://xrays/a.png") == b"x" * 5
+    assert storage.read_bytes(f"{root}/a.png") == b"x" * 5

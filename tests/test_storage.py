@@ -146,6 +146,41 @@ def test_links_are_followed_and_what_cannot_be_read_is_listed(tmp_path: Path) ->
     assert {file.size for file in files.values()} == {4, -1}
 
 
+def test_pages_come_in_the_order_of_paths_wherever_they_begin(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    names = ["a!", "a-b/x", "a.txt", "a/x", "a/y/z", "a0", "b/c/d", "ü/ø"]
+    for name in names:
+        storage.write_bytes(str(root / name), b"x")
+    storage.write_bytes(str(outside / "below" / "file"), b"x")
+    (root / "link").symlink_to(outside)
+    (root / "other").symlink_to(outside / "below")
+    (root / "again").symlink_to("a")
+    (outside / "up").symlink_to(root)
+    whole = sorted(f"{root}/{name}" for name in [*names, "link/below/file"])
+    assert [file.uri for file in storage.list_files(str(root))] == whole
+    for index, uri in enumerate(whole):
+        rest = [file.uri for page in storage.list_pages(str(root), after=uri) for file in page]
+        assert rest == whole[index + 1 :]
+
+
+def test_a_link_is_entered_where_the_folder_that_it_leads_to_is_not(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "real" / "file"), b"x")
+    (tmp_path / "link").symlink_to("real")
+    files = storage.list_files(str(tmp_path), enter=lambda folder: "real" not in folder)
+    assert [file.uri for file in files] == [f"{tmp_path}/link/file"]
+    assert [file.uri for file in storage.list_files(str(tmp_path))] == [f"{tmp_path}/real/file"]
+
+
+def test_a_page_holds_a_thousand_files(tmp_path: Path) -> None:
+    for number in range(2001):
+        (tmp_path / f"{number:04}").touch()
+    pages = list(storage.list_pages(str(tmp_path)))
+    assert [len(page) for page in pages] == [1000, 1000, 1]
+    assert [Path(file.uri).name for page in pages for file in page] == [
+        f"{number:04}" for number in range(2001)
+    ]
+
+
 def test_a_folder_that_cannot_be_listed_stands_in_the_list() -> None:
     with readable_folder() as folder:
         storage.write_bytes(str(folder / "closed" / "file"), b"data")
@@ -195,7 +230,7 @@ def test_a_file_is_read_from_any_place_in_it(
         storage.open_file("mock://none")
 
 
-def test_a_whole_file_of_a_bucket_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_file_of_a_bucket_is_read_by_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     class Handle:
         requests = 0
         fails = False
@@ -218,12 +253,11 @@ def test_a_whole_file_of_a_bucket_is_one_request(monkeypatch: pytest.MonkeyPatch
 
     handle = Handle()
     monkeypatch.setattr(storage.files, "resolve", lambda uri: (Bucket(), uri))
-    assert storage.read_bytes("s3://bucket/file") == b"data"
+    assert storage.open_file("s3://bucket/file").read() == b"data"
     assert handle.requests == 1
     handle.fails = True
-    message = r"s3://bucket/file: cannot be read: Timeout \(The bucket is gone\)\.$"
-    with pytest.raises(StorageError, match=message):
-        storage.read_bytes("s3://bucket/file")
+    with pytest.raises(OSError, match=r"Timeout \(The bucket is gone\)$"):
+        storage.open_file("s3://bucket/file").read()
 
 
 def test_kinds_are_told_apart(tmp_path: Path) -> None:

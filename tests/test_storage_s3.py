@@ -11,14 +11,16 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import fs
 
 from cxr import sources, storage
 from cxr.errors import DataError, StorageError, UnavailableError
-from cxr.storage import s3
+from cxr.storage import buckets, s3
 from tests.support.faults import FaultyProxy
 from tests.support.s3 import Store, free_port, wait_for
 
@@ -185,6 +187,81 @@ def test_one_file_system_serves_a_bucket_and_keeps_its_retries(bucket: str) -> N
     assert os.waitpid(fork, 0)[1] == 0
 
 
+def test_threads_that_start_together_open_one_file_system(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{bucket}/together", b"x")
+    monkeypatch.setattr(s3, "_entered", {})
+    monkeypatch.setattr(s3, "_clients", {})
+    opened: list[str] = []
+
+    class Counted(s3.Bucket):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            opened.append("")
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(s3, "Bucket", Counted)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(storage.read_bytes, [f"{bucket}/together"] * 32)) == {b"x"}
+    assert len(opened) == 2  # The one that is kept, and one to ask for the bucket.
+
+
+class SmallPages:
+    """A client that asks for two objects at a time."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def list_objects_v2(self, **arguments: Any) -> Any:
+        return self._client.list_objects_v2(**arguments, MaxKeys=2)
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store lists two objects by one request, where it would list a thousand."""
+    request = s3.request
+    monkeypatch.setattr(
+        s3, "request", lambda uri, call: request(uri, lambda client: call(SmallPages(client)))
+    )
+
+
+def test_pages_are_those_of_one_listing_wherever_they_begin(bucket: str, small_pages: None) -> None:
+    root = f"{bucket}/pages"
+    names = [
+        *(f"only/{folder}/{name}" for folder in "abc" for name in range(4)),
+        *("only/a-file", "only/a0", "only/d/deep/er/x", "only/e/ü ß", "only/zz"),
+    ]
+    storage.for_all(lambda uri: storage.write_bytes(uri, b"12"), [f"{root}/{n}" for n in names])
+    whole = [f"{root}/{name}" for name in sorted(names)]
+    system, path = storage.resolve(root)
+    infos = system.get_file_info(fs.FileSelector(path, recursive=True))
+    sizes = {f"s3://{info.path}": (info.size, info.mtime_ns) for info in infos}
+    pages = list(storage.list_pages(root))
+    assert {len(page) for page in pages} == {1, 2}
+    assert [file.uri for page in pages for file in page] == whole
+    assert all((file.size, file.modified_ns) == sizes[file.uri] for page in pages for file in page)
+    for index, uri in enumerate(whole):
+        rest = [file.uri for page in storage.list_pages(root, after=uri) for file in page]
+        assert rest == whole[index + 1 :]
+    between = storage.list_pages(root, after=f"{root}/only/c/zzz")
+    assert next(between)[0].uri == f"{root}/only/d/deep/er/x"
+    some = storage.list_pages(f"{root}/only", lambda folder: folder[-1] in "be")
+    assert [file.uri for page in some for file in page] == [
+        uri for uri in whole if not uri.startswith(tuple(f"{root}/only/{n}/" for n in "acd"))
+    ]
+
+
+def test_keys_that_no_path_has_are_listed_and_read(bucket: str) -> None:
+    root = f"{bucket}/odd"
+    client, name = s3.client(root), s3.store(root).bucket
+    for key in ("a//b", "./c", "d/../e", "f/"):
+        client.put_object(Bucket=name, Key=f"odd/{key}", Body=b"x")
+    files = {file.uri[len(root) + 1 :]: file for file in storage.list_files(root)}
+    assert list(files) == ["./c", "a//b", "d/../e", "f/"]
+    assert files.pop("f/").problem == "cannot be read: its name ends with a slash"
+    assert {storage.read_bytes(file.uri) for file in files.values()} == {b"x"}
+
+
 # ---------------------------------------------------------------- a store that fails
 
 
@@ -261,6 +338,42 @@ def proxy(s3: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
         yield between
 
 
+def test_a_whole_object_is_one_request(bucket: str, proxy: FaultyProxy) -> None:
+    storage.write_bytes(f"{bucket}/whole", b"x")
+    before = proxy.count["asked"]
+    assert [storage.read_bytes(f"{bucket}/whole") for _ in range(5)] == [b"x"] * 5
+    assert proxy.count["asked"] == before + 5
+
+
+def test_a_listing_that_a_failing_store_ended_is_continued(
+    bucket: str,
+    proxy: FaultyProxy,
+    hasty: None,
+    small_pages: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = f"{bucket}/ended"
+    uris = [f"{root}/{folder}/{name}" for folder in range(12) for name in range(2)]
+    storage.for_all(lambda uri: storage.write_bytes(uri, b"x"), uris)
+    monkeypatch.setattr(buckets, "LISTED_AT_ONCE", 2)
+    monkeypatch.setattr(buckets, "PAGES_AHEAD", 1)
+    listed: list[str] = []
+
+    def take(pages: Iterator[list[storage.File]]) -> None:
+        for page in pages:
+            listed.extend(file.uri for file in page)
+
+    pages = storage.list_pages(root)
+    take(iter([next(pages)]))
+    proxy.fault = "unavailable"
+    with pytest.raises(UnavailableError, match="answers with errors"):
+        take(pages)
+    proxy.fault = ""
+    assert len(listed) < len(uris)
+    take(storage.list_pages(root, after=listed[-1]))
+    assert listed == sorted(uris)
+
+
 def test_a_member_of_an_archive_is_read_without_the_rest(bucket: str, proxy: FaultyProxy) -> None:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w") as archive:
@@ -326,6 +439,7 @@ def test_a_request_without_an_answer_is_asked_again(
     bucket: str, proxy: FaultyProxy, hasty: None
 ) -> None:
     storage.write_bytes(f"{bucket}/silent", b"x")
+    assert storage.read_bytes(f"{bucket}/silent") == b"x"
     proxy.for_a_while("silent", 0.5)
     assert storage.read_bytes(f"{bucket}/silent") == b"x"
     assert proxy.count["silent"] == 1

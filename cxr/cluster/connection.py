@@ -60,7 +60,7 @@ def connect(num_cpus: int | None = None) -> None:
         num_cpus: CPUs of a cluster that is started; all of the machine's where None.
 
     Raises:
-        CxrError: the cluster cannot be joined, or no node with a CPU joins it.
+        CxrError: the cluster cannot be joined, refuses the token, or has no node with a CPU.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     variables = ENVIRONMENT | (LOCAL_ENVIRONMENT if address == "local" else {})
@@ -83,15 +83,12 @@ def connect(num_cpus: int | None = None) -> None:
                 address=address,
                 num_cpus=num_cpus,
                 include_dashboard=False if address == "local" else None,
+                dashboard_port=_free_port() if address == "local" else None,
                 logging_level=logging.ERROR,
                 logging_config=ray.LoggingConfig(log_level="ERROR"),
             )
-        except ray.exceptions.AuthenticationError as error:
-            cause = str(error).splitlines()[0].rstrip(".")
-            raise CxrError(
-                f"RAY_ADDRESS={address}: {cause}. Set RAY_AUTH_MODE=token, and put the token of the"
-                " cluster into ~/.ray/auth_token."
-            ) from None
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise CxrError(f"RAY_ADDRESS={address}: {_why_refused(error)}") from None
     if data := sys.modules.get("ray.data"):  # Imported before the variables were set.
         data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
@@ -140,7 +137,7 @@ def _quiet_native_log() -> Iterator[None]:
         return
     os.putenv(NATIVE_LOG_LEVEL, "fatal")
     # The native log says on the console that its level was set. What else comes while the cluster
-    # is joined is shown a moment later.
+    # is joined is shown a moment later; if it is not joined, the error says why.
     console = os.dup(2)
     with tempfile.TemporaryFile() as captured:
         os.dup2(captured.fileno(), 2)
@@ -150,10 +147,36 @@ def _quiet_native_log() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(console, 2)
             os.close(console)
-            captured.seek(0)
-            for line in captured:
-                if NATIVE_LOG_LEVEL.encode() not in line:
-                    os.write(2, line)
+        captured.seek(0)
+        for line in captured:
+            if NATIVE_LOG_LEVEL.encode() not in line:
+                os.write(2, line)
+
+
+def _why_refused(error: Exception) -> str:
+    """Why a cluster that listens was not joined, and what to do."""
+    from ray.exceptions import AuthenticationError
+
+    # Ray retries a token that the cluster does not know, and gives its answer as a cause's text.
+    if isinstance(error, AuthenticationError) or "InvalidAuthToken" in str(error.__cause__):
+        return (
+            "the cluster's token is missing here, or is another one. Set RAY_AUTH_MODE=token, and"
+            " put the token that the cluster was started with into ~/.ray/auth_token."
+        )
+    return f"cannot be joined: {error}. Restart the cluster, or unset RAY_ADDRESS."
+
+
+def _free_port() -> int:
+    """A port for the dashboard that a cluster of our own does not have.
+
+    Without one, Ray 2.60 gives 127.0.0.1:8265 as the address of the dashboard even so, and that of
+    another cluster on this machine may be there: Ray Train would ask it for the run's controller,
+    not find it, and end the run's workers.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _check_listens(address: str) -> None:

@@ -324,8 +324,12 @@ def _read_addition(
             )
         files = _read_files(trained.folder, description["sha256"])
         return description | {"fingerprint": hashlib.sha256(text).hexdigest()}, files
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{uri}: not a complete description: {error}. Delete it.") from None
+    except CheckpointError:
+        raise
+    except (KeyError, ValueError, TypeError, StorageError) as error:
+        raise CheckpointError(
+            f"{uri}: it, or a file that it names, is not complete: {error} Delete it."
+        ) from None
 
 
 def _write(folder: str, name: str, files: dict[str, bytes], content: dict[str, Any]) -> str:

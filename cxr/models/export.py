@@ -32,7 +32,12 @@ reads it, and PyTorch writes it since 2.0."""
 
 TOLERANCE: Final = 1e-4
 """Largest accepted difference between an output of ONNX Runtime and of PyTorch, as a share of the
-largest value or, where all are below 1, of 1. Measured over all families: at most 1.4e-5."""
+largest value or, where all are below 1, of 1. Measured with networks of all families that have
+random weights: 1e-7 to 2e-5, and up to 1e-2 where signals grow from layer to layer."""
+
+PERTURBATION: Final = 1e-5
+"""What a change of the normalized pixels by this share does to PyTorch's outputs is accepted as
+well: a network that enlarges it enlarges rounding errors, too."""
 
 
 def export(
@@ -202,16 +207,24 @@ def _check(content: bytes, model: Classifier, recipe: Recipe) -> None:
     """Compare the outputs of an ONNX file with PyTorch's, on noise and on smooth images."""
     pixels = _examples(recipe.image_px)
     images = transforms.normalize(torch.from_numpy(pixels), recipe.normalization)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     flatten = next(i for i, layer in enumerate(model.head) if isinstance(layer, nn.Flatten))
     with torch.inference_mode():
-        maps = model.head[:flatten](model.features(images))
-        expected = {"logits": model.head[flatten:](maps), "features": maps.mean(dim=(2, 3))}
+        maps, moved = (
+            model.head[:flatten](model.features(variant))
+            for variant in (images, images * (1 + PERTURBATION * noise))
+        )
+        expected = {
+            "logits": (model.head[flatten:](maps), model.head[flatten:](moved)),
+            "features": (maps.mean(dim=(2, 3)), moved.mean(dim=(2, 3))),
+        }
     session = open_session(content, torch.get_num_threads())
     actual = session.run(list(expected), {"pixels": pixels})
-    for (name, tensor), array in zip(expected.items(), actual, strict=True):
-        largest = float(tensor.abs().max())
-        difference = float(np.abs(array - tensor.numpy()).max())
-        if not difference <= TOLERANCE * max(1.0, largest):
+    for (name, (exact, perturbed)), array in zip(expected.items(), actual, strict=True):
+        largest = float(exact.abs().max())
+        accepted = max(TOLERANCE * max(1.0, largest), float((perturbed - exact).abs().max()))
+        difference = float(np.abs(array - exact.numpy()).max())
+        if not difference <= accepted:
             raise CheckpointError(
                 f"the network computes other {name} in ONNX Runtime than in PyTorch: by up to"
                 f" {difference:.2g}, where the largest is {largest:.2g}."

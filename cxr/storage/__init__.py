@@ -19,7 +19,16 @@ from cxr.storage.files import (
     write_json,
     write_table,
 )
-from cxr.storage.listing import REQUESTS_AT_ONCE, File, for_all, kind, list_files, look_up
+from cxr.storage.listing import (
+    REQUESTS_AT_ONCE,
+    File,
+    for_all,
+    kind,
+    list_files,
+    list_pages,
+    look_up,
+)
+from cxr.storage.locks import Lock, lock_folder
 from cxr.storage.outputs import check_empty, check_same, claim, default_output, is_empty
 from cxr.storage.paths import (
     absolute,
@@ -35,6 +44,7 @@ __all__ = [
     "READ_AHEAD_BYTES",
     "REQUESTS_AT_ONCE",
     "File",
+    "Lock",
     "absolute",
     "check_empty",
     "check_same",
@@ -48,6 +58,8 @@ __all__ = [
     "join",
     "kind",
     "list_files",
+    "list_pages",
+    "lock_folder",
     "look_up",
     "move_file",
     "move_in",

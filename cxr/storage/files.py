@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cxr.errors import StorageError, UnavailableError
+from cxr.storage import s3
 from cxr.storage.listing import kind
-from cxr.storage.paths import cause, failure, resolve
+from cxr.storage.paths import absolute, cause, failure, is_bucket, resolve
 
 READ_AHEAD_BYTES: Final = 8 * 2**20
 """Bytes requested at a time from a file in a bucket: the latency of a request is about the transfer
@@ -34,6 +35,9 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         StorageError: it does not exist or cannot be read.
     """
+    if is_bucket(uri) and (data := s3.read_object(absolute(uri))) is not None:
+        return data
+    # Of an object that the store does not give, this says why.
     with open_file(uri) as stream:
         try:
             return stream.read()

@@ -3,7 +3,9 @@
 Local files are listed by Python itself: pyarrow rejects names that are not UTF-8.
 """
 
+import itertools
 import os
+import posixpath
 import stat as status
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +17,17 @@ from pyarrow import fs
 
 from cxr.errors import StorageError, UnavailableError
 from cxr.storage import s3
+from cxr.storage.buckets import list_objects
 from cxr.storage.paths import absolute, cause, failure, is_bucket, printable, resolve
 
 Result = TypeVar("Result")
 
 REQUESTS_AT_ONCE: Final = 16
 """Concurrent requests to a bucket when many files are looked up: the time is mostly latency."""
+
+
+PAGE_FILES: Final = 1000
+"""Files of a page, as many as object stores list by one request."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,23 @@ def _every_folder(_: str) -> bool:
 
 
 def list_files(uri: str, enter: Callable[[str], bool] = _every_folder) -> list[File]:
-    """List every file below a folder, sorted by URI.
+    """List every file below a folder, sorted by URI: `list_pages` in one list.
+
+    Raises:
+        StorageError: the folder itself cannot be listed.
+    """
+    pages = list_pages(uri, enter)
+    return sorted((file for page in pages for file in page), key=lambda file: file.uri)
+
+
+def list_pages(
+    uri: str, enter: Callable[[str], bool] = _every_folder, after: str = ""
+) -> Iterator[list[File]]:
+    """List every file below a folder, page by page, in the order of paths.
+
+    The order depends on nothing but the names. Memory does not grow with the number of files: it
+    holds the names of one local folder (and of the folders around it), or `LISTED_AT_ONCE` parts of
+    a bucket's listing with `PAGES_AHEAD` pages each.
 
     Links are followed, and a folder that is reached twice is listed once. Files and folders that
     cannot be read are listed with their problem.
@@ -66,28 +89,30 @@ def list_files(uri: str, enter: Callable[[str], bool] = _every_folder) -> list[F
     Args:
         uri: folder or bucket prefix.
         enter: given the path of a folder, whether to list it. In a bucket, only the folders of the
-            first level are asked about: a request lists everything below them.
+            first level are asked about.
+        after: URI of a file: list what comes after it, whether it still exists or not. A listing
+            that a failing store has ended is continued so, without gaps or duplicates.
+
+    Yields:
+        1 to `PAGE_FILES` files.
 
     Raises:
         StorageError: the folder itself cannot be listed.
     """
     uri = absolute(uri)
-    if "://" not in uri:
-        return sorted(_local_files(uri, enter), key=lambda file: file.uri)
-    entries = info_below(uri, recursive=enter is _every_folder)
-    if enter is not _every_folder:
-        folders = [entry for entry in entries if entry.type == fs.FileType.Directory]
-        for folder in folders:
-            if enter(_uri_of(folder, uri)):
-                entries += info_below(_uri_of(folder, uri), recursive=True)
-    return sorted(
-        (
-            File(_uri_of(entry, uri), entry.size, entry.mtime_ns or 0)
-            for entry in entries
-            if entry.type == fs.FileType.File
-        ),
-        key=lambda file: file.uri,
-    )
+    after = absolute(after) if after else ""
+    if is_bucket(uri):
+        yield from _bucket_pages(uri, enter, after)
+        return
+    root = resolve(uri)[1]
+    try:
+        files = _local_files(root, enter, after)
+        while page := list(itertools.islice(files, PAGE_FILES)):
+            yield page
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{root}: cannot be listed: {cause(error)}.") from None
 
 
 def for_all(function: Callable[[str], Result], uris: Sequence[str]) -> list[Result]:
@@ -120,37 +145,76 @@ def look_up(uri: str) -> File:
     return File(uri, info.size, info.mtime_ns or 0)
 
 
-def _uri_of(entry: fs.FileInfo, listed: str) -> str:
-    if root := s3.root(listed):
-        return root + "/" + str(entry.path).partition("/")[2]
-    return listed.split("://", 1)[0] + "://" + str(entry.path)
+def _bucket_pages(uri: str, enter: Callable[[str], bool], after: str) -> Iterator[list[File]]:
+    root = s3.root(uri)
+    asked = None if enter is _every_folder else enter
+    for objects in list_objects(uri, asked, after[len(root) + 1 :]):
+        yield [
+            File(f"{root}/{key}", size, modified_ns)
+            if not key.endswith("/")
+            else File(f"{root}/{key}", -1, 0, "cannot be read: its name ends with a slash")
+            for key, size, modified_ns in objects
+        ]
 
 
-def _local_files(root: str, enter: Callable[[str], bool]) -> Iterator[File]:
-    # Links last and in order: a folder that several paths lead to always gets the same path.
-    folders, links, seen = [root], list[str](), set()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop()
-        try:
-            info = Path(folder).stat()
-            if (info.st_dev, info.st_ino) in seen:
-                continue
-            seen.add((info.st_dev, info.st_ino))
-            with os.scandir(folder) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name, reverse=True)
-        except FileNotFoundError:
-            continue  # Deleted since its parent was listed, or it never existed.
-        except (OSError, ValueError) as error:
-            if folder == root:
-                raise StorageError(f"{root}: cannot be listed: {cause(error)}.") from None
-            reason = f"a folder that cannot be listed: {cause(error)}"
-            yield File(printable(folder) + "/", -1, 0, reason)
+def _local_files(root: str, enter: Callable[[str], bool], after: str) -> Iterator[File]:
+    real_root = os.path.realpath(root)
+    # Folders that links lead to, and those below them.
+    linked: set[tuple[int, int]] = set()
+    link = ""  # The path of the link that the walk has followed.
+    # The folders that are open, and the names in them that have not been visited.
+    opened = [(root, iter(_names(root, enter)))]
+    while opened:
+        folder, names = opened[-1]
+        if (name := next(names, None)) is None:
+            opened.pop()
             continue
-        for entry in entries:
-            if not _is_folder(entry):
-                yield _local_file(entry.path)
-            elif enter(entry.path):
-                (links if entry.is_symlink() else folders).append(entry.path)
+        path = posixpath.join(folder, name)
+        if not name.endswith("/"):
+            if path > after:
+                yield _local_file(path)
+            continue
+        path = path[:-1]
+        link = link if link and path.startswith(link) else ""
+        try:
+            if link or Path(path).is_symlink():
+                link = link or f"{path}/"
+                info = Path(path).stat()
+                if (info.st_dev, info.st_ino) in linked or _is_below(path, root, real_root, enter):
+                    continue
+                linked.add((info.st_dev, info.st_ino))
+            opened.append((path, iter(_names(path, enter))))
+        except FileNotFoundError:
+            continue  # Deleted since its parent was listed.
+        except (OSError, ValueError) as error:
+            if f"{path}/" > after:
+                reason = f"a folder that cannot be listed: {cause(error)}"
+                yield File(printable(path) + "/", -1, 0, reason)
+
+
+def _names(folder: str, enter: Callable[[str], bool]) -> list[str]:
+    """The names of what is in a folder, those of folders to be listed with a trailing slash.
+
+    Sorted so, files come in the order of their whole paths.
+    """
+    with os.scandir(folder) as scanned:
+        return sorted(
+            f"{entry.name}/" if is_folder else entry.name
+            for entry in scanned
+            if not (is_folder := _is_folder(entry)) or enter(entry.path)
+        )
+
+
+def _is_below(path: str, root: str, real_root: str, enter: Callable[[str], bool]) -> bool:
+    """Whether what a path leads to is listed by its real path below the root."""
+    real = os.path.realpath(path)
+    if real == real_root:
+        return True
+    below = real_root.rstrip("/") + "/"
+    if not real.startswith(below):
+        return False
+    folders = real[len(below) :].split("/")
+    return all(enter(posixpath.join(root, *folders[: depth + 1])) for depth in range(len(folders)))
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -169,13 +233,3 @@ def _local_file(path: str) -> File:
     if not status.S_ISREG(info.st_mode):
         return File(uri, -1, 0, "cannot be read: not a regular file")
     return File(uri, info.st_size, info.st_mtime_ns)
-
-
-def info_below(uri: str, *, recursive: bool) -> list[fs.FileInfo]:
-    """pyarrow's information on what is below a folder; empty if there is no such folder."""
-    system, path = resolve(uri)
-    selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
-    try:
-        return list(system.get_file_info(selector))
-    except OSError as error:
-        raise failure(uri, "cannot be listed", error) from None

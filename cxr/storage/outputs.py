@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from cxr.errors import SettingsError, StorageError
+from cxr.storage import locks
 from cxr.storage.files import delete_file, read_json, write_bytes
-from cxr.storage.listing import info_below, kind
-from cxr.storage.paths import IN_A_COPY, absolute, is_submitted, join
+from cxr.storage.listing import kind, list_pages
+from cxr.storage.paths import IN_A_COPY, absolute, failure, is_bucket, is_submitted, join, resolve
 
 
 def default_output(suffix: str = "") -> str:
@@ -27,9 +29,17 @@ def default_output(suffix: str = "") -> str:
 
 
 def is_empty(uri: str) -> bool:
-    """Whether nothing exists there, or only an empty folder."""
+    """Whether nothing exists there, or only an empty folder; a lock is nothing."""
     existing = kind(uri)
-    return existing == "nothing" or (existing == "folder" and not info_below(uri, recursive=False))
+    if existing != "folder":
+        return existing == "nothing"
+    if is_bucket(uri):
+        lock = join(absolute(uri), locks.NAME)
+        return all(file.uri == lock for page in list_pages(uri) for file in page)
+    try:
+        return all(path.name == locks.NAME for path in Path(resolve(uri)[1]).iterdir())
+    except OSError as error:
+        raise failure(uri, "cannot be listed", error) from None
 
 
 def check_empty(uri: str) -> None:

@@ -1,8 +1,11 @@
 """S3-compatible object stores: URIs, connections with timeouts and retries, meaning of errors.
 
-pyarrow makes the requests; credentials come the usual way (environment, profile, instance). The URI
-of an object is `s3://bucket/` followed by its key, without percent escapes. A store other than AWS
-is given by `AWS_ENDPOINT_URL`, or in the URI: `s3://bucket/key?endpoint_override=host:9000`.
+pyarrow writes objects and reads parts of them. botocore lists them, since pyarrow returns a listing
+only whole; reads whole ones, since pyarrow makes two requests for each; and writes locks, since
+pyarrow has no conditional writes. Credentials come the usual way (environment, profile, instance).
+The URI of an object is `s3://bucket/` followed by its key, without percent escapes. A store other
+than AWS is given by `AWS_ENDPOINT_URL`, or in the URI:
+`s3://bucket/key?endpoint_override=host:9000`.
 
 A request is retried for about 50 s if the store may recover: when the connection fails or is cut,
 when no byte arrives for 10 s, and when the status is 5xx or 429. The first contact of a process
@@ -11,9 +14,12 @@ with a bucket is given up after 25 s, so that a wrong address is reported soon.
 
 import os
 import re
+import ssl
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote
 
 from pyarrow import fs
@@ -38,6 +44,14 @@ PAUSE_S: Final = 1.0
 
 SCHEME: Final = "s3://"
 
+MAX_CONNECTIONS: Final = 32
+"""Connections that botocore keeps to a store."""
+
+Result = TypeVar("Result")
+
+Meaning = Literal["no bucket", "refused", "failing", "network", "other"]
+"""Of a failed request: what it says about the store as a whole."""
+
 _OPTION: Final = (
     r"(?:endpoint_override=(?:https?(?:://|%3A%2F%2F))?[^/&?]+|region=[\w-]+|scheme=https?)"
 )
@@ -57,6 +71,9 @@ _FAILING: Final = re.compile(
 )
 _NETWORK: Final = re.compile(r"AWS Error NETWORK_CONNECTION")
 _NO_BUCKET: Final = re.compile(r"AWS Error NO_SUCH_BUCKET|Bucket '.*' not found")
+_MEANINGS: Final[dict[Meaning, re.Pattern[str]]] = {
+    "no bucket": _NO_BUCKET, "refused": _REFUSED, "failing": _FAILING, "network": _NETWORK,
+}  # fmt: skip
 _CAUSE: Final = re.compile(r"AWS Error (.*?) during (.*)", re.DOTALL)
 _DETAIL: Final = re.compile(r"(?:Details: |curlCode: \d+, (?!.*Details: ))(.*)", re.DOTALL)
 
@@ -157,6 +174,20 @@ def store(uri: str) -> Store:
 
 
 _entered: dict[object, Bucket] = {}
+_clients: dict[object, Any] = {}
+_contacts = threading.RLock()
+"""Held while a process first contacts a bucket: threads that start together wait for one of them,
+instead of opening two file systems each."""
+
+if hasattr(os, "register_at_fork"):
+    # A fork while a thread held the lock would wait for it forever.
+    os.register_at_fork(after_in_child=lambda: globals().update(_contacts=threading.RLock()))
+
+
+def _key(address: Store) -> object:
+    settings = frozenset(pair for pair in os.environ.items() if pair[0].startswith("AWS_"))
+    # Connections cannot be shared with a forked process.
+    return os.getpid(), address, settings
 
 
 def enter(uri: str) -> tuple[fs.FileSystem, str]:
@@ -166,13 +197,104 @@ def enter(uri: str) -> tuple[fs.FileSystem, str]:
         UnavailableError: the store cannot be reached, or has no such bucket.
     """
     address = store(uri)
-    settings = frozenset(pair for pair in os.environ.items() if pair[0].startswith("AWS_"))
-    # Connections cannot be shared with a forked process.
-    key = os.getpid(), address, settings
+    key = _key(address)
     if key not in _entered:
-        # Two threads at once do this twice, which costs a request.
-        _entered[key] = _first_contact(address)
+        with _contacts:
+            if key not in _entered:
+                _entered[key] = _first_contact(address)
     return _entered[key], address.bucket + uri[len(root(uri)) :].rstrip("/")
+
+
+def client(uri: str) -> Any:
+    """botocore's client of the store of a canonical URI, one per process; call it by `request`.
+
+    Raises:
+        UnavailableError: the store cannot be reached, or has no such bucket.
+    """
+    address = store(uri)
+    key = _key(address)
+    if key not in _clients:
+        with _contacts:
+            if key not in _clients:
+                enter(uri)
+                _clients[key] = _new_client(address, _entered[key].region)
+    return _clients[key]
+
+
+def _new_client(address: Store, region: str) -> Any:
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = botocore.session.Session()
+    # The default parser takes three quarters of the time of a listing.
+    factory = session.get_component("response_parser_factory")
+    factory.set_parser_defaults(timestamp_parser=lambda text: text)
+    return session.create_client(
+        "s3",
+        region_name=region,
+        endpoint_url=f"{address.scheme}://{address.endpoint}" if address.endpoint else None,
+        # As pyarrow, which uses the system's certificates and no proxy.
+        verify=None if "AWS_CA_BUNDLE" in os.environ else ssl.get_default_verify_paths().cafile,
+        config=Config(
+            signature_version=None if session.get_credentials() else UNSIGNED,
+            connect_timeout=CONNECT_S,
+            read_timeout=SILENCE_S,
+            retries={"total_max_attempts": 1},  # `request` retries, for as long as pyarrow does.
+            max_pool_connections=MAX_CONNECTIONS,
+            proxies={},
+            s3={"addressing_style": "path" if address.endpoint else "auto"},
+        ),
+    )
+
+
+def request(uri: str, call: Callable[[Any], Result]) -> Result:
+    """Make a request through botocore, retried as pyarrow's are.
+
+    Args:
+        uri: canonical URI that is requested.
+        call: makes the request with the client that it is given.
+
+    Raises:
+        UnavailableError: the store as a whole fails.
+        botocore.exceptions.ClientError: the store refuses this request.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    connected = client(uri)
+    pause_s = 0.0
+    for retries_left in range(RETRIES, -1, -1):
+        try:
+            return call(connected)
+        except (BotoCoreError, ClientError) as error:
+            if not retries_left or _meaning(error)[0] not in ("failing", "network"):
+                if unavailable := failure(uri, error):
+                    raise unavailable from None
+                raise
+        time.sleep(pause_s)
+        pause_s = 2 * pause_s or 0.05  # As the SDK in pyarrow.
+    raise AssertionError("the last attempt returns or raises")
+
+
+def read_object(uri: str) -> bytes | None:
+    """Read an object of a canonical URI by one request; None if the store does not give it.
+
+    pyarrow takes two, the first for the size.
+
+    Raises:
+        UnavailableError: the store as a whole fails.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, key = store(uri).bucket, uri[len(root(uri)) + 1 :]
+    if not key:
+        return None
+    try:
+        return request(
+            uri, lambda client: bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+        )
+    except (BotoCoreError, ClientError):
+        return None
 
 
 def _first_contact(address: Store) -> Bucket:
@@ -204,12 +326,12 @@ def failure(uri: str, error: Exception) -> UnavailableError | None:
 
     Args:
         uri: canonical URI that was requested.
-        error: raised by pyarrow.
+        error: raised by pyarrow or botocore.
     """
     if not uri.startswith(SCHEME):
         return None
     address = store(uri)
-    if _REFUSED.search(str(error)):
+    if _meaning(error)[0] == "refused":
         try:
             probe = Bucket(
                 address.endpoint, address.scheme, address.region or "us-east-1", retries=0
@@ -221,23 +343,57 @@ def failure(uri: str, error: Exception) -> UnavailableError | None:
     return _failure(address, error)
 
 
-def _failure(address: Store, error: Exception) -> UnavailableError | None:
+def _meaning(error: Exception) -> tuple[Meaning, str]:
+    """What a failed request says about the store, and the cause in words."""
+    from botocore.exceptions import (
+        ClientError,
+        ConnectionError,
+        HTTPClientError,
+        IncompleteReadError,
+        NoCredentialsError,
+    )
+
+    if isinstance(error, ClientError):
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        code, text = (str(error.response["Error"].get(name, "")) for name in ("Code", "Message"))
+        detail = text or code
+        if code == "NoSuchBucket":
+            return "no bucket", detail
+        if (
+            (status >= 500 and status != 501)
+            or status == 429
+            or code in ("SlowDown", "RequestTimeout")
+        ):
+            return "failing", f"HTTP status {status}"
+        return ("refused" if status in (400, 401, 403) else "other"), detail
+    if isinstance(error, (ConnectionError, HTTPClientError, IncompleteReadError)):
+        return "network", str(error).rstrip(".")
+    if isinstance(error, NoCredentialsError):
+        return "refused", str(error)
     text = str(error)
     detail = cause(text)
-    if _NO_BUCKET.search(text):
+    for meaning, pattern in _MEANINGS.items():
+        if pattern.search(text):
+            return meaning, detail
+    return "other", detail
+
+
+def _failure(address: Store, error: Exception) -> UnavailableError | None:
+    meaning, detail = _meaning(error)
+    if meaning == "no bucket":
         return _no_bucket(address)
-    if _REFUSED.search(text):
+    if meaning == "refused":
         return UnavailableError(
             f"{SCHEME}{address.bucket}: {address.name} refuses access ({detail}). Check the"
             " credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the"
             " machine's role) and the rights to list and read the bucket."
         )
-    if _FAILING.search(text):
+    if meaning == "failing":
         return UnavailableError(
             f"{SCHEME}{address.bucket}: {address.name} answers with errors ({detail}). Try again"
             " later; the same command resumes."
         )
-    if _NETWORK.search(text):
+    if meaning == "network":
         return UnavailableError(
             f"{SCHEME}{address.bucket}: {address.name} cannot be reached ({detail}). Check"
             " AWS_ENDPOINT_URL and the network."

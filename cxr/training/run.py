@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr import cluster, metrics, phantoms, storage
+from cxr import cli, cluster, metrics, phantoms, storage
 from cxr.datasets import splits
 from cxr.datasets.pixels import decode_shards, describe_duplicates
 from cxr.datasets.splits import Splits
@@ -120,7 +120,7 @@ def how_to_resume(folder: str) -> str:
     """What an interrupted run has kept, and the command that continues it."""
     if storage.kind(storage.join(folder, SETTINGS_FILE)) == "nothing":
         return "nothing is kept yet; the same command starts again"
-    return f"finished epochs are kept; python jobs/train.py --resume {folder} continues"
+    return f"finished epochs are kept; {cli.command('train', ['--resume', folder])} continues"
 
 
 def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:

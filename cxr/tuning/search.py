@@ -26,6 +26,7 @@ from cxr.datasets.shards import Shards
 from cxr.errors import SettingsError
 from cxr.models.checkpoint import package_versions
 from cxr.recipes import Recipe
+from cxr.sources.settings import SetSettings
 from cxr.training import trainer
 from cxr.training.preparation import (
     TrainingImages,
@@ -98,7 +99,8 @@ def open_output(recipe: Recipe, space: Space, settings: SharedSettings) -> None:
         "space": space.to_json(),
         "recipe": json.loads(recipe.to_json()),
         "data": settings.data,
-        "set": settings.how_read,
+        # None for what earlier versions did not know, so that their searches can be resumed.
+        "set": settings.how_read if settings.how_read != SetSettings().how_read else None,
         "test_fraction": settings.test_fraction,
         "weights": settings.weights,
         "limit": settings.limit,
@@ -116,7 +118,8 @@ def _check_readable(uri: str, asked: dict[str, Any]) -> None:
         kept: object = json.loads(storage.read_bytes(uri))
     except ValueError:
         kept = None
-    if not isinstance(kept, dict) or not asked.keys() <= kept.keys():
+    needed = {name for name, value in asked.items() if value is not None}
+    if not isinstance(kept, dict) or not needed <= kept.keys():
         raise SettingsError(
             f"{uri}: not a search that this version of cxr can resume. Resume it with the version"
             " that wrote it, or choose another --output."

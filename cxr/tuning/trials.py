@@ -129,6 +129,8 @@ def read(shared: Shared, tried: Sequence[Setting], images: pa.Table) -> tuple[Fl
             uri = _fold_file(shared, setting, fold)
             if storage.kind(uri) == "file":
                 judged = storage.read_table(uri)
+                # A search of an earlier version has judged duplicates, too.
+                judged = judged.filter(pc.is_in(judged["row"], images["row"]))
                 positions = np.asarray(pc.index_in(judged["row"], images["row"]))
                 logits[index, positions] = np.asarray(judged["logit"])
                 content = json.loads((judged.schema.metadata or {})[b"cxr"])

@@ -31,7 +31,8 @@ class FaultyProxy:
         "refused"     takes no connections, and cuts those that are open
     and may be changed at any time; `delay_s` holds every answer back. A request is spared if its
     first line does not contain `only`. `count` tells how often each fault was done,
-    how often the server was "unreachable", and how many bytes of answers were `passed` on.
+    how often the server was "unreachable", how many requests were "asked", and how many bytes of
+    answers were `passed` on.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -121,6 +122,7 @@ class FaultyProxy:
                 first = data.split(b"\r\n", 1)[0]
                 if first.endswith(b"HTTP/1.1"):
                     answered, hit = 0, bool(self.fault) and self.only in first
+                    self.count["asked"] += 1
                 if hit and self.fault == "unavailable":
                     self.count["unavailable"] += 1
                     client.sendall(UNAVAILABLE)

@@ -1,0 +1,129 @@
+"""A network in 8-bit integers is kept if it separates the classes as well as float32."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from cxr import storage
+from cxr.datasets.shards import Shards
+from cxr.errors import CheckpointError
+from cxr.models import checkpoint, classifier
+from cxr.models.checkpoint import Checkpoint
+from cxr.models.export import export
+from cxr.models.session import open_session
+from cxr.recipes import Recipe
+from cxr.storage.arrays import to_column
+from cxr.training import int8
+
+pytestmark = pytest.mark.cluster
+
+RECIPE = Recipe(
+    name="small", backbone="squeezenet1_1", pretrained=0, frozen=0, image_px=32,
+    normalization="unit", pooling="average", hidden=(), dropout=(0.0,),
+)  # fmt: skip
+
+BRIGHT = np.arange(40) % 2
+"""Which of the images are bright; two of each patient."""
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Dark and bright noise in two folds of two files each, as the job has cached it."""
+    folder = tmp_path_factory.mktemp("pixels")
+    generator = np.random.default_rng(0)
+    levels = np.where(BRIGHT, 200, 60)[:, None, None]
+    images = (levels + generator.normal(0, 15, (40, 32, 32))).clip(0, 255).astype(np.uint8)
+    parts: dict[int, tuple[str, ...]] = {}
+    for fold in (0, 1):
+        files = []
+        for number in (0, 1):
+            rows = np.arange(10) + 20 * fold + 10 * number
+            table = pa.table(
+                {
+                    "label": BRIGHT[rows],
+                    "patient": [f"{row // 2:03}" for row in rows],
+                    "subtype": [""] * 10,
+                    "x": to_column(images[rows]),
+                }
+            )
+            files.append(str(folder / f"{fold}-{number}.parquet"))
+            storage.write_table(files[-1], table)
+        parts[fold] = tuple(files)
+    none = pa.table({"uri": pa.array([], pa.string())})
+    return Shards(str(folder), (32, 32), "uint8", parts, none, none)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, pixels: Shards) -> Checkpoint:
+    """A checkpoint whose random network tells bright images from dark ones."""
+    model = classifier.build(RECIPE).eval()
+    session = open_session(export(model, RECIPE, {}), 1)
+    even = np.stack([np.full((1, 32, 32), level, np.uint8) for level in (60, 200)])
+    dark, bright = session.run(["logits"], {"pixels": even})[0]
+    if bright[1] - bright[0] < dark[1] - dark[0]:
+        last = model.head[-1]
+        last.weight.data.neg_()
+    validation = pa.table(
+        {"label": [0, 0, 1, 1], "logit": [-1.0, 0.5, 0.2, 2.0], "subtype": [""] * 4,
+         "patient": [0, 1, 2, 3]},
+    )  # fmt: skip
+    return checkpoint.save(str(tmp_path), RECIPE, model, validation, {})
+
+
+def test_a_network_that_is_as_good_is_kept_with_its_comparison(
+    trained: Checkpoint, pixels: Shards, tmp_path: Path
+) -> None:
+    result = int8.add_int8(trained, pixels, [1], [0])
+    assert result.is_kept
+    assert result.sentence == (
+        "small in int8: AUC +0.0000 [+0.0000, +0.0000] against float32 on 20 validation images of"
+        " 10 patients: kept."
+    )
+    quantized = checkpoint.load(str(tmp_path)).at("int8")
+    facts = json.loads((tmp_path / "int8.json").read_text())["provenance"]
+    assert facts["num_calibration_images"] == 20
+    assert facts["auc_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert quantized.validation["label"].to_pylist() == BRIGHT[:20].tolist()
+    assert len(set(quantized.validation["patient"].to_pylist())) == 10
+
+
+def test_a_network_that_is_worse_is_refused_and_not_written(
+    trained: Checkpoint, pixels: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def confuse(*_: object) -> bytes:
+        trained.model.head[-1].weight.data.neg_()
+        return export(trained.model, RECIPE, {})
+
+    monkeypatch.setattr(int8, "quantize", confuse)
+    before = {file.name for file in tmp_path.iterdir()}
+    result = int8.add_int8(trained, pixels, [1], [0])
+    assert not result.is_kept
+    assert result.sentence.endswith(
+        "AUC -1.0000 [-1.0000, -1.0000] against float32 on 20 validation images of 10 patients:"
+        " refused, since the interval reaches below -0.005; use float32."
+    )
+    assert {file.name for file in tmp_path.iterdir()} == before
+
+
+def test_the_scales_come_from_training_images_of_all_folds_alike(
+    trained: Checkpoint, pixels: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[NDArray[np.uint8]] = []
+
+    def remember(content: bytes, images: NDArray[np.uint8], *_: object) -> bytes:
+        taken.append(images)
+        return content
+
+    monkeypatch.setattr(int8, "quantize", remember)
+    monkeypatch.setattr(int8, "NUM_CALIBRATION", 16)
+    int8.add_int8(trained, pixels, [0, 1], [0])
+    (images,) = taken
+    assert images.shape == (16, 32, 32)
+    # Eight of each fold: its first images.
+    assert (images.mean(axis=(1, 2)) > 128).tolist() == [False, True] * 8
+    with pytest.raises(CheckpointError, match="no training images"):
+        int8.add_int8(trained, pixels, [7], [0])

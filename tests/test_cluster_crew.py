@@ -70,8 +70,8 @@ def test_a_call_that_ends_every_actor_ends_the_job(
 
 def test_what_tasks_read_ahead_reaches_the_actors(tmp_path: Path) -> None:
     def read(first: int) -> Iterator[int]:
-        for item in (first, first + 1):  # Ray sends values into a generator: no `yield from`.
-            yield item
+        yield first
+        yield first + 1
 
     read_items = read_ahead(read, ((10 * i,) for i in range(1, 9)), 1)
     done = list(start(tmp_path, 8).run("double", ((item,) for item in read_items)))

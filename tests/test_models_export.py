@@ -166,9 +166,7 @@ def test_the_frozen_part_is_exported_alone() -> None:
 def test_other_logits_than_pytorchs_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transforms, "IMAGENET_MEAN", (0.5, 0.5, 0.5))
     model = classifier.build(RECIPE).eval()
-    network = export._to_onnx(
-        export._Scorer(model, export._Planes("imagenet")), 48, ("logits", "features")
-    )
+    network = export._to_onnx(export._Scorer(model, "imagenet"), 48, ("logits", "features"))
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=r"computes other .* in ONNX Runtime than in PyTorch"):
         export._check(network, model, RECIPE)
@@ -336,9 +334,11 @@ def test_no_sum_of_two_products_overflows_16_bits(folder: Path) -> None:
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 25
     pixels, weights = (source[name] for name in convolutions[0].input[:2])
-    # The first one reads the planes as they are: gray levels halved, the rest, and 127.
+    # The first one reads the planes as they are: gray levels halved, the rest, 127 and 0.
     assert arrays[pixels.input[1]] == 1.0
     assert arrays[pixels.input[2]] == 0
+    before = [node.op_type for node in graph.node[: list(graph.node).index(convolutions[0])]]
+    assert before.count("QuantizeLinear") == 1
     assert np.abs(arrays[weights.input[0]].astype(int)).max() == 127
     for node in convolutions[1:]:
         weight = arrays[source[node.input[1]].input[0]]

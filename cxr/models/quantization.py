@@ -90,11 +90,15 @@ def quantize(
 
 
 def _in_float32(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes after the last convolution, hidden dense layers left out."""
-    last = max(i for i, node in enumerate(graph.node) if node.op_type == "Conv")
+    """Names of the nodes before the first convolution, and after the last one.
+
+    Of the latter, hidden dense layers are left out.
+    """
+    places = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
     dense = [node.name for node in graph.node if node.op_type in ("Gemm", "MatMul")]
-    tail = [node.name for node in graph.node[last + 1 :] if node.op_type != "Relu"]
-    return [name for name in tail if name not in dense[:-1]]
+    after = [node.name for node in graph.node[places[-1] + 1 :] if node.op_type != "Relu"]
+    before = [node.name for node in graph.node[: places[0]]]
+    return before + [name for name in after if name not in dense[:-1]]
 
 
 def _gray_levels(graph: onnx.GraphProto, normalization: Normalization) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def read_ahead(
     The first tasks start with this call, and others as their results are taken.
 
     Args:
-        function: yields what is taken.
+        function: yields what is taken, by `yield` and not from another iterator: Ray sends values.
         calls: its arguments.
         num_cpus: that a task claims.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from cxr import storage
@@ -13,6 +14,7 @@ from cxr.datasets.shards import Shards
 from cxr.errors import CheckpointError
 from cxr.models import checkpoint, classifier
 from cxr.models.checkpoint import Checkpoint
+from cxr.models.classifier import Classifier
 from cxr.models.export import export
 from cxr.models.session import open_session
 from cxr.recipes import Recipe
@@ -28,6 +30,12 @@ RECIPE = Recipe(
 
 BRIGHT = np.arange(40) % 2
 """Which of the images are bright; two of each patient."""
+
+
+def negate(model: Classifier) -> None:
+    """Change the sign of the last layer, and with it the order of the logits."""
+    with torch.no_grad():
+        model.get_parameter(f"head.{len(model.head) - 1}.weight").neg_()
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +73,7 @@ def trained(tmp_path: Path, pixels: Shards) -> Checkpoint:
     even = np.stack([np.full((1, 32, 32), level, np.uint8) for level in (60, 200)])
     dark, bright = session.run(["logits"], {"pixels": even})[0]
     if bright[1] - bright[0] < dark[1] - dark[0]:
-        last = model.head[-1]
-        last.weight.data.neg_()
+        negate(model)
     validation = pa.table(
         {"label": [0, 0, 1, 1], "logit": [-1.0, 0.5, 0.2, 2.0], "subtype": [""] * 4,
          "patient": [0, 1, 2, 3]},
@@ -95,7 +102,7 @@ def test_a_network_that_is_worse_is_refused_and_not_written(
     trained: Checkpoint, pixels: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def confuse(*_: object) -> bytes:
-        trained.model.head[-1].weight.data.neg_()
+        negate(trained.model)
         return export(trained.model, RECIPE, {})
 
     monkeypatch.setattr(int8, "quantize", confuse)

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -140,7 +140,7 @@ def measure_speed(trained: checkpoint.Checkpoint) -> dict[str, dict[Precision, f
     networks = {precision: trained.at(precision).onnx for precision in get_args(Precision)}
     shape = (batch_size(gpu=False), 1, trained.recipe.image_px, trained.recipe.image_px)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    ways = {
+    ways: dict[str, Callable[[bytes], float]] = {
         "one core": lambda content: _rate(content, pixels, 1, "cpu"),
         f"1 x {cores} threads": lambda content: _rate(content, pixels, cores, "wall"),
         f"{cores} x 1 thread": lambda content: _rate_of_processes(content, pixels, cores),

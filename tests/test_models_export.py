@@ -22,7 +22,7 @@ from cxr.images import decoding
 from cxr.images.resize import resize
 from cxr.models import backbones, checkpoint, classifier, export, quantization, session, transforms
 from cxr.models.classifier import Classifier
-from cxr.models.precision import check_precision
+from cxr.models.precision import Precision, check_precision
 from cxr.recipes import Normalization, Pooling, Recipe
 from tests.support.jobs import ROOT
 
@@ -272,7 +272,7 @@ def test_a_missing_or_changed_onnx_file_is_refused(copy: Path, name: str, damage
     (copy / name).unlink()
     if damage == "changed":
         (copy / name).write_bytes(content[:-1] + b"?")
-    precision = "int8" if "int8" in name else "float32"
+    precision: Precision = "int8" if "int8" in name else "float32"
     with pytest.raises(CheckpointError, match=re.escape(name)) as refused:
         checkpoint.load(str(copy)).at(precision)
     assert "\n" not in str(refused.value)

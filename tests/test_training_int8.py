@@ -13,6 +13,7 @@ from cxr.datasets.shards import Shards
 from cxr.errors import CheckpointError
 from cxr.models import checkpoint, classifier
 from cxr.models.checkpoint import Checkpoint
+from cxr.models.classifier import Classifier
 from cxr.models.export import export
 from cxr.models.session import open_session
 from cxr.recipes import Recipe
@@ -57,6 +58,12 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     return Shards(str(folder), (32, 32), "uint8", parts, none, none)
 
 
+def reverse(model: Classifier) -> None:
+    """Let a model take normal radiographs for pneumonias, and the other way round."""
+    last = list(model.head.parameters())[-2]
+    last.data.neg_()
+
+
 @pytest.fixture
 def trained(tmp_path: Path, pixels: Shards) -> Checkpoint:
     """A checkpoint whose random network tells bright images from dark ones."""
@@ -65,8 +72,7 @@ def trained(tmp_path: Path, pixels: Shards) -> Checkpoint:
     even = np.stack([np.full((1, 32, 32), level, np.uint8) for level in (60, 200)])
     dark, bright = session.run(["logits"], {"pixels": even})[0]
     if bright[1] - bright[0] < dark[1] - dark[0]:
-        last = model.head[-1]
-        last.weight.data.neg_()
+        reverse(model)
     validation = pa.table(
         {"label": [0, 0, 1, 1], "logit": [-1.0, 0.5, 0.2, 2.0], "subtype": [""] * 4,
          "patient": [0, 1, 2, 3]},
@@ -95,7 +101,7 @@ def test_a_network_that_is_worse_is_refused_and_not_written(
     trained: Checkpoint, pixels: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def confuse(*_: object) -> bytes:
-        trained.model.head[-1].weight.data.neg_()
+        reverse(trained.model)
         return export(trained.model, RECIPE, {})
 
     monkeypatch.setattr(int8, "quantize", confuse)

@@ -60,10 +60,12 @@ def leave():
     nodes.remove_node(leaving, allow_graceful=False)
 
 
-leaves = threading.Thread(target=leave)
+leaves = threading.Thread(target=leave, daemon=True)
 leaves.start()
 trained = checkpoint.load(sys.argv[3])
-summary = score([sys.argv[4]], trained, str(Path("out").absolute()))
+summary = score(
+    [sys.argv[4]], trained, str(Path("out").absolute()), operating_point=trained.operating_point
+)
 leaves.join()
 print("summary:", summary.num_listed, summary.num_scored)
 

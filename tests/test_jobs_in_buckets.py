@@ -93,9 +93,11 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
     assert f"checkpoint: {trained}" in out
     assert [epoch["epoch"] for epoch in history(run)] == [1, 2]
     assert below(run) == {
-        "run.json", "report.html", "best/recipe.json", "best/metrics.jsonl", "best/result.json",
-        "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
-        "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
+        "run.json", "splits.parquet", "report.html", "best/recipe.json", "best/metrics.jsonl",
+        "best/result.json", "best/tensorboard/events.out.tfevents.0.cxr",
+        "best/checkpoint/checkpoint.json", "best/checkpoint/model.onnx",
+        "best/checkpoint/model.safetensors", "best/checkpoint/splits.parquet",
+        "best/checkpoint/validation.parquet",
     }  # fmt: skip
 
     succeeded(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +25,7 @@ from cxr.models import backbones, checkpoint, classifier, export, quantization, 
 from cxr.models.classifier import Classifier
 from cxr.models.precision import Precision, check_precision
 from cxr.recipes import Normalization, Pooling, Recipe
+from tests.support import jobs
 from tests.support.jobs import ROOT
 
 SMALLEST = {
@@ -439,3 +441,17 @@ def test_the_lines_of_the_docs_score_as_the_library_does(
     np.testing.assert_allclose(np.asarray(names["probability"]), expected, rtol=1e-4)
     is_pneumonia = np.asarray(names["is_pneumonia"]).tolist()
     assert is_pneumonia == trained.operating_point.predict(expected).tolist()
+
+
+def test_onnx_runtime_is_kept_from_sending_usage_data(tmp_path: Path, copy: Path) -> None:
+    """Its telemetry leaves an identifier and a data base of events in the user's cache."""
+    program = (
+        "import sys; from cxr.models import checkpoint; from cxr.models.session import"
+        " open_session; open_session(checkpoint.load(sys.argv[1]).onnx, 1)"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+    ended = jobs.run([sys.executable, "-c", program, str(copy)], **environment)
+    assert ended.code == 0, ended.err
+    assert list(home.iterdir()) == []

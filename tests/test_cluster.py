@@ -76,6 +76,8 @@ class Slow:
         return batch.append_column("node", [[ray.get_runtime_context().get_node_id()]])
 
 
+while ray.cluster_resources().get("CPU") != 1:  # Until the head knows that the node has left.
+    time.sleep(0.1)
 pool = cluster.pool(1000, 1, gpu=False)
 print("pool:", pool.min_size, pool.max_size)
 blocks = [pa.table({"part": [number]}) for number in range(1000)]

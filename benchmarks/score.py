@@ -430,6 +430,7 @@ def hand_over_rate(num_images: int, image_px: int, folder: Path) -> float:
     from cxr.scoring.read import ReadSettings
 
     os.environ.update(ENVIRONMENT)
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # Of a GPU that is made up; Ray checks the number.
     ray.init(address="local", num_gpus=1, include_dashboard=False, logging_level=logging.ERROR)
     reading = ReadSettings(image_px, False, False, SCORES, None)
     num_parts = num_images // PART_IMAGES

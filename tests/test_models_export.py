@@ -451,7 +451,9 @@ def test_onnx_runtime_is_kept_from_sending_usage_data(tmp_path: Path, copy: Path
     )
     home = tmp_path / "home"
     home.mkdir()
-    environment = {name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
-    ended = jobs.run([sys.executable, "-c", program, str(copy)], **environment)
+    ended = jobs.run(
+        [sys.executable, "-c", program, str(copy)],
+        HOME=str(home), XDG_CACHE_HOME=str(home), XDG_CONFIG_HOME=str(home),
+    )  # fmt: skip
     assert ended.code == 0, ended.err
     assert list(home.iterdir()) == []

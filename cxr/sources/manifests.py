@@ -195,8 +195,8 @@ def _find_columns(
             listed += f" and {len(names) - NUM_NAMED_COLUMNS} more"
     example = " ".join(f"{name}=COLUMN" for name in missing)
     raise DataError(
-        f"{uri}: the manifest lacks column {', '.join(missing.values())}; {listed}. Say what it is"
-        f" called: --columns {example}."
+        f"{uri}: the manifest lacks column {', '.join(missing.values())}; {listed}. Give the"
+        f" manifest's own name: --columns {example}."
     )
 
 

@@ -177,10 +177,7 @@ def _read_header(data: bytes) -> Any:
         if not inflater.eof:
             raise RejectedError("unreadable", "the deflated DICOM file is cut short")
         data, syntax, start = inflated, EXPLICIT_LITTLE, 0
-    if syntax in ("", *NATIVE):
-        native = native_encoding(data, start) or syntax
-        if native in NATIVE:
-            syntax = native
+    syntax = actual_syntax(data, start, syntax)
     stream = BytesIO(data)
     stream.seek(start)
     # Not `dcmread`, which decides by itself whether and where there is meta information.
@@ -217,14 +214,19 @@ def read_meta(data: bytes) -> tuple[dict[int, str], int]:
     return identifiers, at
 
 
-def native_encoding(data: bytes, start: int) -> str:
-    """The native transfer syntax that a data set's first element shows; empty if none.
+def actual_syntax(data: bytes, start: int, syntax: str) -> str:
+    """The transfer syntax of a data set: the native one that its first element shows, if any.
 
     Groups are below 0x0100 where a data set starts, so the zero of the two bytes comes last in
     little endian and first in big endian.
+
+    Args:
+        data: bytes of the file.
+        start: where the data set begins.
+        syntax: that the file names, or empty; one that is not native is believed.
     """
-    if len(data) < start + 8:
-        return ""
+    if syntax not in ("", *NATIVE) or len(data) < start + 8:
+        return syntax
     if not data[start + 4 : start + 6].isalpha():
         return IMPLICIT_LITTLE
     return EXPLICIT_BIG if data[start] == 0 and data[start + 1] else EXPLICIT_LITTLE

@@ -16,9 +16,8 @@ from cxr.images.decoding.dicom import (
     EXPLICIT_BIG,
     EXPLICIT_LITTLE,
     IMPLICIT_LITTLE,
-    NATIVE,
     TRANSFER_SYNTAX,
-    native_encoding,
+    actual_syntax,
     read_meta,
 )
 from cxr.images.decoding.quiet import NO_LOGS, NO_WARNINGS
@@ -99,10 +98,7 @@ def _read_dicom(data: bytes) -> Header:
     if syntax == DEFLATED:
         data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], 4 * HEADER_BYTES)
         syntax, start = EXPLICIT_LITTLE, 0
-    if syntax in ("", *NATIVE):
-        native = native_encoding(data, start) or syntax
-        if native in NATIVE:
-            syntax = native
+    syntax = actual_syntax(data, start, syntax)
     stream = BytesIO(data)
     stream.seek(start)
     passed = False

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cxr import cli
 from cxr.recipes import RECIPES, Recipe
-from cxr.training.settings import RecipeChoice, RunSettings
+from cxr.training.settings import IMPORTS, RecipeChoice, RunSettings
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ def main() -> None:
     # Imported once the command line is known to be right: Ray and PyTorch take seconds.
     from cxr import cluster
     from cxr.cluster.settings import CacheSettings
+
+    cluster.connect(importing=IMPORTS)
     from cxr.reports import comparison_table
     from cxr.training import run
 
@@ -42,10 +44,9 @@ def main() -> None:
         recipes, settings = run.reopen(resume, int8=jobs[0].settings.int8)
     else:
         settings = run.begin(recipes, jobs[0].settings)
-    cluster.connect()
     with cli.on_interrupt(lambda: run.how_to_resume(settings.folder)):
         finished = run.train(recipes, settings)
-    print(comparison_table(finished.results))
+    print(comparison_table(finished.results, finished.remarks))
     print(f"report: {finished.report}")
     for folder in finished.checkpoints:
         print(f"checkpoint: {folder}")

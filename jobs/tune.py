@@ -15,7 +15,7 @@ import tyro
 from cxr import cli
 from cxr.recipes import RECIPES, Recipe
 from cxr.sources.settings import SetSettings
-from cxr.training.settings import RecipeChoice, SharedSettings, resolve
+from cxr.training.settings import IMPORTS, RecipeChoice, SharedSettings, resolve
 from cxr.tuning import space
 
 
@@ -56,11 +56,12 @@ def main() -> None:
     # Imported once the command line is known to be right: Ray and PyTorch take seconds.
     from cxr import cluster
     from cxr.cluster.settings import CacheSettings
-    from cxr.tuning import results, search
 
     asked = space.parse(job.search, job.trials, job.sampler)
+    cluster.connect(importing=IMPORTS)
+    from cxr.tuning import results, search
+
     settings = resolve(job.settings, [job.fields], "-tune")
-    cluster.connect()
     with cli.on_interrupt(lambda: search.how_to_resume(settings.folder)):
         finished = search.search(job.fields, asked, settings)
     print(results.table(finished))

@@ -1,12 +1,14 @@
 """Joining the cluster that a job was submitted to, or starting one on this machine."""
 
+import importlib
 import logging
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +52,7 @@ NATIVE_LOG_LEVEL: Final = "RAY_BACKEND_LOG_LEVEL"
 """Variable that the native part of each of Ray's processes reads its log level from."""
 
 
-def connect(num_cpus: int | None = None) -> None:
+def connect(num_cpus: int | None = None, importing: Sequence[str] = ()) -> None:
     """Join the cluster that this job was submitted to, or start one on this machine.
 
     Without `RAY_ADDRESS`, which Ray sets for submitted jobs, a local cluster is started: never the
@@ -58,6 +60,8 @@ def connect(num_cpus: int | None = None) -> None:
 
     Args:
         num_cpus: CPUs of a cluster that is started; all of the machine's where None.
+        importing: modules that the job needs next, imported while the cluster starts. None of them
+            may import Ray, which is being imported itself.
 
     Raises:
         CxrError: the cluster cannot be joined, refuses the token, or has no node with a CPU.
@@ -70,6 +74,7 @@ def connect(num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    threading.Thread(target=_import, args=(importing,), daemon=True).start()
     if address.startswith(("http://", "https://")):
         raise CxrError(
             f"RAY_ADDRESS={address}: takes submitted jobs. Run ray job submit --working-dir . --"
@@ -98,6 +103,13 @@ def connect(num_cpus: int | None = None) -> None:
         raise CxrError(
             f"RAY_ADDRESS={address}: no node with a CPU has joined this cluster. See ray status."
         )
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        # What is wrong with one is raised where it is used.
+        with suppress(Exception):
+            importlib.import_module(module)
 
 
 @contextmanager

@@ -60,9 +60,8 @@ class TorchNetwork:
         from cxr.models import classifier
 
         torch.set_num_threads(threads)
-        model = classifier.build(self.recipe)
         tensors: State = ray.get(self.state)
-        model.load_state_dict(dict(tensors), strict=not self.frozen)
+        model = classifier.restore(self.recipe, tensors)
         network = model.prefix if self.frozen else model
         return TorchEngine(network, self.recipe.normalization, gpu=self.gpu)
 

@@ -196,7 +196,7 @@ def save(
 
     from cxr.models.export import export
 
-    anonymous, temperature, point = _calibrate(validation, rule)
+    anonymous, temperature, point = calibrate(validation, rule)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     complete = provenance | {"packages": package_versions()}
     saved = Checkpoint(
@@ -258,7 +258,7 @@ def add_int8(
     """
     from cxr.models.export import metadata_only
 
-    anonymous, temperature, point = _calibrate(validation, trained.operating_point.rule)
+    anonymous, temperature, point = calibrate(validation, trained.operating_point.rule)
     added = dataclasses.replace(
         trained,
         precision="int8",
@@ -278,8 +278,16 @@ def add_int8(
     return dataclasses.replace(added, network=network, fingerprint=fingerprint)
 
 
-def _calibrate(validation: pa.Table, rule: str) -> tuple[pa.Table, float, OperatingPoint]:
-    """The validation images without what names a patient, their temperature, their threshold."""
+def calibrate(validation: pa.Table, rule: str) -> tuple[pa.Table, float, OperatingPoint]:
+    """The temperature of a classifier, and its operating point.
+
+    Args:
+        validation: as in `save`.
+        rule: by which the operating point is chosen.
+
+    Returns:
+        The validation images without what names a patient, the temperature, the operating point.
+    """
     y_true = np.asarray(validation["label"])
     logits = np.asarray(validation["logit"])
     patients = np.unique(np.asarray(validation["patient"]), return_inverse=True)[1]

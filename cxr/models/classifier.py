@@ -116,6 +116,25 @@ def build(recipe: Recipe) -> Classifier:
     return model
 
 
+def restore(recipe: Recipe, state: State) -> Classifier:
+    """The classifier of a recipe with given tensors, without drawing a random start first.
+
+    Args:
+        recipe: of the classifier.
+        state: tensors by their names, which are copied; parts that have none stay on the meta
+            device, and cannot run.
+
+    Raises:
+        RuntimeError: a tensor has another name or shape than the classifier's.
+    """
+    model = skeleton(recipe)
+    copies = {name: tensor.clone() for name, tensor in state.items()}
+    unexpected = model.load_state_dict(copies, strict=False, assign=True).unexpected_keys
+    if unexpected:
+        raise RuntimeError(f"unexpected tensors: {', '.join(unexpected)}")
+    return model
+
+
 def check(recipe: Recipe) -> None:
     """Raise what `build` would raise, without spending memory on weights."""
     skeleton(recipe)

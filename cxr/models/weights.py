@@ -18,6 +18,12 @@ from cxr.models import backbones
 from cxr.models.classifier import Classifier, State, leading_convolutions
 from cxr.recipes import Recipe
 
+PHANTOM_BACKBONE: Final = "squeezenet1_1"
+
+PHANTOM_WEIGHTS: Final = str(Path(__file__).with_name("phantoms-squeezenet1_1.safetensors"))
+"""The convolutions of `PHANTOM_BACKBONE`, float16, trained from a random start on synthetic
+radiographs alone by `python -m benchmarks.phantom_weights`."""
+
 _HASH: Final = re.compile(r"-([0-9a-f]{8,})\.pth$")
 
 # The published files of DenseNets are from before PyTorch 0.4, whose names had one dot more.
@@ -123,7 +129,8 @@ def read_weights(source: str, backbone: str, cache: str) -> tuple[State, str]:
     """Read a weights file; the published one, fetched if necessary, where `source` is `imagenet`.
 
     Args:
-        source: `"imagenet"`, or a path or URI of a .safetensors or .pth file.
+        source: `"imagenet"`, `"phantoms"` for the file of `PHANTOM_BACKBONE` that is part of this
+            package, or a path or URI of a .safetensors or .pth file.
         backbone: the network whose weights `imagenet` means.
         cache: folder or bucket prefix where fetched files are kept, below `weights/`.
 
@@ -135,6 +142,8 @@ def read_weights(source: str, backbone: str, cache: str) -> tuple[State, str]:
         StorageError: the file cannot be read.
         WeightsError: the published file cannot be fetched, or the file is not a state dict.
     """
+    if source == "phantoms":
+        return _read(PHANTOM_WEIGHTS), PHANTOM_WEIGHTS
     uri = imagenet_weights(backbone, cache) if source == "imagenet" else source
     return {_DENSENET_KEY.sub(r"\1\2.", key): value for key, value in _read(uri).items()}, uri
 

@@ -1,87 +1,95 @@
 """The page and the table on several versions: ours as measured, beside what was published."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from cxr.metrics.results import PUBLISHED_FIGURES, History, VersionResult
 from cxr.reports.figures import comparison, training
 from cxr.reports.rendering import measured, number, render
 
-# Header and width: at most 110 columns with two spaces between.
-_COLUMNS: Final = (
-    ("version", 8),
-    ("data", 10),
-    ("images", 6),
-    ("AUC", 5),
-    ("acc", 5),
-    ("bal acc", 7),
-    ("sens", 5),
-    ("spec", 5),
-    ("train s", 7),
-    ("peak MB", 7),
-    ("loading", 7),
-    ("acc", 6),
-    ("sens", 6),
+_Column = tuple[str, int, Callable[[VersionResult], str]]
+"""Header, width, and the text of a row's cell."""
+
+
+def _figure(name: str, missing: str = "undef") -> Callable[[VersionResult], str]:
+    return lambda row: number(getattr(row, name), missing)
+
+
+_MEASURED: Final[tuple[_Column, ...]] = (
+    ("images", 6, lambda row: f"{row.num_images:,}"),
+    ("AUC", 5, _figure("auc")),
+    ("acc", 5, _figure("accuracy")),
+    ("bal acc", 7, _figure("balanced_accuracy")),
+    ("sens", 5, _figure("sensitivity")),
+    ("spec", 5, _figure("specificity")),
 )
+_GROUPS: Final[tuple[tuple[str, tuple[_Column, ...]], ...]] = (
+    ("", (("version", 8, lambda row: row.name), ("data", 10, lambda row: row.data))),
+    ("measured here: validation fold", _MEASURED),
+    (
+        "cost",
+        (
+            ("train s", 7, lambda row: measured(row.train_seconds)),
+            ("peak MB", 7, lambda row: measured(row.peak_memory_mb)),
+            ("loading", 7, lambda row: row.loading),
+        ),
+    ),
+)
+_PUBLISHED: Final[tuple[str, tuple[_Column, ...]]] = (
+    "published test",
+    (
+        ("acc", 6, _figure("published_accuracy", "-")),
+        ("sens", 6, _figure("published_sensitivity", "-")),
+    ),
+)
+"""Shown if there is such a figure. All widths, with two spaces between, are at most 110 columns."""
+
 _TEXT_COLUMNS: Final = ("version", "data", "loading")
 
-# Heading and number of columns.
-_GROUPS: Final = (
-    ("", 2),
-    ("measured here: validation fold", 6),
-    ("cost", 3),
-    ("published test", 2),
-)
 
-
-def comparison_table(rows: Sequence[VersionResult]) -> str:
+def comparison_table(rows: Sequence[VersionResult], remarks: Sequence[str] = ()) -> str:
     """A plain-text table of at most 110 columns, for the terminal.
 
     Undefined figures read `undef`, figures that were never published or measured `-`.
+
+    Args:
+        rows: one per version, in the order shown.
+        remarks: lines below the table, after those on where its figures are from.
     """
-    header = _line([name for name, _ in _COLUMNS])
-    body = [
-        _line(
-            [
-                row.name,
-                row.data,
-                f"{row.num_images:,}",
-                *(number(value, "undef") for value in _metrics(row)),
-                measured(row.train_seconds),
-                measured(row.peak_memory_mb),
-                row.loading,
-                number(row.published_accuracy, "-"),
-                number(row.published_sensitivity, "-"),
-            ]
-        )
-        for row in rows
-    ]
+    has_published = any(row.published_accuracy is not None for row in rows)
+    groups = (*_GROUPS, _PUBLISHED) if has_published else _GROUPS
+    columns = [column for _, members in groups for column in members]
+    header = _line(columns, [name for name, *_ in columns])
+    body = [_line(columns, [cell(row) for *_, cell in columns]) for row in rows]
     footnotes = [
-        "measured here: validation fold, at the operating point chosen on it (cost: of training).",
-        "published: official test split, by the 2019 experiment. Different images: do not compare.",
+        "measured here: validation fold, at the operating point chosen on it (cost: of training)."
     ]
+    if has_published:
+        footnotes.append(
+            "published: official test split, by the 2019 experiment. Different images: do not"
+            " compare."
+        )
     if _synthetic(rows):
         footnotes.append("phantoms are synthetic: figures on them say nothing about radiographs.")
     rule = "-" * len(header)
-    return "\n".join([_group_line(), header, rule, *body, rule, *footnotes])
+    return "\n".join([_group_line(groups), header, rule, *body, rule, *footnotes, *remarks])
 
 
-def _line(cells: Sequence[str]) -> str:
+def _line(columns: Sequence[_Column], cells: Sequence[str]) -> str:
     """Cells padded to the widths of their columns; longer ones are cut."""
     fitted = []
-    for cell, (name, width) in zip(cells, _COLUMNS, strict=True):
+    for cell, (name, width, _) in zip(cells, columns, strict=True):
         short = cell if len(cell) <= width else cell[: width - 1] + "~"
         fitted.append(short.ljust(width) if name in _TEXT_COLUMNS else short.rjust(width))
     return "  ".join(fitted)
 
 
-def _group_line() -> str:
+def _group_line(groups: Sequence[tuple[str, tuple[_Column, ...]]]) -> str:
     """The headings of the column groups, each above its first column."""
-    line, column, start = "", 0, 0
-    for heading, span in _GROUPS:
+    line, start = "", 0
+    for heading, members in groups:
         line = line.ljust(start) + heading
-        start += sum(width + 2 for _, width in _COLUMNS[column : column + span])
-        column += span
+        start += sum(width + 2 for _, width, _ in members)
     return line
 
 

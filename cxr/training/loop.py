@@ -75,8 +75,7 @@ class Learner:
         self.recipe, self.cached, self.shape, self.dtype = recipe, cached, shape, dtype
         self.rank, self.world = rank, world
         self.device = devices.device(gpu)
-        self.model = classifier.build(recipe)
-        self.model.load_state_dict(dict(state), strict=False)
+        self.model = classifier.restore(recipe, state)
         trained = self.model.tail if cached else self.model
         self.network: nn.Module = trained.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(recipe, _groups(self.model, recipe.layer_decay))

@@ -89,7 +89,7 @@ def choose_training_images(
     if settings.limit is not None:
         taken = take(labels, patients, settings.limit)
         listing, labels, patients = listing.take(taken), labels[taken], patients[taken]
-    folds = assign_folds(labels, patients, settings.folds)
+    folds = assign_folds(labels, patients, settings.num_folds)
     # Shards keep this order, so that a stream of them is not sorted by class.
     order = np.random.default_rng(0).permutation(len(listing))
     return TrainingImages(
@@ -123,12 +123,18 @@ def load_model(recipe: Recipe, settings: SharedSettings) -> tuple[Classifier, di
         WeightsError: they cannot be had, or do not fit.
     """
     model = classifier.build(recipe)
-    if settings.weights == "none" or recipe.pretrained == 0:
+    if starts_at_random(recipe, settings):
         return model, {"source": "none", "tensors": 0}
     state, source = weights.read_weights(str(settings.weights), recipe.backbone, settings.cache)
     names = weights.load_pretrained(model, recipe, state, source)
     digest = classifier.digest({name: state[name] for name in names})
     return model, {"source": source, "tensors": len(names), "sha256": digest}
+
+
+def starts_at_random(recipe: Recipe, settings: SharedSettings) -> bool:
+    """Whether a recipe takes no pretrained weights."""
+    lacks = settings.weights == "phantoms" and recipe.backbone != weights.PHANTOM_BACKBONE
+    return settings.weights == "none" or lacks or recipe.pretrained == 0
 
 
 def runs_frozen_part_once(recipe: Recipe, model: Classifier) -> bool:
@@ -170,7 +176,7 @@ def prepare(
                 model=model,
                 shards=decode_shards(listing, folds, recipe.image_px, settings.cache),
                 cached=False,
-                train_folds=tuple(k for k in range(settings.folds) if k != settings.fold),
+                train_folds=tuple(k for k in range(settings.num_folds) if k != settings.fold),
                 validation_folds=(settings.fold,),
                 output=storage.join(settings.folder, recipe.name),
                 weights=origin,

@@ -8,7 +8,7 @@ RUN/<name>/recipe.json       what was trained
 RUN/<name>/metrics.jsonl     a line per epoch; tensorboard/ beside it
 RUN/ray/                     Ray Train's own storage: the last epoch; deleted at the end
 RUN/<name>/result.json       the row of the comparison
-RUN/<name>/checkpoint/       the trained classifier
+RUN/<name>/checkpoint/       the trained classifier; with --checkpoints best only of one
 """
 
 import dataclasses
@@ -28,7 +28,6 @@ from cxr.datasets.splits import Splits
 from cxr.errors import CheckpointError, CxrError
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
-from cxr.models.checkpoint import Checkpoint
 from cxr.recipes import Recipe
 from cxr.reports import comparison_page
 from cxr.training import loop, trainer
@@ -38,6 +37,7 @@ from cxr.training.preparation import (
     load_model,
     prepare,
     skipped_notes,
+    starts_at_random,
     write_skipped,
 )
 from cxr.training.settings import RunSettings, resolve
@@ -60,6 +60,8 @@ class Run:
     """A folder per recipe, in the order of the recipes."""
     has_test: bool
     """Whether the data have radiographs to test on."""
+    remarks: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
 
     @property
     def best(self) -> str:
@@ -150,7 +152,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     print(f"run: {output}", flush=True)
     print(
         f"data: {len(images.listing):,} radiographs of {name}, fold {settings.fold} of"
-        f" {settings.folds} validates{_held_out(images)}",
+        f" {settings.num_folds} validates{_held_out(images)}",
         flush=True,
     )
     plans = prepare(unfinished, models, images.listing, images.folds, settings, gpu=gpu)
@@ -163,8 +165,12 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
             )
             storage.write_table(splits_uri, roles.table)
     outcomes = trainer.fit(plans, output, workers=workers, gpu=gpu) if plans else []
-    for plan, outcome in zip(plans, outcomes, strict=True):
-        _finish(plan, outcome, settings, name, images, gpu=gpu)
+    best_first = sorted(
+        zip(plans, outcomes, strict=True), key=lambda pair: pair[1].best["score"], reverse=True
+    )
+    for plan, outcome in best_first:
+        keep = settings.keeps_all or _is_better(outcome, recipes, output)
+        _finish(plan, outcome, settings, name, images, gpu=gpu, keep=keep)
     skipped = write_skipped([plan.shards for plan in plans], output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
     quantized = _quantize(recipes, settings, images) if settings.int8 else []
@@ -186,7 +192,7 @@ def _quantize(
             continue
         trained = checkpoint.load(folder)
         pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
-        train_folds = [fold for fold in range(settings.folds) if fold != settings.fold]
+        train_folds = [fold for fold in range(settings.num_folds) if fold != settings.fold]
         try:
             sentence = add_int8(trained, pixels, train_folds, [settings.fold]).sentence
         except CheckpointError as error:
@@ -219,6 +225,15 @@ def _is_finished(output: str, recipe: Recipe) -> bool:
     return storage.kind(storage.join(output, recipe.name, "result.json")) == "file"
 
 
+def _is_better(outcome: Outcome, recipes: Sequence[Recipe], output: str) -> bool:
+    """Whether it separates the classes better than every recipe that is finished."""
+    finished = [recipe for recipe in recipes if _is_finished(output, recipe)]
+    results = [
+        storage.read_json(storage.join(output, recipe.name, "result.json")) for recipe in finished
+    ]
+    return all(outcome.best["score"] > (result["auc"] or 0.0) for result in results)
+
+
 def _finish(
     plan: Plan,
     outcome: Outcome,
@@ -227,8 +242,9 @@ def _finish(
     images: TrainingImages,
     *,
     gpu: bool,
+    keep: bool,
 ) -> None:
-    """Write recipe, checkpoint and result of a trained recipe."""
+    """Write recipe, result and, if it is to be kept, checkpoint of a trained recipe."""
     recipe, folder = plan.recipe, plan.output
     storage.write_bytes(storage.join(folder, "recipe.json"), recipe.to_json().encode())
     validation = _validation_table(outcome.validation, plan.shards.table)
@@ -236,17 +252,20 @@ def _finish(
         ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
     )
     if outcome.best["score"] != loop.EMPTY_SCORE:
-        plan.model.load_state_dict(dict(outcome.state), strict=False)
-        saved = checkpoint.save(
-            storage.join(folder, "checkpoint"),
-            recipe,
-            plan.model,
-            validation,
-            _provenance(plan, outcome, settings, data_name, images, len(validation), gpu=gpu),
-            settings.operating_point,
-            splits.collect(plan.shards.table, images.listing, images.held_out, settings.fold).table,
-        )
-        figures = _figures(saved)
+        figures = _figures(validation, settings.operating_point)
+        if keep:
+            plan.model.load_state_dict(dict(outcome.state), strict=False)
+            checkpoint.save(
+                storage.join(folder, "checkpoint"),
+                recipe,
+                plan.model,
+                validation,
+                _provenance(plan, outcome, settings, data_name, images, len(validation), gpu=gpu),
+                settings.operating_point,
+                splits.collect(
+                    plan.shards.table, images.listing, images.held_out, settings.fold
+                ).table,
+            )
     else:
         print(f"{recipe.name}: the loss left the finite numbers; lower --learning-rate.")
     result = summarize(recipe, data_name, len(validation), figures, plan.seconds, outcome.history)
@@ -306,7 +325,7 @@ def _provenance(
             "num_left_out": len(plan.shards.failed),
             "fingerprint": plan.shards.fingerprint,
             "fold": settings.fold,
-            "folds": settings.folds,
+            "folds": settings.num_folds,
             "num_validation": num_validation,
             "num_held_out": len(images.held_out),
             "patients": images.patients.sentence,
@@ -319,11 +338,11 @@ def _provenance(
     }
 
 
-def _figures(saved: Checkpoint) -> dict[str, float | None]:
-    y_true = np.asarray(saved.validation["label"])
-    logits = np.asarray(saved.validation["logit"])
-    point = saved.operating_point
-    predicted = point.predict(metrics.probabilities(logits, saved.temperature))
+def _figures(validation: pa.Table, rule: str) -> dict[str, float | None]:
+    y_true = np.asarray(validation["label"])
+    logits = np.asarray(validation["logit"])
+    _, temperature, point = checkpoint.calibrate(validation, rule)
+    predicted = point.predict(metrics.probabilities(logits, temperature))
     return {
         "auc": metrics.roc_auc(y_true, logits),
         "accuracy": float((predicted == y_true).mean()),
@@ -362,21 +381,24 @@ def _compare(
         histories[recipe.name] = result.pop("history")
         results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
-    notes = [images.patients.sentence, *_notes(recipes, settings, skipped), *quantized]
+    remarks = _remarks(recipes, settings)
+    notes = [images.patients.sentence, *remarks, *skipped_notes(skipped), *quantized]
     page = comparison_page(results, histories, notes, "Versions compared")
     storage.write_bytes(report, page.encode())
     folders = [storage.join(output, recipe.name, "checkpoint") for recipe in recipes]
     checkpoints = tuple(folder for folder in folders if checkpoint.exists(folder))
-    return Run(output, tuple(results), report, checkpoints, images.has_test)
+    return Run(output, tuple(results), report, checkpoints, images.has_test, tuple(remarks))
 
 
-def _notes(
-    recipes: Sequence[Recipe], settings: RunSettings, skipped: Mapping[str, str]
-) -> list[str]:
-    notes = []
-    if settings.weights == "none" and any(recipe.frozen != 0 for recipe in recipes):
-        notes.append(
-            "Weights: none. The frozen convolutions kept their random start, so these versions read"
-            " random features; --weights imagenet gives what transfer learning means."
-        )
-    return notes + skipped_notes(skipped)
+def _remarks(recipes: Sequence[Recipe], settings: RunSettings) -> list[str]:
+    random = [
+        recipe.name
+        for recipe in recipes
+        if recipe.frozen != 0 and starts_at_random(recipe, settings)
+    ]
+    if not random:
+        return []
+    return [
+        f"{', '.join(random)}: without pretrained weights, frozen convolutions compute random"
+        " features; --data and --weights imagenet show what transfer learning reaches."
+    ]

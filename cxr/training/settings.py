@@ -3,16 +3,24 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from cxr import cluster, recipes, storage
 from cxr.cluster.settings import CachedComputeSettings
 from cxr.errors import SettingsError
 from cxr.metrics import parse_rule
-from cxr.recipes import PUBLISHED_VERSIONS, Recipe
+from cxr.recipes import RECIPES, Recipe
 from cxr.sources.settings import SetSettings
 
 Version = Literal["all", "v0", "v1", "v2", "v3", "best"]
+
+NUM_FOLDS: Final = 5
+
+NUM_FOLDS_OF_PHANTOMS: Final = 2
+"""So that half of them validates: VGG16 is slow on CPUs, and there are no more than it can take."""
+
+IMPORTS: Final = ("torchvision", "sklearn.metrics", "matplotlib.figure")
+"""What training imports, and takes seconds: to be imported while the cluster starts."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class RecipeChoice:
     """Which recipe the flags of a recipe change."""
 
     version: Version = "all"
-    """all four published versions, one of them, or our best."""
+    """all: the four published versions and our best; or one of them."""
     recipe: str | None = None
     """JSON file with a recipe, instead of a version."""
 
@@ -33,7 +41,7 @@ class RecipeChoice:
         """
         if self.recipe:
             return [Recipe.from_json(storage.read_bytes(self.recipe).decode())]
-        names = PUBLISHED_VERSIONS if self.version == "all" else (self.version,)
+        names = tuple(RECIPES) if self.version == "all" else (self.version,)
         return [recipes.named(name) for name in names]
 
 
@@ -45,17 +53,25 @@ class ImageSettings(SetSettings):
     """Share of the patients of a set without a test split that is held out for jobs/evaluate.py."""
     limit: int | None = None
     """Use at most so many training images: whole patients, classes in proportion."""
-    folds: int = 5
-    """Patient-disjoint, class-stratified folds that the training images are divided into."""
+    folds: int | None = None
+    """Patient-disjoint, class-stratified folds that the training images are divided into.
+    Default: 5, and 2 with synthetic radiographs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.folds < 2:
+        if self.num_folds < 2:
             raise SettingsError(f"folds: {self.folds} is below 2.")
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit: {self.limit} is below 1.")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise SettingsError(f"test_fraction: {self.test_fraction} is not between 0 and 1.")
+
+    @property
+    def num_folds(self) -> int:
+        """The number of folds, the default included."""
+        if self.folds is not None:
+            return self.folds
+        return NUM_FOLDS if self.data else NUM_FOLDS_OF_PHANTOMS
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,9 @@ class DataSettings(ImageSettings):
 
     weights: str | None = None
     """Pretrained weights: imagenet, none, or a path or URI of a .safetensors or .pth file with
-    torchvision's names. Default: none with synthetic radiographs, else imagenet."""
+    torchvision's names; phantoms: weights of squeezenet1_1 that this project trained on synthetic
+    radiographs, for other networks none. Default: phantoms with synthetic radiographs, else
+    imagenet."""
     output: str | None = None
     """Folder or bucket prefix for the results: empty, or not there yet; for a search also that of
     the same search. Default: runs/<date and time>."""
@@ -95,6 +113,9 @@ class RunSettings(SharedSettings):
 
     fold: int = 0
     """The fold that validates; the others train."""
+    checkpoints: Literal["all", "best"] | None = None
+    """Keep the checkpoint of every recipe, or of the one with the best AUC on validation. Default:
+    all, and best with synthetic radiographs."""
     operating_point: str = "youden"
     """Rule of the stored threshold, chosen on validation: youden, sensitivity=X, specificity=X."""
     int8: bool = False
@@ -103,9 +124,14 @@ class RunSettings(SharedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.fold < self.folds:
-            raise SettingsError(f"fold: {self.fold} is outside 0 to {self.folds - 1}.")
+        if not 0 <= self.fold < self.num_folds:
+            raise SettingsError(f"fold: {self.fold} is outside 0 to {self.num_folds - 1}.")
         parse_rule(self.operating_point)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every recipe keeps its checkpoint."""
+        return self.checkpoints != "best" if self.data else self.checkpoints == "all"
 
 
 Settings = TypeVar("Settings", bound=SharedSettings)
@@ -131,7 +157,7 @@ def resolve(settings: Settings, recipes: Sequence[Recipe], suffix: str = "") -> 
     return dataclasses.replace(
         settings,
         data=storage.absolute(settings.data) if settings.data else None,
-        weights=settings.weights or ("imagenet" if settings.data else "none"),
+        weights=settings.weights or ("imagenet" if settings.data else "phantoms"),
         output=storage.absolute(settings.output or storage.default_output(suffix)),
         cache=storage.absolute(settings.cache),
     )

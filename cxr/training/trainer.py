@@ -35,7 +35,8 @@ from cxr.labels import CLASSES
 from cxr.models import classifier
 from cxr.models.classifier import Classifier, State
 from cxr.recipes import EFFECTIVE_NUMBER_BETA, FIXED_CLASS_WEIGHTS, Recipe
-from cxr.training.worker import Task, WorkerConfig, train_worker
+from cxr.training.entry import train_worker
+from cxr.training.worker import Task, WorkerConfig
 
 MAX_FAILURES: Final = 3
 """Times that a run restarts from its last epoch after a worker died."""
@@ -214,7 +215,7 @@ def _trainer(
     )
     return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"worker": config},
+        train_loop_config={"worker": ray.put(config)},
         datasets={
             f"{plan.name}/{part}": plan.shards.dataset(folds, columns)
             for plan in plans

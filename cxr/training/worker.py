@@ -68,10 +68,9 @@ class WorkerConfig:
     """Counts the images trained on; None where nobody watches."""
 
 
-def train_worker(config: dict[str, WorkerConfig]) -> None:
-    """Train `config["worker"].tasks` from the last epoch that was reported."""
+def train(worker: WorkerConfig) -> None:
+    """Train the tasks from the last epoch that was reported."""
     logging.disable(logging.WARNING)  # Ray Train logs every report; the job prints its own lines.
-    worker = config["worker"]
     torch.set_num_threads(worker.threads)
     histories: Histories = {}
     resumed: dict[str, Any] = {}

@@ -68,8 +68,8 @@ def search(recipe: Recipe, space: Space, settings: SharedSettings) -> Search:
     open_output(recipe, space, settings)
     print(f"search: {settings.folder}", flush=True)
     print(
-        f"data: {len(images.listing):,} radiographs of {name}, {settings.folds} folds by patient;"
-        f" {len(space.settings)} settings",
+        f"data: {len(images.listing):,} radiographs of {name}, {settings.num_folds} folds by"
+        f" patient; {len(space.settings)} settings",
         flush=True,
     )
     shared, pixels = _prepare(recipe, space, settings, images, gpu=gpu)
@@ -104,7 +104,7 @@ def open_output(recipe: Recipe, space: Space, settings: SharedSettings) -> None:
         "test_fraction": settings.test_fraction,
         "weights": settings.weights,
         "limit": settings.limit,
-        "folds": settings.folds,
+        "folds": settings.num_folds,
     }
     uri = storage.join(settings.folder, SETTINGS_FILE)
     if storage.kind(uri) == "file":
@@ -157,7 +157,7 @@ def _prepare(
     shared = Shared(
         recipe=recipe,
         folder=storage.join(settings.folder, "trials"),
-        folds=settings.folds,
+        folds=settings.num_folds,
         cached=cached,
         shards=shards,
         state=ray.put(state),

@@ -22,7 +22,7 @@ class CheckJob(RecipeChoice):
     """What to check, and for which training."""
 
     version: Version = "best"
-    """What is to be trained: all four published versions, one of them, or our best. Its image size
+    """What is to be trained: all versions, one of the published ones, or our best. Its image size
     is that of the pixels that are kept."""
     output: str | None = None
     """Folder for the report; must be empty or not exist. Default: runs/<time>-check."""

@@ -4,6 +4,7 @@ Plain actors of Ray, without Ray Data: to import that takes a second in the driv
 process, and the driver spends more on a task of it than a small part of an archive costs.
 """
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,7 +61,10 @@ class Crew:
         first = pool(num_calls, threads, gpu=gpu)
         self.num_first = first.min_size
         """Actors that there is room for at the start."""
-        self._class: Any = ray.remote(actor).options(**first.share.claim)
+        # On a GPU an actor claims no CPU: those are for the tasks that read for it, which would
+        # never start on a node with as many GPUs as CPUs.
+        share = dataclasses.replace(first.share, num_cpus=0) if gpu else first.share
+        self._class: Any = ray.remote(actor).options(**share.claim)
         self._args = args
         self._num_failed_starts = 0
         self._starting: dict[ray.ObjectRef[None], ActorHandle[Any]] = {}
@@ -68,7 +72,7 @@ class Crew:
         self._running: dict[Any, tuple[ActorHandle[Any], _Call]] = {}
         self._left_over: deque[_Call] = deque()
         if is_joined():
-            request_resources(bundles=[first.share.bundle] * min(num_calls, MAX_REQUESTED))
+            request_resources(bundles=[share.bundle] * min(num_calls, MAX_REQUESTED))
         self._resize()
 
     def run(self, method: str, calls: Iterable[Sequence[object]]) -> Iterator[Any]:

@@ -45,7 +45,8 @@ class Share:
     @property
     def bundle(self) -> dict[str, float]:
         """The same as an autoscaler is asked for it."""
-        return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
+        claimed = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        return {resource: number for resource, number in claimed.items() if number}
 
 
 @dataclass(frozen=True)

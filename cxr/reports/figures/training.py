@@ -13,6 +13,9 @@ from cxr.reports.figures.drawing import PALETTE, SERIES, WIDE, figure, fitted
 
 _DASHES = ("-", "--", ":")
 
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Hollow ones of different shapes: a version of a single epoch is not hidden by another's."""
+
 _TRAINING_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
     "Loss": {"train_loss": "training", "val_loss": "validation"},
     "Validation AUC": {"val_auc": "validation"},
@@ -72,7 +75,8 @@ def learning_curves(histories: Mapping[str, History], key: str, label: str) -> M
                 values,
                 color=SERIES[index % len(SERIES)],
                 linestyle=_DASHES[index // len(SERIES) % len(_DASHES)],
-                marker="o",
+                marker=_MARKERS[index % len(_MARKERS)],
+                fillstyle="none",
                 label=fitted(name),
             )
         columns = max(1, 50 // (max(len(fitted(name)) for name in histories) + 6))

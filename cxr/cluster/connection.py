@@ -94,6 +94,13 @@ def connect(num_cpus: int | None = None, importing: Sequence[str] = ()) -> None:
             )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise CxrError(f"RAY_ADDRESS={address}: {_why_refused(error)}") from None
+        except Exception as error:
+            # Ray raises a bare Exception where its processes need more than 30 s to start.
+            if type(error) is not Exception:
+                raise
+            raise CxrError(
+                f"Ray did not start on this machine: {error} Is it busy with other work? Try again."
+            ) from None
     if data := sys.modules.get("ray.data"):  # Imported before the variables were set.
         data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:

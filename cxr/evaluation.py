@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cxr import cluster, metrics, sources, storage
 from cxr.cluster.counter import ClusterProgress
@@ -22,7 +23,7 @@ from cxr.inference.engine import CPU_THREADS, batch_size
 from cxr.inference.networks import send_classifier
 from cxr.inference.predictor import Predictor
 from cxr.labels import CLASSES
-from cxr.metrics import Examination, OperatingPoint, Subgroup
+from cxr.metrics import Examination, OperatingPoint, Robustness, Subgroup
 from cxr.models.checkpoint import Checkpoint
 from cxr.reports import EvaluationReport, WrongImage, evaluation_page, thumbnail
 from cxr.sources import LabeledSet
@@ -43,6 +44,8 @@ class Evaluated:
     examination: Examination
     subgroups: tuple[Subgroup, ...]
     """Of the columns that were asked for."""
+    robustness: Robustness | None
+    """Figures under acquisition changes; None if none were asked for, or images are too small."""
     report: str
     """The page."""
     num_skipped: int
@@ -59,6 +62,7 @@ def evaluate(
     cache: str,
     name: str,
     by: Sequence[str] = (),
+    stress_images: int = metrics.DEFAULT_STRESSED,
     gpu: bool = False,
 ) -> Evaluated:
     """Score a split, examine the scores and write metrics.json, predictions.parquet, report.html.
@@ -73,6 +77,7 @@ def evaluate(
         cache: folder of decoded pixels.
         name: of the data, for the page.
         by: columns of the manifest; each of their values is examined by itself, too.
+        stress_images: at most so many are scored under each acquisition change; 0 for none.
         gpu: compute on GPUs.
 
     Raises:
@@ -113,6 +118,9 @@ def evaluate(
         patients=table["patient"].to_pylist(),
         operating_point=operating_point,
     )
+    robustness, parameters, unstressed = _stress(
+        pixels, table, probs, trained, operating_point, stress_images, gpu=gpu
+    )
     predictions = pa.table(
         {
             "uri": table["uri"],
@@ -125,11 +133,14 @@ def evaluate(
     )
     storage.write_table(storage.join(output, "predictions.parquet"), predictions)
     facts = _facts(trained, pixels, split)
-    figures = examination.to_json() | {"subgroups": [group.to_json() for group in subgroups]}
+    figures = examination.to_json() | {
+        "subgroups": [group.to_json() for group in subgroups],
+        "robustness": None if robustness is None else robustness.to_json(),
+    }
     storage.write_json(storage.join(output, "metrics.json"), facts | figures)
     failed = pixels.failed.to_pydict()
     num_trained_on = failed["reason"].count(TRAINED_ON)
-    notes = [data.patients.sentence, remark, describe_duplicates(pixels)]
+    notes = [data.patients.sentence, remark, describe_duplicates(pixels), unstressed]
     if num_trained_on:
         notes.append(
             f"{num_trained_on:,} images were left out: the checkpoint was trained or validated on"
@@ -149,6 +160,8 @@ def evaluate(
             split=split,
             examination=examination,
             subgroups=subgroups,
+            robustness=robustness,
+            parameters=parameters,
             y_true=y_true,
             probs=probs,
             history=trained.provenance.get("history", []),
@@ -162,7 +175,39 @@ def evaluate(
     )
     report = storage.join(output, "report.html")
     storage.write_bytes(report, page.encode())
-    return Evaluated(examination, tuple(subgroups), report, len(pixels.failed))
+    return Evaluated(examination, tuple(subgroups), robustness, report, len(pixels.failed))
+
+
+def _stress(
+    pixels: Shards,
+    table: pa.Table,
+    probs: NDArray[np.float64],
+    trained: Checkpoint,
+    point: OperatingPoint,
+    num_images: int,
+    *,
+    gpu: bool,
+) -> tuple[Robustness | None, dict[str, str], str]:
+    """Figures under acquisition changes, each one's parameter, and why there are none if so."""
+    if not num_images:
+        return None, {}, ""
+    from cxr.datasets import stress  # PyTorch takes seconds.
+
+    if remark := stress.why_not(trained.recipe.image_px):
+        return None, {}, remark
+    chosen = stress.choose_stressed(table, num_images)
+    rows = table.take(pa.array(chosen))
+    logits = stress.score_changed(
+        pixels, rows["row"], send_classifier(trained, gpu=gpu), trained.recipe.name, gpu=gpu
+    )
+    robustness = metrics.examine_changes(
+        np.asarray(rows["label"]),
+        probs[chosen],
+        {name: metrics.probabilities(own, trained.temperature) for name, own in logits.items()},
+        patients=rows["patient"].to_pylist(),
+        operating_point=point,
+    )
+    return robustness, stress.describe_changes(), ""
 
 
 def read_groups(data: LabeledSet, by: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -342,6 +387,7 @@ def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:
         "checkpoint": trained.fingerprint,
         "precision": trained.precision,
         "temperature": trained.temperature,
+        "calibrated_on": trained.calibrated_on,
         "trained": kept | {"weights": weights},
     }
 
@@ -364,8 +410,12 @@ def _most_wrong(
     ]
 
 
-def summary(examination: Examination, subgroups: Sequence[Subgroup] = ()) -> str:
-    """The main figures in a few lines, and a line for each subgroup."""
+def summary(
+    examination: Examination,
+    subgroups: Sequence[Subgroup] = (),
+    robustness: Robustness | None = None,
+) -> str:
+    """The main figures in a few lines, those under changes, and a line for each subgroup."""
     lines = [
         f"images {examination.num_images:,} ({examination.num_normal:,} {CLASSES[0]},"
         f" {examination.num_pneumonia:,} {CLASSES[1]}), patients {examination.num_patients:,}"
@@ -377,6 +427,16 @@ def summary(examination: Examination, subgroups: Sequence[Subgroup] = ()) -> str
         lines.append(f"  {name.replace('_', ' '):18} {_interval(estimate)}")
     point = examination.operating_point
     lines.append(f"  at threshold {point.threshold:.4f} ({point.rule}, chosen on validation)")
+    if robustness:
+        lines.append(
+            f"under {len(robustness.changes)} acquisition changes, {robustness.num_images:,} images"
+            " (mean; worst)"
+        )
+        for name, estimate in robustness.mean.items():
+            worst = robustness.worst(name)
+            lowest = f"{_interval(robustness.changes[worst][name])} ({worst})" if worst else ""
+            label = "AUC" if name == "auc" else name
+            lines.append(f"  {label:18} {_interval(estimate)}; {lowest or 'undefined'}")
     if subgroups:
         rows = [
             [

@@ -14,6 +14,7 @@ import tyro
 
 from cxr import cli
 from cxr.cluster.settings import CachedComputeSettings
+from cxr.metrics import DEFAULT_STRESSED, check_stress_images
 from cxr.models.precision import Precision, check_precision
 from cxr.sources.settings import SetSettings, Split, parse_columns
 
@@ -29,10 +30,14 @@ class EvaluateJob:
     the data have no test split, test are the patients whom --test-fraction held out."""
     operating_point: str | None = None
     """Another rule for the threshold than the checkpoint's, still chosen on its validation images:
-    youden, sensitivity=X or specificity=X."""
+    youden, sensitivity=X, specificity=X, or cost=FN:FP,prevalence=P for the costs of a false
+    negative and a false positive."""
     by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN[,COLUMN]")] = ()
     """Columns of the manifest, such as sex,age_band,scanner: each of their values is evaluated by
     itself, too."""
+    stress_images: int = DEFAULT_STRESSED
+    """Images, at most, that are scored under each acquisition change, for the robustness table; 0:
+    none."""
     output: str | None = None
     """Folder for the results; must be empty or not exist. Default: runs/<time>-evaluate."""
     precision: Precision = "float32"
@@ -48,6 +53,7 @@ class EvaluateJob:
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.compute.gpu)
+        check_stress_images(self.stress_images)
 
 
 def main() -> None:
@@ -66,9 +72,10 @@ def main() -> None:
     gpu = job.precision == "float32" and cluster.use_gpu(job.compute.gpu)
     done = evaluation.evaluate(
         trained, data, job.split, output, settings=settings, operating_point=point,
-        cache=job.compute.cache, name=name, by=columns, gpu=gpu,
+        cache=job.compute.cache, name=name, by=columns,
+        stress_images=job.stress_images, gpu=gpu,
     )  # fmt: skip
-    print(evaluation.summary(done.examination, done.subgroups))
+    print(evaluation.summary(done.examination, done.subgroups, done.robustness))
     if done.num_skipped:
         print(f"skipped: {done.num_skipped:,} images; the report names them with the reason")
     print(f"report: {done.report}")

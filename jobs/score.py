@@ -37,7 +37,8 @@ class ScoreJob:
     """Folder or bucket prefix for the scores: empty, or that of the same command before."""
     operating_point: str | None = None
     """Another rule for the threshold than the checkpoint's, chosen on its validation images:
-    youden, sensitivity=X or specificity=X."""
+    youden, sensitivity=X, specificity=X, or cost=FN:FP,prevalence=P for the costs of a false
+    negative and a false positive."""
     any_body_part: bool = False
     """Score DICOM files whose header names another body part than the chest, too."""
     any_view: bool = False
@@ -84,9 +85,7 @@ def main() -> None:
     )  # fmt: skip
     if job.operating_point:
         print(
-            f"operating point: {point.rule} -> threshold {point.threshold:.4f}; on {point.n:,}"
-            f" validation images sensitivity {point.sensitivity:.3f}, specificity"
-            f" {point.specificity:.3f}"
+            f"operating point: {point.rule} -> threshold {point.threshold:.4f}; on {point.reached}"
         )
     print(f"report: {storage.join(output, 'index.html')}")
     print(

@@ -59,16 +59,19 @@ class Shards:
         return self.table.filter(pc.is_in(self.table["fold"], pa.array(folds, pa.int64())))
 
     def dataset(
-        self, folds: Sequence[int] | None = None, columns: Sequence[str] | None = None
+        self,
+        folds: Sequence[int] | None = None,
+        columns: Sequence[str] | None = None,
+        rows: pa.ChunkedArray | None = None,
     ) -> "ray.data.Dataset":
-        """Stream the given folds and columns, by default all."""
+        """Stream the given folds, columns (with `row`, if `rows` are given) and rows, or all."""
         chosen = self.parts if folds is None else folds
         paths = [pa.table({"path": [path]}) for fold in chosen for path in self.parts.get(fold, ())]
         # Not read_parquet or from_arrow: both run tasks that claim a whole CPU, and would wait for
         # it forever while training workers, actors or trials hold the CPUs.
         dataset: ray.data.Dataset = ray.data.from_blocks(paths).map_batches(
             _read_parts,
-            fn_args=(columns,),
+            fn_args=(columns, rows),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=READ_CPUS,
@@ -228,9 +231,12 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     return storage.read_table(uri, columns)
 
 
-def _read_parts(batch: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+def _read_parts(
+    batch: pa.Table, columns: Sequence[str] | None, rows: pa.ChunkedArray | None
+) -> pa.Table:
     # rows in: {path}; rows out: as read_part gives
-    return pa.concat_tables(read_part(path, columns) for path in batch["path"].to_pylist())
+    table = pa.concat_tables(read_part(path, columns) for path in batch["path"].to_pylist())
+    return table if rows is None else table.filter(pc.is_in(table["row"], rows))
 
 
 def key(*settings: object) -> str:

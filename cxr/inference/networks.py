@@ -69,10 +69,21 @@ class TorchNetwork:
 def send_classifier(trained: "Checkpoint", *, gpu: bool) -> Network:
     """Send a trained classifier, whose engine then returns logits (N, 2), to the cluster."""
     if gpu:
-        return TorchNetwork(
-            trained.recipe, ray.put(dict(trained.model.state_dict())), frozen=False, gpu=True
-        )
+        return send_model(trained.recipe, trained.model, gpu=True)
     return OnnxNetwork(ray.put(trained.onnx), "logits")
+
+
+def send_model(recipe: Recipe, model: "Classifier", *, gpu: bool) -> Network:
+    """As `send_classifier`, of one that is no checkpoint yet.
+
+    Raises:
+        CheckpointError: the network cannot be written as ONNX, which CPUs need.
+    """
+    if gpu:
+        return TorchNetwork(recipe, ray.put(dict(model.state_dict())), frozen=False, gpu=True)
+    from cxr.models.export import export
+
+    return OnnxNetwork(ray.put(export(model, recipe, {})), "logits")
 
 
 def send_frozen_part(recipe: Recipe, model: "Classifier", *, gpu: bool, onnx: bool) -> Network:

@@ -16,6 +16,13 @@ from cxr.metrics.examination import (
 )
 from cxr.metrics.operating_point import RULES, OperatingPoint, choose_operating_point, parse_rule
 from cxr.metrics.paired import auc_difference
+from cxr.metrics.robustness import (
+    DEFAULT_STRESSED,
+    CalibrateOn,
+    Robustness,
+    check_stress_images,
+    examine_changes,
+)
 from cxr.metrics.scores import (
     TEMPERATURE_BOUNDS,
     Bools,
@@ -28,24 +35,29 @@ from cxr.metrics.subgroups import Subgroup, check_values, examine_subgroups
 from cxr.metrics.weighted import NUM_BINS, divide, draw_patients, weighted_auc
 
 __all__ = [
+    "DEFAULT_STRESSED",
     "LEVEL",
     "NUM_BINS",
     "RULES",
     "TEMPERATURE_BOUNDS",
     "AtThreshold",
     "Bools",
+    "CalibrateOn",
     "Confusion",
     "Estimate",
     "Examination",
     "Floats",
     "OperatingPoint",
+    "Robustness",
     "Subgroup",
     "auc_difference",
+    "check_stress_images",
     "check_values",
     "choose_operating_point",
     "divide",
     "draw_patients",
     "examine",
+    "examine_changes",
     "examine_subgroups",
     "fit_temperature",
     "most_wrong",

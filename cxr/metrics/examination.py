@@ -167,7 +167,7 @@ def examine(
                 value=None if np.isnan(value[0]) else float(value[0]),
                 n=int(images.sum()),
                 num_patients=len(np.unique(patient[images])),
-                **_interval(resampled),
+                **percentiles(resampled),
             )
         return by_name
 
@@ -226,7 +226,7 @@ def most_wrong(
     return [int(index) for index in wrong[order][:limit]]
 
 
-def _interval(resampled: Floats) -> dict[str, Any]:
+def percentiles(resampled: Floats) -> dict[str, Any]:
     """`low`, `high` and `num_undefined` of an Estimate from a metric's resamples, (B,)."""
     defined = resampled[~np.isnan(resampled)]
     low, high = (

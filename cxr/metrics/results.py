@@ -55,6 +55,13 @@ class VersionResult:
     published_accuracy: float | None = None
     """On the official test split, from `PUBLISHED_FIGURES`; None for a version of our own."""
     published_sensitivity: float | None = None
+    stressed_auc: float | None = None
+    """Mean over acquisition changes of the AUC on validation images; this and the two below are
+    empty where none was scored under changes."""
+    worst_auc: float | None = None
+    """Under the change that lowers it most."""
+    worst_change: str = ""
+    """Which change that is."""
 
 
 AUC_MARGIN: Final = 0.005

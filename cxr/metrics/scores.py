@@ -52,7 +52,9 @@ def _sigmoid(x: float) -> float:
         return 0.0
 
 
-def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
+def fit_temperature(
+    y_true: npt.ArrayLike, logits: npt.ArrayLike, is_changed: npt.ArrayLike | None = None
+) -> float:
     """The temperature that minimizes the negative log-likelihood of sigmoid(logit / temperature).
 
     The negative log-likelihood is convex in 1 / temperature, so the bounded search finds its one
@@ -63,6 +65,8 @@ def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
     Args:
         y_true: 0 normal, 1 pneumonia, (N,).
         logits: before the sigmoid, (N,); of validation images, never of those trained on.
+        is_changed: images under acquisition changes, (N,); None for none. The mean over them and
+            that over the others count alike, however many there are of each.
 
     Returns:
         A temperature within `TEMPERATURE_BOUNDS`; above 1 where the network is overconfident.
@@ -80,8 +84,11 @@ def fit_temperature(y_true: npt.ArrayLike, logits: npt.ArrayLike) -> float:
     if (margin >= 0).all():
         return 1.0
 
+    groups = clean_and_changed(len(margin), is_changed)
+
     def nll(log_temperature: float) -> float:
-        return float(np.logaddexp(0.0, -margin / np.exp(log_temperature)).mean())
+        losses = np.logaddexp(0.0, -margin / np.exp(log_temperature))
+        return float(np.mean([losses[members].mean() for members in groups]))
 
     minimum = minimize_scalar(nll, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
     return float(np.clip(np.exp(minimum.x), *TEMPERATURE_BOUNDS))
@@ -99,6 +106,12 @@ def checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[Bools, Float
     if bad := int((~np.isfinite(score)).sum()):
         raise DataError(f"{bad} of {score.size} scores are not finite. Leave such images out.")
     return label.astype(np.bool_), score
+
+
+def clean_and_changed(num_images: int, is_changed: npt.ArrayLike | None) -> list[Bools]:
+    """Which images are as they are, and which under acquisition changes if any: one or two (N,)."""
+    changed = np.zeros(num_images, np.bool_) if is_changed is None else np.asarray(is_changed, bool)
+    return [~changed, changed] if changed.any() else [~changed]
 
 
 def need_probabilities(prob: Floats) -> None:

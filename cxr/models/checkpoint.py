@@ -3,7 +3,8 @@
 model.safetensors    weights of backbone and head together, by the classifier's names
 checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
 validation.parquet   label, logit, subtype and a consecutive patient number of each validation
-                     image: enough to choose another operating point, nothing that names a patient
+                     image, as it is and under acquisition changes: enough to choose another
+                     operating point, nothing that names a patient; see `models.validation`
 splits.parquet       salted digests of the patients and images that were trained and validated on,
                      and of the patients that were held out; checkpoints of older versions have none
 model.onnx           the same network for ONNX Runtime, normalization included
@@ -22,20 +23,22 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr import metrics, storage
+from cxr import storage
 from cxr.errors import CheckpointError, CxrError, StorageError
 from cxr.labels import CLASSES
-from cxr.metrics import OperatingPoint
+from cxr.metrics import CalibrateOn, OperatingPoint, Robustness
+from cxr.models import validation as validation_images
 from cxr.models.precision import ONNX_FILES, Precision
+from cxr.models.validation import Calibration
 from cxr.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -62,7 +65,8 @@ class Checkpoint:
     provenance: dict[str, Any]
     """Data, weights, metrics on validation, package versions, settings of the run."""
     validation: pa.Table
-    """One row per validation image: label, logit, subtype, patient (a consecutive number)."""
+    """Label, logit, subtype, patient (a consecutive number), change and image: `clean_validation`,
+    and the same images under acquisition changes, if they were scored."""
     fingerprint: str
     """SHA-256 of checkpoint.json, which contains the SHA-256 of the other files; of an added
     precision that of its own description."""
@@ -75,6 +79,15 @@ class Checkpoint:
     """Of schema `datasets.splits.SPLITS`; None in a checkpoint that does not have it."""
     name: str = ""
     """Its folder, and when it was written: for messages, where the fingerprint says nothing."""
+    robustness: Robustness | None = None
+    """Figures on validation images under acquisition changes; None if they were not scored."""
+    calibrated_on: CalibrateOn = "clean"
+    """Which validation images chose temperature and operating point."""
+
+    @property
+    def clean_validation(self) -> pa.Table:
+        """The rows of `validation` of images as they are."""
+        return validation_images.clean_rows(self.validation)
 
     @cached_property
     def model(self) -> "Classifier":
@@ -157,17 +170,17 @@ class Checkpoint:
             temperature=description["temperature"],
             operating_point=OperatingPoint.from_dict(description["operating_point"]),
             provenance=self.provenance | {precision: description["provenance"]},
-            validation=pq.read_table(pa.BufferReader(files[f"validation.{precision}.parquet"])),
+            validation=_read_validation(files[f"validation.{precision}.parquet"]),
             fingerprint=description["fingerprint"],
+            robustness=_read_robustness(description),
+            calibrated_on=description.get("calibrated_on", "clean"),
         )
 
     def choose(self, rule: str | None) -> OperatingPoint:
         """The stored operating point, or one chosen by another rule on the same images."""
         if rule is None or rule == self.operating_point.rule:
             return self.operating_point
-        y_true = np.asarray(self.validation["label"])
-        probs = metrics.probabilities(np.asarray(self.validation["logit"]), self.temperature)
-        return metrics.choose_operating_point(y_true, probs, rule)
+        return validation_images.choose(self.validation, self.temperature, rule, self.calibrated_on)
 
 
 def save(
@@ -178,6 +191,7 @@ def save(
     provenance: dict[str, Any],
     rule: str = "youden",
     splits: pa.Table | None = None,
+    calibrate_on: CalibrateOn = "stressed",
 ) -> Checkpoint:
     """Calibrate on the validation images, choose the operating point and write the folder.
 
@@ -186,30 +200,35 @@ def save(
             not taken for a checkpoint.
         recipe: of the model.
         model: with its trained weights.
-        validation: label (int64), logit (float64), subtype, patient of each validation image;
-            patients are numbered, and no other column is kept.
+        validation: label (int64), logit (float64), subtype, patient of each validation image,
+            and rows of changed images from `models.validation.add_changed`, if any; patients are
+            numbered, and no other column is kept.
         provenance: JSON values that say where the model comes from.
         rule: by which the operating point is chosen.
         splits: of schema `datasets.splits.SPLITS`, which names no patient.
+        calibrate_on: which validation images decide; the clean ones where there are no others.
     """
     import safetensors.torch
 
     from cxr.models.export import export
 
-    anonymous, temperature, point = calibrate(validation, rule)
+    anonymous = validation_images.anonymize(validation)
+    calibration = validation_images.calibrate(anonymous, rule, calibrate_on)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     complete = provenance | {"packages": package_versions()}
     saved = Checkpoint(
         recipe=recipe,
         weights=safetensors.torch.save(state),
-        operating_point=point,
-        temperature=temperature,
+        operating_point=calibration.operating_point,
+        temperature=calibration.temperature,
         provenance=complete,
         validation=anonymous,
         fingerprint="",
         folder=folder,
         network=None,
         splits=splits,
+        robustness=calibration.robustness,
+        calibrated_on=calibration.calibrated_on,
     )
     files = {"model.safetensors": saved.weights, "validation.parquet": _parquet(anonymous)}
     if splits is not None:
@@ -229,8 +248,7 @@ def save(
             "normalization": recipe.normalization,
             "channels": "gray repeated to 3",
         },
-        "operating_point": point.to_dict(),
-        "temperature": temperature,
+        **_describe(calibration),
         "provenance": complete,
         "sha256": _sha256(files),
     }
@@ -258,50 +276,50 @@ def add_int8(
     """
     from cxr.models.export import metadata_only
 
-    anonymous, temperature, point = calibrate(validation, trained.operating_point.rule)
+    anonymous = validation_images.anonymize(validation)
+    calibration = validation_images.calibrate(
+        anonymous, trained.operating_point.rule, trained.calibrated_on
+    )
     added = dataclasses.replace(
         trained,
         precision="int8",
-        temperature=temperature,
-        operating_point=point,
+        temperature=calibration.temperature,
+        operating_point=calibration.operating_point,
         validation=anonymous,
         provenance=trained.provenance | {"int8": provenance},
+        robustness=calibration.robustness,
+        calibrated_on=calibration.calibrated_on,
     )
     network += metadata_only(added.describe())
     files = {ONNX_FILES["int8"]: network, "validation.int8.parquet": _parquet(anonymous)}
     description = {
-        "temperature": temperature,
-        "operating_point": point.to_dict(),
+        **_describe(calibration),
         "provenance": provenance | {"packages": package_versions()},
     }
     fingerprint = _add(trained, "int8", files, description)
     return dataclasses.replace(added, network=network, fingerprint=fingerprint)
 
 
-def calibrate(validation: pa.Table, rule: str) -> tuple[pa.Table, float, OperatingPoint]:
-    """The temperature of a classifier, and its operating point.
+def _describe(calibration: Calibration) -> dict[str, Any]:
+    """What a description says of a calibration."""
+    robustness = calibration.robustness
+    return {
+        "operating_point": calibration.operating_point.to_dict(),
+        "temperature": calibration.temperature,
+        "calibrated_on": calibration.calibrated_on,
+        "robustness": None if robustness is None else robustness.to_json(),
+    }
 
-    Args:
-        validation: as in `save`.
-        rule: by which the operating point is chosen.
 
-    Returns:
-        The validation images without what names a patient, the temperature, the operating point.
-    """
-    y_true = np.asarray(validation["label"])
-    logits = np.asarray(validation["logit"])
-    patients = np.unique(np.asarray(validation["patient"]), return_inverse=True)[1]
-    anonymous = pa.table(
-        {
-            "label": validation["label"],
-            "logit": validation["logit"],
-            "subtype": validation["subtype"],
-            "patient": patients.astype(np.int64),
-        }
-    )
-    temperature = metrics.fit_temperature(y_true, logits)
-    point = metrics.choose_operating_point(y_true, metrics.probabilities(logits, temperature), rule)
-    return anonymous, temperature, point
+def _read_robustness(description: Mapping[str, Any]) -> Robustness | None:
+    """Of a description, which older versions wrote without."""
+    content = description.get("robustness")
+    return None if content is None else Robustness.from_json(content)
+
+
+def _read_validation(content: bytes) -> pa.Table:
+    """Of a Parquet file, to which older versions wrote no changed images."""
+    return validation_images.complete(pq.read_table(pa.BufferReader(content)))
 
 
 def _add(
@@ -407,7 +425,7 @@ def load(folder: str) -> Checkpoint:
             operating_point=OperatingPoint.from_dict(content["operating_point"]),
             temperature=content["temperature"],
             provenance=content["provenance"],
-            validation=pq.read_table(pa.BufferReader(files["validation.parquet"])),
+            validation=_read_validation(files["validation.parquet"]),
             fingerprint=hashlib.sha256(text).hexdigest(),
             folder=folder,
             network=files.get(ONNX_FILES["float32"]),
@@ -417,6 +435,8 @@ def load(folder: str) -> Checkpoint:
                 else None
             ),
             name=_name(folder),
+            robustness=_read_robustness(content),
+            calibrated_on=content.get("calibrated_on", "clean"),
         )
         if loaded.network is None and (exported := _read_addition(loaded, "float32")):
             return dataclasses.replace(loaded, network=exported[1][ONNX_FILES["float32"]])

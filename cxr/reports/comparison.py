@@ -30,21 +30,24 @@ _GROUPS: Final[tuple[tuple[str, tuple[_Column, ...]], ...]] = (
         "cost",
         (
             ("train s", 7, lambda row: measured(row.train_seconds)),
-            ("peak MB", 7, lambda row: measured(row.peak_memory_mb)),
-            ("loading", 7, lambda row: row.loading),
+            ("MB", 6, lambda row: measured(row.peak_memory_mb)),
         ),
     ),
 )
+_STRESSED: Final[tuple[str, tuple[_Column, ...]]] = (
+    "AUC stressed",
+    (("mean", 5, _figure("stressed_auc", "-")), ("worst", 5, _figure("worst_auc", "-"))),
+)
 _PUBLISHED: Final[tuple[str, tuple[_Column, ...]]] = (
-    "published test",
+    "published",
     (
-        ("acc", 6, _figure("published_accuracy", "-")),
-        ("sens", 6, _figure("published_sensitivity", "-")),
+        ("acc", 5, _figure("published_accuracy", "-")),
+        ("sens", 5, _figure("published_sensitivity", "-")),
     ),
 )
 """Shown if there is such a figure. All widths, with two spaces between, are at most 110 columns."""
 
-_TEXT_COLUMNS: Final = ("version", "data", "loading")
+_TEXT_COLUMNS: Final = ("version", "data")
 
 
 def comparison_table(rows: Sequence[VersionResult], remarks: Sequence[str] = ()) -> str:
@@ -56,15 +59,21 @@ def comparison_table(rows: Sequence[VersionResult], remarks: Sequence[str] = ())
         rows: one per version, in the order shown.
         remarks: lines below the table, after those on where its figures are from.
     """
-    has_published = any(row.published_accuracy is not None for row in rows)
-    groups = (*_GROUPS, _PUBLISHED) if has_published else _GROUPS
+    groups = [*_GROUPS]
+    if _is_stressed(rows):
+        groups.insert(2, _STRESSED)
+    if _is_published(rows):
+        groups.append(_PUBLISHED)
     columns = [column for _, members in groups for column in members]
     header = _line(columns, [name for name, *_ in columns])
     body = [_line(columns, [cell(row) for *_, cell in columns]) for row in rows]
     footnotes = [
         "measured here: validation fold, at the operating point chosen on it (cost: of training)."
     ]
-    if has_published:
+    if _is_stressed(rows):
+        worst = ", ".join(f"{row.name} {row.worst_change}" for row in rows if row.worst_change)
+        footnotes.append(f"AUC stressed: under acquisition changes; the worst: {worst}.")
+    if _is_published(rows):
         footnotes.append(
             "published: official test split, by the 2019 experiment. Different images: do not"
             " compare."
@@ -117,6 +126,8 @@ def comparison_page(
         title=title,
         sample=f"Validation fold of {data}, {sizes} images",
         synthetic=_synthetic(rows),
+        stressed=_is_stressed(rows),
+        published=_is_published(rows),
         rows=rows,
         footnotes=_footnotes(rows),
         curves=[
@@ -132,6 +143,14 @@ def comparison_page(
 
 def _metrics(row: VersionResult) -> tuple[float | None, ...]:
     return row.auc, row.accuracy, row.balanced_accuracy, row.sensitivity, row.specificity
+
+
+def _is_stressed(rows: Sequence[VersionResult]) -> bool:
+    return any(row.stressed_auc is not None for row in rows)
+
+
+def _is_published(rows: Sequence[VersionResult]) -> bool:
+    return any(row.published_accuracy is not None for row in rows)
 
 
 def _synthetic(rows: Sequence[VersionResult]) -> bool:

@@ -2,17 +2,24 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from cxr.metrics import Examination, Subgroup
+from cxr.metrics import Examination, Robustness, Subgroup
 from cxr.metrics.results import History
 from cxr.metrics.subgroups import SMALL_GROUP
 from cxr.reports.figures import model, training
+from cxr.reports.figures.robustness import under_changes
 from cxr.reports.rendering import count, render
+
+ROBUSTNESS_HEADINGS: Final = {
+    "auc": "AUC",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,10 @@ class EvaluationReport:
     provenance: Mapping[str, Any] | None = None
     subgroups: Sequence[Subgroup] = ()
     """In the order shown; those of a column together."""
+    robustness: Robustness | None = None
+    """Figures under acquisition changes."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """By change, what is changed and how much: `"exponent 0.6"`."""
     wrong: Sequence[WrongImage] = ()
     """The largest error first."""
     notes: Sequence[str] = ()
@@ -75,6 +86,11 @@ def evaluation_page(report: EvaluationReport) -> str:
             for column, groups in itertools.groupby(report.subgroups, lambda group: group.column)
         },
         small_group=SMALL_GROUP,
+        robustness_figures=[
+            (heading, under_changes(report.robustness, metric, heading))
+            for metric, heading in ROBUSTNESS_HEADINGS.items()
+            if report.robustness
+        ],
         roc=model.roc(y_true, probs, point) if both_classes else None,
         precision_recall=model.precision_recall(y_true, probs, point) if both_classes else None,
         reliability=model.reliability_diagram(y_true, probs),

@@ -8,18 +8,23 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cxr import metrics
 from cxr.datasets.shards import Shards, read_part
 from cxr.errors import CheckpointError
+from cxr.inference.onnx_engine import OnnxEngine
+from cxr.inference.stress import changed_logits
 from cxr.metrics.results import Interval
 from cxr.models import checkpoint
+from cxr.models.acquisition import CHANGES
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.export import export
 from cxr.models.outputs import logit
 from cxr.models.quantization import BATCH_SIZE, NUM_CALIBRATION, quantize
 from cxr.models.session import open_session
+from cxr.models.validation import add_changed, changed_images
 from cxr.storage.arrays import to_array
 
 MAX_LOSS: Final = 0.005
@@ -101,6 +106,8 @@ def add_int8(
             "num_images": result.num_images,
             "num_patients": result.num_patients,
         }
+        images = changed_images(trained.validation)
+        validation = _stress(network, validation, images, pixels, validation_folds, threads)
         checkpoint.add_int8(trained, network, validation, facts)
     return result
 
@@ -126,11 +133,11 @@ def _examples(pixels: Shards, folds: Sequence[int]) -> NDArray[np.uint8]:
 def _validate(
     networks: dict[str, bytes], pixels: Shards, folds: Sequence[int], threads: int
 ) -> pa.Table:
-    """The logits of networks, in a column of each one's name: {label, patient, subtype, ...}."""
+    """The logits of networks, in a column of each one's name: {row, label, patient, ...}."""
     sessions = {name: open_session(content, threads) for name, content in networks.items()}
     tables = []
     for path in (path for fold in folds for path in pixels.parts.get(fold, ())):
-        table = read_part(path, ["label", "patient", "subtype", "x"])
+        table = read_part(path, ["row", "label", "patient", "subtype", "x"])
         images = to_array(table["x"], pixels.shape, pixels.dtype)[:, None]
         table = table.drop_columns(["x"])
         for name, session in sessions.items():
@@ -141,4 +148,39 @@ def _validate(
             logits = logit(np.concatenate(outputs)).astype(np.float64)
             table = table.append_column(name, pa.array(logits))
         tables.append(table)
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables).sort_by("row")
+
+
+def _stress(
+    network: bytes,
+    validation: pa.Table,
+    images: NDArray[np.int64],
+    pixels: Shards,
+    folds: Sequence[int],
+    threads: int,
+) -> pa.Table:
+    """Add the logits of images under acquisition changes, if any were in float32.
+
+    Args:
+        network: an ONNX file.
+        validation: sorted by `row`, as the checkpoint's in float32 was.
+        images: positions of those that were scored under changes, (K,).
+        pixels: decoded images.
+        folds: those of the validation images.
+        threads: that compute.
+    """
+    images = images[images < len(validation)]
+    if not len(images):
+        return validation
+    engine = OnnxEngine(network, "logits", threads)
+    rows = validation["row"].take(pa.array(images))
+    logits: dict[int, NDArray[np.float64]] = {}
+    for path in (path for fold in folds for path in pixels.parts.get(fold, ())):
+        table = read_part(path, ["row", "x"])
+        table = table.filter(pc.is_in(table["row"], rows))
+        if len(table):
+            squares = to_array(table["x"], pixels.shape, pixels.dtype)
+            for row, square in zip(table["row"].to_pylist(), squares, strict=True):
+                logits[row] = changed_logits(engine, square, row)
+    columns = np.transpose([logits[row] for row in rows.to_pylist()])
+    return add_changed(validation, images, dict(zip(CHANGES, columns, strict=True)))

@@ -22,12 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import cli, cluster, metrics, phantoms, storage
-from cxr.datasets import splits
+from cxr.datasets import splits, stress
 from cxr.datasets.pixels import decode_shards, describe_duplicates
 from cxr.datasets.splits import Splits
 from cxr.errors import CheckpointError, CxrError
+from cxr.inference.networks import send_model
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
+from cxr.models.validation import add_changed, anonymize, calibrate, clean_rows
 from cxr.recipes import Recipe
 from cxr.reports import comparison_page
 from cxr.training import loop, trainer
@@ -248,24 +250,27 @@ def _finish(
     recipe, folder = plan.recipe, plan.output
     storage.write_bytes(storage.join(folder, "recipe.json"), recipe.to_json().encode())
     validation = _validation_table(outcome.validation, plan.shards.table)
-    figures: dict[str, float | None] = dict.fromkeys(
+    figures: dict[str, Any] = dict.fromkeys(
         ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
     )
     if outcome.best["score"] != loop.EMPTY_SCORE:
-        figures = _figures(validation, settings.operating_point)
+        scored = validation
         if keep:
             plan.model.load_state_dict(dict(outcome.state), strict=False)
+            scored = _stress(plan, outcome.validation, validation, settings, images, gpu=gpu)
             checkpoint.save(
                 storage.join(folder, "checkpoint"),
                 recipe,
                 plan.model,
-                validation,
+                scored,
                 _provenance(plan, outcome, settings, data_name, images, len(validation), gpu=gpu),
                 settings.operating_point,
                 splits.collect(
                     plan.shards.table, images.listing, images.held_out, settings.fold
                 ).table,
+                settings.calibrate_on,
             )
+        figures = _figures(scored, settings)
     else:
         print(f"{recipe.name}: the loss left the finite numbers; lower --learning-rate.")
     result = summarize(recipe, data_name, len(validation), figures, plan.seconds, outcome.history)
@@ -276,11 +281,39 @@ def _finish(
     storage.delete_file(storage.join(folder, "best.pt"))
 
 
+def _stress(
+    plan: Plan,
+    predictions: pa.Table,
+    validation: pa.Table,
+    settings: RunSettings,
+    images: TrainingImages,
+    *,
+    gpu: bool,
+) -> pa.Table:
+    """The validation images, and some of them under acquisition changes, scored as trained."""
+    recipe = plan.recipe
+    if not settings.stress_images:
+        return validation
+    if remark := stress.why_not(recipe.image_px):
+        print(f"{recipe.name}: {remark}", flush=True)
+        return validation
+    pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
+    chosen = stress.choose_stressed(validation, settings.stress_images)
+    rows = predictions["row"].take(pa.array(chosen))
+    try:
+        network = send_model(recipe, plan.model.eval(), gpu=gpu)
+    except CheckpointError as error:
+        print(f"{recipe.name}: No robustness table: {error}", flush=True)
+        return validation
+    logits = stress.score_changed(pixels, rows, network, recipe.name, gpu=gpu)
+    return add_changed(validation, chosen, logits)
+
+
 def summarize(
     recipe: Recipe,
     data_name: str,
     num_images: int,
-    figures: Mapping[str, float | None],
+    figures: Mapping[str, Any],
     preparation_s: float,
     history: Sequence[Mapping[str, Any]],
 ) -> VersionResult:
@@ -290,7 +323,8 @@ def summarize(
         recipe: what was trained.
         data_name: what reports call the data.
         num_images: of the validation fold.
-        figures: `auc`, `accuracy`, `balanced_accuracy`, `sensitivity` and `specificity`.
+        figures: `auc`, `accuracy`, `balanced_accuracy`, `sensitivity` and `specificity`, and, where
+            it was scored under changes, `stressed_auc`, `worst_auc` and `worst_change`.
         preparation_s: seconds that decoding and the frozen part took.
         history: one entry per epoch.
     """
@@ -338,12 +372,22 @@ def _provenance(
     }
 
 
-def _figures(validation: pa.Table, rule: str) -> dict[str, float | None]:
-    y_true = np.asarray(validation["label"])
-    logits = np.asarray(validation["logit"])
-    _, temperature, point = checkpoint.calibrate(validation, rule)
-    predicted = point.predict(metrics.probabilities(logits, temperature))
+def _figures(validation: pa.Table, settings: RunSettings) -> dict[str, Any]:
+    validation = anonymize(validation)
+    calibration = calibrate(validation, settings.operating_point, settings.calibrate_on)
+    clean = clean_rows(validation)
+    y_true, logits = np.asarray(clean["label"]), np.asarray(clean["logit"])
+    point, robustness = calibration.operating_point, calibration.robustness
+    predicted = point.predict(metrics.probabilities(logits, calibration.temperature))
+    stressed: dict[str, Any] = {}
+    if robustness:
+        stressed = {
+            "stressed_auc": robustness.mean["auc"].value,
+            "worst_auc": robustness.lowest("auc"),
+            "worst_change": robustness.worst("auc"),
+        }
     return {
+        **stressed,
         "auc": metrics.roc_auc(y_true, logits),
         "accuracy": float((predicted == y_true).mean()),
         "balanced_accuracy": (point.sensitivity + point.specificity) / 2,

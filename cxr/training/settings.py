@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeVar
 from cxr import cluster, recipes, storage
 from cxr.cluster.settings import CachedComputeSettings
 from cxr.errors import SettingsError
-from cxr.metrics import parse_rule
+from cxr.metrics import DEFAULT_STRESSED, CalibrateOn, check_stress_images, parse_rule
 from cxr.recipes import RECIPES, Recipe
 from cxr.sources.settings import SetSettings
 
@@ -117,7 +117,14 @@ class RunSettings(SharedSettings):
     """Keep the checkpoint of every recipe, or of the one with the best AUC on validation. Default:
     all, and best with synthetic radiographs."""
     operating_point: str = "youden"
-    """Rule of the stored threshold, chosen on validation: youden, sensitivity=X, specificity=X."""
+    """Rule of the stored threshold, chosen on validation: youden, sensitivity=X, specificity=X, or
+    cost=FN:FP,prevalence=P for the costs of a false negative and a false positive."""
+    stress_images: int = DEFAULT_STRESSED
+    """Validation images, at most, that the trained network scores under each acquisition change;
+    0: none, and no robustness table."""
+    calibrate_on: CalibrateOn = "stressed"
+    """Validation images that choose temperature and threshold: clean, or stressed for those and
+    the same under acquisition changes, half and half."""
     int8: bool = False
     """Add networks in 8-bit integers, which CPUs run 2 to 4 times as fast, to the checkpoints,
     unless they separate the classes worse. With --resume also to those of a finished run."""
@@ -127,6 +134,7 @@ class RunSettings(SharedSettings):
         if not 0 <= self.fold < self.num_folds:
             raise SettingsError(f"fold: {self.fold} is outside 0 to {self.num_folds - 1}.")
         parse_rule(self.operating_point)
+        check_stress_images(self.stress_images)
 
     @property
     def keeps_all(self) -> bool:

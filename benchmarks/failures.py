@@ -188,7 +188,7 @@ def jobs(job: FailureBenchmark, bucket: str) -> list[Command]:
                 # Each worker draws its own dropout, so their number would change it.
                 "--dropout", "0.0", "--data", f"{bucket}/train-set", "--cache", f"{output}-cache",
                 "--folds", "3", "--epochs", str(job.epochs), "--patience", str(job.epochs),
-                "--workers", workers, "--output", output,
+                "--workers", workers, "--output", output, "--stress-images", "0",
             ],
             lambda _, output: ["train", "--resume", output],
             r"epoch 3 of",

@@ -131,7 +131,7 @@ def train_rate(version: str, job: GpuJobsBenchmark, scratch: Path) -> dict[str, 
         "--version", version, "--data", job.train_data, "--weights", "none", "--frozen", 0,
         "--pretrained", 0, "--normalization", "imagenet", "--epochs", job.epochs,
         "--batch-size", job.batch_size, "--learning-rate", 1e-4, "--loading", "memory",
-        "--gpu", "on", "--cache", scratch / "cache", "--output", output,
+        "--gpu", "on", "--cache", scratch / "cache", "--output", output, "--stress-images", 0,
     ]  # fmt: skip
     seconds = timed("train", words)
     lines = (output / version / "metrics.jsonl").read_text().splitlines()

@@ -103,6 +103,7 @@ def _evaluate(job: PrecisionBenchmark, precision: Precision) -> Any:
         output = Path(scratch, "evaluated")
         words = ["--checkpoint", job.checkpoint, "--split", job.split, "--precision", precision]
         words += ["--output", str(output), "--cache", job.cache, "--gpu", "off"]
+        words += ["--stress-images", "0"]
         words += ["--data", job.data] if job.data else []
         ended = run(command("evaluate", *words), timeout_s=3600)
         if ended.code:

@@ -103,7 +103,7 @@ def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
     ray_seconds = time.perf_counter() - started
     settings = RunSettings(
         data=data, weights="none", output=str(scratch / "run"), gpu="off", limit=limit,
-        folds=NUM_FOLDS, cache=str(scratch / "cache"),
+        folds=NUM_FOLDS, cache=str(scratch / "cache"), stress_images=0,
     )  # fmt: skip
     finished = run.train([recipe], run.begin([recipe], settings))
     seconds = time.perf_counter() - started

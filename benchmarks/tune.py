@@ -75,7 +75,7 @@ def training(job: TuneBenchmark, setting: Setting) -> float:
 def fresh(job: TuneBenchmark, folder: str) -> RunSettings:
     return RunSettings(
         data=job.data, weights=job.weights, limit=job.limit, folds=job.folds,
-        output=f"{folder}/out", cache=f"{folder}/cache",
+        output=f"{folder}/out", cache=f"{folder}/cache", stress_images=0,
     )  # fmt: skip
 
 

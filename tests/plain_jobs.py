@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from cxr import phantoms
-from tests.support.jobs import SMALL, command, run
+from tests.support.jobs import SMALL, UNSTRESSED, command, run
 
 DRAWN = phantoms.PhantomSettings(num_train=48, num_val=4, num_test=12, image_px=64)
 
@@ -50,12 +50,31 @@ def main() -> None:
         succeed("check", "--version", "v0", "--data", data, "--output", root / "checked", *cache)
         assert json.loads((root / "checked" / "check.json").read_text())["num_decoded"] == 64
 
-        succeed("train", *SMALL, "--epochs", 1, "--data", data, "--output", root / "run", *cache)
+        succeed(
+            "train",
+            *SMALL,
+            "--epochs",
+            1,
+            "--data",
+            data,
+            "--output",
+            root / "run",
+            *cache,
+            *UNSTRESSED,
+        )
         assert (checkpoint / "model.safetensors").is_file()
 
         evaluated = root / "evaluated"
         succeed(
-            "evaluate", "--checkpoint", checkpoint, "--data", data, "--output", evaluated, *cache
+            "evaluate",
+            "--checkpoint",
+            checkpoint,
+            "--data",
+            data,
+            "--output",
+            evaluated,
+            *cache,
+            *UNSTRESSED,
         )
         assert json.loads((evaluated / "metrics.json").read_text())["num_images"] == 12
 

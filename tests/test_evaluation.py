@@ -19,7 +19,7 @@ from cxr.models import checkpoint
 from cxr.sources.settings import SetSettings
 from cxr.training.preparation import TrainingImages, list_training_images
 from cxr.training.settings import RunSettings
-from tests.support.jobs import SMALL, Ended, execute
+from tests.support.jobs import SMALL, UNSTRESSED, Ended, execute
 
 pytestmark = pytest.mark.cluster
 
@@ -69,7 +69,7 @@ def run(
 def evaluate(trained: Path, cache: Path, output: Path, *words: str) -> Ended:
     return execute(
         "evaluate", "--checkpoint", str(trained / "best" / "checkpoint"), "--output", str(output),
-        "--cache", str(cache), *words,
+        "--cache", str(cache), *UNSTRESSED, *words,
     )  # fmt: skip
 
 
@@ -95,6 +95,16 @@ def test_the_next_command_evaluates_exactly_the_patients_held_out(
     assert saved.splits is not None
     assert len(Splits(saved.splits).patients("train", "validation")) == len(trained_on)
     assert "Patients are identified by the column Person" in tested.out
+    robustness = figures["robustness"]
+    assert robustness["num_images"] == figures["num_images"]
+    for metric in ("auc", "sensitivity"):
+        values = {name: own[metric]["value"] for name, own in robustness["changes"].items()}
+        assert robustness["mean"][metric]["value"] == pytest.approx(sum(values.values()) / 17)
+        assert values[robustness["worst"][metric]] == min(values.values())
+    of_all = figures["threshold_free"] | figures["at_operating_point"]["estimates"]
+    assert robustness["clean"] == {name: of_all[name] for name in robustness["clean"]}
+    assert "under 17 acquisition changes" in tested.out
+    assert "Robustness" in (tmp_path / "tested" / "report.html").read_text()
     [line] = re.findall(r"^next: python jobs/score\.py (.*)$", tested.out, re.M)
     scored = execute("score", *shlex.split(line))
     assert scored.code == 0, scored.err
@@ -111,7 +121,7 @@ def test_the_validation_images_can_be_evaluated(
     saved = checkpoint.load(str(output / "best" / "checkpoint"))
     seen = pq.read_table(tmp_path / "again" / "predictions.parquet")
     assert sorted(seen["logit"].to_pylist()) == pytest.approx(
-        sorted(saved.validation["logit"].to_pylist()), abs=1e-4
+        sorted(saved.clean_validation["logit"].to_pylist()), abs=1e-4
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,11 @@ from cxr.inference.engine import Engine
 from cxr.inference.onnx_engine import OnnxEngine
 from cxr.inference.torch_engine import TorchEngine
 from cxr.models import classifier, transforms
+from cxr.models.acquisition import CHANGES, MEDIUM, change
 from cxr.models.classifier import Classifier
 from cxr.models.export import export, export_prefix
 from cxr.recipes import RECIPES, Recipe
+from cxr.storage.arrays import to_column
 
 CPU = torch.device("cpu")
 ENGINES = ("onnx", "torch")
@@ -102,6 +105,44 @@ def test_an_engine_normalizes_as_it_is_told(pixels: NDArray[np.uint8], normaliza
     outputs = TorchEngine(nn.Identity(), normalization, gpu=False).run(pixels)
     expected = transforms.normalize(torch.from_numpy(pixels.copy())[:, None], normalization)
     assert np.array_equal(outputs, expected.numpy())
+
+
+def run_stress(network: nn.Module, batch: pa.Table) -> dict[str, list[float]]:
+    from cxr.inference.stress import StressPredictor
+
+    predictor = StressPredictor(
+        mock.Mock(open=lambda _: TorchEngine(copy.deepcopy(network), RECIPE.normalization, gpu=False)),
+        32, 1, mock.Mock(),
+    )  # fmt: skip
+    columns: dict[str, list[float]] = predictor(batch).to_pydict()
+    return columns
+
+
+@pytest.mark.cluster
+def test_an_image_under_changes_has_the_same_logits_whoever_computes_it(
+    pixels: NDArray[np.uint8],
+) -> None:
+    model = classifier.build(RECIPE).eval()
+    batch = pa.table({"row": [7, 2, 5], "x": to_column(pixels[:3])})
+    together = run_stress(model, batch)
+    assert together["row"] == [7, 2, 5]
+    assert list(together)[1:] == list(CHANGES)
+    for i in range(3):
+        alone = run_stress(model, batch.slice(i, 1))
+        assert [alone[name][0] for name in CHANGES] == [together[name][i] for name in CHANGES]
+    changed = torch.cat(
+        [
+            change(torch.from_numpy(pixels[1].copy())[None, None], name, MEDIUM, seed=2)
+            for name in CHANGES
+        ]
+    )[:, 0].numpy()
+    expected = one_by_one(model, changed, RECIPE.normalization)
+    logits = [together[name][1] for name in CHANGES]
+    np.testing.assert_allclose(logits, expected[:, 1] - expected[:, 0], atol=1e-5)
+    # The noise of an image is that of its row.
+    other = run_stress(model, pa.table({"row": [8], "x": to_column(pixels[:1])}))
+    assert other["noise"] != together["noise"][:1]
+    assert other["blur"] == together["blur"][:1]
 
 
 @pytest.mark.cluster

@@ -23,7 +23,7 @@ from cxr.models.quantization import quantize
 from cxr.recipes import RECIPES
 from cxr.reports import comparison_table
 from cxr.training.run import summarize
-from tests.support.jobs import ROOT, Ended
+from tests.support.jobs import ROOT, UNSTRESSED, Ended
 
 pytestmark = pytest.mark.cluster
 
@@ -78,7 +78,7 @@ def test_scores_are_the_validation_logits(
     scores = pq.read_table(tmp_path / "scores" / "scores").to_pydict()
     by_uri = dict(zip(scores["uri"], scores["logit"], strict=True))
     assert len(by_uri) == 48
-    expected = sorted(np.asarray(saved.validation["logit"]))
+    expected = sorted(np.asarray(saved.clean_validation["logit"]))
     validation = _validation_uris(saved, cache)
     assert sorted(by_uri[uri] for uri in validation) == pytest.approx(expected, abs=1e-4)
     probs = probabilities(scores["logit"], saved.temperature)
@@ -102,6 +102,7 @@ def test_evaluation_writes_figures_predictions_and_a_page(
     ended = run_job(
         "evaluate", "--checkpoint", str(finished / "best" / "checkpoint"), "--data", str(small_set),
         "--operating-point", "sensitivity=0.95", "--output", str(output), "--cache", cache,
+        *UNSTRESSED,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "sensitivity=0.95, chosen on validation" in ended.out
@@ -139,7 +140,7 @@ def test_subgroups_are_those_of_the_manifest_s_columns(
     ended = run_job(
         "evaluate", "--checkpoint", str(finished / "best" / "checkpoint"),
         "--data", str(described_test_split), "--by", "sex,age", "--output", str(tmp_path / "x"),
-        "--cache", cache,
+        "--cache", cache, *UNSTRESSED,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     groups = json.loads((tmp_path / "x" / "metrics.json").read_text())["subgroups"]
@@ -211,7 +212,7 @@ def test_a_finished_run_resumed_for_int8_trains_nothing_and_judges_it(
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     words = (
         *("--checkpoint", str(folder), "--data", str(small_set), "--precision", "int8"),
-        *("--cache", cache),
+        *("--cache", cache, *UNSTRESSED),
     )
     ended = run_job("evaluate", *words)
     assert ended.code == 1

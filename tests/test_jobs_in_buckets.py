@@ -15,7 +15,7 @@ from safetensors.torch import save
 from cxr import phantoms, storage
 from cxr.models import checkpoint
 from tests.support.faults import FaultyProxy
-from tests.support.jobs import SMALL, Ended, execute, history
+from tests.support.jobs import SMALL, UNSTRESSED, Ended, execute, history
 from tests.support.s3 import Store
 from tests.support.waiting import wait_until
 
@@ -79,6 +79,7 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
     storage.write_bytes(weights, save({f"features.{k}": v for k, v in tensors.items()}))
 
     words = [*SMALL, "--data", data, "--weights", weights, "--epochs", "2", "--cache", cache]
+    words += UNSTRESSED
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", interrupted)
         ended = run_job("train", *words, "--output", run)
@@ -102,7 +103,7 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
 
     succeeded(
         run_job("evaluate", "--checkpoint", trained, "--data", f"{data}.csv", "--output",
-                f"{bucket}/examined", "--cache", cache)
+                f"{bucket}/examined", "--cache", cache, *UNSTRESSED)
     )  # fmt: skip
     assert below(f"{bucket}/examined") == {"metrics.json", "predictions.parquet", "report.html"}
     predictions = storage.read_table(f"{bucket}/examined/predictions.parquet").to_pylist()

@@ -133,6 +133,17 @@ def brute_force(y_true: np.ndarray, probs: np.ndarray, rule: str) -> tuple[float
     name, _, target = rule.partition("=")
     if name == "youden":
         return max(reached, key=lambda both: (round(sum(both), 12), both[0]))
+    if name == "cost":
+        costs, prevalence = target.split(",prevalence=")
+        miss, alarm = map(float, costs.split(":"))
+        sick = float(prevalence)
+        return min(
+            reached,
+            key=lambda both: (
+                round(sick * miss * (1 - both[0]) + (1 - sick) * alarm * (1 - both[1]), 12),
+                -both[0],
+            ),
+        )
     if name == "sensitivity":
         return [both for both in reached if both[0] >= float(target)][-1]
     return next(both for both in reached if both[1] >= float(target))
@@ -140,7 +151,11 @@ def brute_force(y_true: np.ndarray, probs: np.ndarray, rule: str) -> tuple[float
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(
-    "rule", ["youden", "sensitivity=0.95", "sensitivity=1", "specificity=0.99", "specificity=0.5"]
+    "rule",
+    [
+        *("youden", "sensitivity=0.95", "sensitivity=1", "specificity=0.99", "specificity=0.5"),
+        *("cost=1:1,prevalence=0.5", "cost=20:1,prevalence=0.1", "cost=1:3,prevalence=0.4"),
+    ],
 )
 def test_operating_point_is_that_of_brute_force(rule: str, ties: bool) -> None:
     for seed in range(20):
@@ -190,6 +205,140 @@ def test_equal_youden_indices_take_the_more_sensitive() -> None:
 def test_unknown_rule_lists_the_choices(rule: str) -> None:
     with pytest.raises(SettingsError, match=r"Choices: youden, sensitivity=.*, specificity="):
         metrics.choose_operating_point([0, 1], [0.1, 0.9], rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ("cost=0:1,prevalence=0.1", "both costs must be finite numbers above 0"),
+        ("cost=5:-1,prevalence=0.1", "both costs must be"),
+        ("cost=inf:1,prevalence=0.1", "both costs must be"),
+        ("cost=five:1,prevalence=0.1", "both costs must be"),
+        ("cost=5:1,prevalence=0", "prevalence must be between 0 and 1, exclusive"),
+        ("cost=5:1,prevalence=1", "prevalence must be"),
+        ("cost=5:1,prevalence=10%", "prevalence must be"),
+        ("cost=5:1", "unknown operating point rule 'cost=5:1'. Choices: youden,"),
+        ("cost=5,prevalence=0.1", "unknown operating point rule"),
+    ],
+)
+def test_a_cost_or_prevalence_outside_its_range_is_refused(rule: str, reason: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        metrics.parse_rule(rule)
+    assert reason in str(caught.value)
+
+
+def test_equal_costs_at_even_prevalence_are_youden_s_index() -> None:
+    for seed in range(10):
+        case = random_case(seed, n=40, ties=True)
+        even = metrics.choose_operating_point(*case, "cost=2:2,prevalence=0.5")
+        assert even.threshold == metrics.choose_operating_point(*case).threshold
+
+
+# ---------------------------------------------------------------- acquisition changes
+
+
+@pytest.mark.parametrize("rule", ["youden", "sensitivity=0.9", "specificity=0.9"])
+def test_clean_and_changed_images_count_alike_however_many_there_are(rule: str) -> None:
+    y_true, probs = random_case(1, n=80)
+    other_y_true, other_probs = random_case(2, n=30)
+    reached = []
+    for copies in (1, 7):
+        point = metrics.choose_operating_point(
+            [*y_true, *np.tile(other_y_true, copies)],
+            [*probs, *np.tile(other_probs, copies)],
+            rule,
+            is_changed=[False] * 80 + [True] * 30 * copies,
+        )
+        assert (point.sensitivity, point.specificity) == rates(y_true, probs, point.threshold)
+        changed = (point.stressed_sensitivity, point.stressed_specificity)
+        assert changed == rates(other_y_true, other_probs, point.threshold)
+        assert point.n == 80
+        reached.append(point)
+    assert reached[0] == reached[1]
+    both = [
+        np.mean([rates(y_true, probs, cut), rates(other_y_true, other_probs, cut)], axis=0)
+        for cut in sorted({*probs, *other_probs, 2.0})
+    ]
+    own = np.mean([rates(y_true, probs, reached[0].threshold), changed], axis=0)
+    if rule == "youden":
+        assert own.sum() == pytest.approx(max(pair.sum() for pair in both))
+    elif rule == "sensitivity=0.9":
+        assert own[0] == pytest.approx(min(pair[0] for pair in both if pair[0] >= 0.9 - 1e-12))
+    else:
+        assert own[1] == pytest.approx(min(pair[1] for pair in both if pair[1] >= 0.9 - 1e-12))
+
+
+def test_the_temperature_weighs_clean_and_changed_images_alike() -> None:
+    y_true, logits = np.array([0, 1, 0, 1]), np.array([-3.0, 2.0, 1.0, 0.5])
+    other, other_logits = np.array([1, 0]), np.array([-4.0, -1.0])
+    fitted = [
+        metrics.fit_temperature(
+            [*y_true, *np.tile(other, copies)],
+            [*logits, *np.tile(other_logits, copies)],
+            [False] * 4 + [True] * 2 * copies,
+        )
+        for copies in (1, 2, 5)
+    ]
+    # Twice the two is four, as many as the others: plain pooling.
+    pooled = metrics.fit_temperature(
+        [*y_true, *np.tile(other, 2)], [*logits, *np.tile(other_logits, 2)]
+    )
+    assert fitted == pytest.approx([pooled] * 3, rel=1e-4)
+    assert pooled > metrics.fit_temperature(y_true, logits) + 0.1
+
+
+def test_figures_under_changes_are_those_of_an_examination_of_each() -> None:
+    y_true, probs = random_case(5, n=60)
+    _, other = random_case(6, n=60)
+    patients = [f"p{i // 2}" for i in range(60)]
+    result = metrics.examine_changes(
+        y_true, probs, {"blur": other, "noise": 1 - probs}, patients=patients, operating_point=HALF,
+        num_resamples=50, seed=3,
+    )  # fmt: skip
+    for prob, figures in zip(
+        (probs, other, 1 - probs), (result.clean, *result.changes.values()), strict=True
+    ):
+        alone = metrics.examine(
+            y_true, prob, patients=patients, subtypes=[""] * 60, operating_point=HALF,
+            num_resamples=50, seed=3,
+        )  # fmt: skip
+        estimates = alone.threshold_free | alone.at_operating_point.estimates
+        assert figures == {name: estimates[name] for name in figures}
+    for name in ("auc", "sensitivity", "specificity"):
+        values = [figures[name].value for figures in result.changes.values()]
+        assert result.mean[name].value == pytest.approx(np.mean(np.array(values, float)))
+        lowest = result.lowest(name)
+        assert lowest == min(value for value in values if value is not None)
+        assert result.changes[result.worst(name)][name].value == lowest
+    mean, blur = result.mean["auc"], result.changes["blur"]["auc"]
+    assert mean.low is not None
+    assert mean.high is not None
+    assert blur.low is not None
+    assert blur.high is not None
+    # Blur and noise are unrelated here: their mean varies less than either.
+    assert mean.high - mean.low < blur.high - blur.low
+
+
+def test_figures_under_changes_survive_json_and_stay_undefined() -> None:
+    result = metrics.examine_changes(
+        [1, 1], [0.2, 0.9], {"blur": [0.6, 0.7]}, patients=["a", "b"], operating_point=HALF,
+        num_resamples=10,
+    )  # fmt: skip
+    content = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert metrics.Robustness.from_json(content) == result
+    assert result.mean["auc"].value is None
+    assert (result.worst("auc"), result.lowest("auc")) == ("", None)
+    assert content["worst"] == {"auc": "", "sensitivity": "blur", "specificity": ""}
+
+
+def test_without_changes_there_is_no_table() -> None:
+    with pytest.raises(DataError, match="no acquisition change"):
+        metrics.examine_changes([0, 1], [0, 1], {}, patients=["a", "b"], operating_point=HALF)
+    for number in (-1, 1):
+        with pytest.raises(SettingsError, match=f"stress_images: {number} is neither 0"):
+            metrics.check_stress_images(number)
+    metrics.check_stress_images(0)
+    metrics.check_stress_images(2)
 
 
 def test_operating_point_needs_both_classes_and_probabilities() -> None:

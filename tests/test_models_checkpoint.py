@@ -15,9 +15,11 @@ import torch
 import torchvision
 
 from cxr.errors import CheckpointError, SettingsError
+from cxr.metrics import CalibrateOn
 from cxr.models import checkpoint, classifier
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.classifier import Classifier
+from cxr.models.validation import add_changed
 from cxr.recipes import Recipe
 
 RECIPE = Recipe(
@@ -109,6 +111,10 @@ def test_a_checkpoint_of_format_1_is_loaded_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(loaded.model(images), expected)
     assert (loaded.temperature, loaded.operating_point.threshold) == (1.5, 0.5)
     assert (loaded.recipe.normalization, loaded.recipe.dropout) == ("unit", (0.2,))
+    assert (loaded.robustness, loaded.calibrated_on) == (None, "clean")
+    assert loaded.clean_validation["logit"].to_pylist() == LOGITS
+    point = loaded.choose("sensitivity=1.0")
+    assert (point.specificity, point.stressed_specificity) == (0.5, None)
 
 
 def test_all_that_was_saved_is_loaded(tmp_path: Path, saved: Checkpoint) -> None:
@@ -168,7 +174,7 @@ def test_a_checkpoint_names_no_patient_and_no_file(tmp_path: Path, saved: Checkp
         for name in (b"hospital", b"person", b"roentgen", b".jpeg", str(tmp_path).encode()):
             assert name not in path.read_bytes()
     table = pq.read_table(tmp_path / "checkpoint" / "validation.parquet")
-    assert table.column_names == ["label", "logit", "subtype", "patient"]
+    assert table.column_names == ["label", "logit", "subtype", "patient", "change", "image"]
     assert sorted(table["patient"].to_pylist()) == list(range(8))
     assert table.schema.metadata is None
     assert saved.validation.equals(table)
@@ -201,6 +207,89 @@ def test_the_stored_operating_point_is_kept_unless_another_is_asked_for(saved: C
     assert saved.choose("youden") == saved.operating_point
     with pytest.raises(SettingsError, match="unknown operating point rule 'best'"):
         saved.choose("best")
+
+
+# Acquisition changes ------------------------------------------------------------------------------
+
+STRESSED = [0, 3, 4, 7]
+"""The images that were scored under changes: two of each class."""
+
+
+def stressed() -> pa.Table:
+    """Noise raises every logit by 2; a shift changes nothing."""
+    own = np.array(LOGITS)[STRESSED]
+    return add_changed(validation(), np.array(STRESSED), {"noise": own + 2, "shift": own})
+
+
+def save_stressed(folder: Path, model: Classifier, calibrate_on: CalibrateOn) -> Checkpoint:
+    return checkpoint.save(
+        str(folder), RECIPE, model, stressed(), {}, "sensitivity=1.0", calibrate_on=calibrate_on
+    )
+
+
+def test_figures_under_changes_are_loaded_as_they_were_saved(
+    tmp_path: Path, model: Classifier
+) -> None:
+    saved = save_stressed(tmp_path, model, "stressed")
+    loaded = checkpoint.load(str(tmp_path))
+    assert loaded.robustness == saved.robustness
+    assert loaded.robustness is not None
+    assert (loaded.robustness.num_images, loaded.robustness.num_patients) == (4, 4)
+    assert list(loaded.robustness.changes) == ["noise", "shift"]
+    assert loaded.robustness.changes["shift"] == loaded.robustness.clean
+    assert loaded.calibrated_on == "stressed"
+    assert loaded.clean_validation["logit"].to_pylist() == LOGITS
+    assert b"person" not in (tmp_path / "validation.parquet").read_bytes()
+    assert checkpoint.load(str(tmp_path)).choose(None) == saved.operating_point
+
+
+@pytest.mark.parametrize("calibrate_on", ["stressed", "clean"])
+def test_the_operating_point_states_what_it_reaches_on_clean_and_on_changed_images(
+    tmp_path: Path, model: Classifier, calibrate_on: CalibrateOn
+) -> None:
+    saved = save_stressed(tmp_path, model, calibrate_on)
+    y_true, logits = np.array(LABELS), np.array(LOGITS)
+    own = np.concatenate([logits[STRESSED] + 2, logits[STRESSED]])
+    threshold = saved.temperature * np.log(
+        saved.operating_point.threshold / (1 - saved.operating_point.threshold)
+    )
+    point = saved.operating_point
+    assert point.sensitivity == (logits[y_true == 1] >= threshold).mean() == 1
+    assert point.specificity == (logits[y_true == 0] < threshold).mean()
+    labels = np.tile(y_true[STRESSED], 2)
+    assert point.stressed_sensitivity == (own[labels == 1] >= threshold).mean() == 1
+    assert point.stressed_specificity == (own[labels == 0] < threshold).mean()
+    # The clean images alone put the least pneumonia at -1, and so do both.
+    assert point.n == 8
+
+
+def test_another_rule_is_applied_to_the_images_that_the_checkpoint_was_calibrated_on(
+    tmp_path: Path, model: Classifier
+) -> None:
+    clean = save_stressed(tmp_path / "clean", model, "clean").choose("specificity=1.0")
+    both = save_stressed(tmp_path / "both", model, "stressed").choose("specificity=1.0")
+    # Of the clean images the highest normal one has a logit of 1, under noise it has 1.5.
+    assert (clean.specificity, clean.stressed_specificity) == (1.0, 0.75)
+    assert (both.specificity, both.stressed_specificity) == (1.0, 1.0)
+
+
+def test_a_network_in_int8_is_calibrated_on_the_same_kind_of_images(
+    tmp_path: Path, model: Classifier
+) -> None:
+    saved = save_stressed(tmp_path, model, "stressed")
+    checkpoint.add_int8(saved, b"", stressed(), {})
+    quantized = checkpoint.load(str(tmp_path)).at("int8")
+    assert (quantized.calibrated_on, quantized.robustness) == ("stressed", saved.robustness)
+    assert quantized.operating_point == saved.operating_point
+
+
+def test_a_damaged_robustness_table_is_refused(tmp_path: Path, model: Classifier) -> None:
+    save_stressed(tmp_path, model, "stressed")
+    content = json.loads((tmp_path / "checkpoint.json").read_text())
+    del content["robustness"]["clean"]
+    (tmp_path / "checkpoint.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="lacks 'clean'"):
+        checkpoint.load(str(tmp_path))
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -450,6 +451,62 @@ def test_phantoms_are_labeled_as_such() -> None:
     assert "they say nothing about radiographs of patients" in text
 
 
+def robustness(y_true: npt.ArrayLike) -> metrics.Robustness:
+    label = np.asarray(y_true)
+    generator = np.random.default_rng(1)
+    scores = [
+        np.clip(0.25 + 0.5 * label + generator.normal(0, width, len(label)), 0, 1)
+        for width in (0.2, 0.3, 0.6)
+    ]
+    return metrics.examine_changes(
+        label, scores[0], {"low_resolution": scores[1], "noise": scores[2]},
+        patients=[f"p{index // 2}" for index in range(len(label))],
+        operating_point=metrics.OperatingPoint("youden", 0.437, 0.9, 0.9, 200), num_resamples=40,
+    )  # fmt: skip
+
+
+def test_every_change_stands_beside_the_images_as_they_are(default_page: str) -> None:
+    report = evaluation()
+    table = robustness(report.y_true)
+    page = reports.evaluation_page(
+        dataclasses.replace(report, robustness=table, parameters={"noise": "standard deviation: 8"})
+    )
+    text = words_of(page)
+    for figures in (table.clean, table.mean, *table.changes.values()):
+        for estimate in figures.values():
+            assert f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]" in text
+    assert "low resolution" in text
+    assert "noise standard deviation: 8" in text
+    assert f"{table.lowest('auc'):.3f} {table.worst('auc')}" in text
+    for heading in ("AUC", "Sensitivity", "Specificity"):
+        assert f'aria-label="{heading} under acquisition changes"' in page
+    assert_self_contained(page)
+    assert "Robustness" not in words_of(default_page)
+
+
+def test_changes_of_images_of_one_class_have_undefined_figures() -> None:
+    report = evaluation(y_true=np.ones(10, int))
+    page = reports.evaluation_page(
+        dataclasses.replace(report, robustness=robustness(report.y_true))
+    )
+    words = words_of(page)
+    section = words[words.index("Robustness") : words.index("Curves")]
+    assert "needs normal and pneumonia images" in section
+    assert "low resolution undefined 1.000 [1.000, 1.000] undefined" in section
+    assert "nan" not in section.lower().split()
+    assert 'aria-label="Sensitivity under acquisition changes"' in page
+    assert 'aria-label="AUC under acquisition changes"' not in page
+
+
+def test_pages_state_what_the_operating_point_reached_under_changes() -> None:
+    point = metrics.OperatingPoint("youden", 0.437, 0.951, 0.884, 200, 0.912, 0.871)
+    page = words_of(reports.scoring_page(scoring(operating_point=point)))
+    assert "a specificity of 0.884 (0.912 and 0.871 under acquisition changes)" in page
+    examination = dataclasses.replace(evaluation().examination, operating_point=point)
+    page = words_of(reports.evaluation_page(evaluation(examination=examination)))
+    assert "specificity of 0.884, and 0.912 and 0.871 on validation images under" in page
+
+
 # ---------------------------------------------------------------- comparison
 
 
@@ -458,24 +515,47 @@ def test_table_fits_the_terminal() -> None:
         version(),
         version("a-very-long-name", data="a-very-long-data-set", num_images=999_999),
         version("v9", train_seconds=123_456.0, peak_memory_mb=123_456.0, published_sensitivity=0.9),
+        version("v8", stressed_auc=0.9, worst_auc=0.8, worst_change="noise"),
     ]
     lines = reports.comparison_table(rows).splitlines()
     assert max(map(len, lines)) <= 110
-    assert len({len(line) for line in lines[1:6]}) == 1
+    assert len({len(line) for line in lines[1:8]}) == 1
 
 
 def test_table_separates_our_figures_from_the_published() -> None:
     table = reports.comparison_table([version()])
     groups, header, _, row = table.splitlines()[:4]
-    cells = "v0 phantoms 240 0.911 0.822 0.833 0.844 0.855 12.3 2,310 memory 0.625 -"
+    cells = "v0 phantoms 240 0.911 0.822 0.833 0.844 0.855 12.3 2,310 0.625 -"
     assert " ".join(row.split()) == cells
     # A group's name stands at its first column's left edge, and the last two are published.
-    assert row[: groups.index("published")].split()[-1] == "memory"
+    assert row[: groups.index("published")].split()[-1] == "2,310"
     assert header[groups.index("published") :].split() == ["acc", "sens"]
     assert "Different images" in table
     assert "validation fold" in table
     assert "official test split" in table
     assert "synthetic" in table
+
+
+def test_figures_that_no_version_has_take_no_column() -> None:
+    own = {"published_accuracy": None}
+    stressed = own | {"stressed_auc": 0.981, "worst_auc": 0.87, "worst_change": "low_resolution"}
+    plain = reports.comparison_table([version("best", **own)])
+    assert "published" not in plain
+    assert "stressed" not in plain
+    table = reports.comparison_table([version("best", **stressed), version("v9", **own)])
+    groups, header, _, best, other = table.splitlines()[:5]
+    start = groups.index("AUC stressed")
+    assert header[start:].split()[:2] == ["mean", "worst"]
+    assert best[start:].split()[:2] == ["0.981", "0.870"]
+    assert other[start:].split()[:2] == ["-", "-"]
+    assert "the worst: best low_resolution." in table
+    for row, has in (({}, True), (own, False)):
+        page = words_of(reports.comparison_page([version(**row)], {}, [], "Versions"))
+        assert ("official test split" in page) is has
+        assert "stressed" not in page.lower()
+    page = words_of(reports.comparison_page([version("best", **stressed)], {}, [], "Versions"))
+    assert "AUC stressed" in page
+    assert "0.870 low resolution" in page
 
 
 def test_table_leaves_undefined_figures_undefined() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
@@ -22,6 +23,7 @@ from cxr.datasets.split import SplitConfig
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import probabilities
 from cxr.models import checkpoint, classifier, transforms
+from cxr.models.acquisition import CHANGES
 from cxr.models.outputs import logit
 from cxr.recipes import Recipe, named
 from cxr.training import loop, run, trainer
@@ -36,7 +38,7 @@ from cxr.training.preparation import (
 )
 from cxr.training.settings import RunSettings
 from cxr.training.trainer import Plan
-from tests.support.jobs import SMALL, TEN_EPOCHS, Ended, Job, execute, history
+from tests.support.jobs import SMALL, TEN_EPOCHS, UNSTRESSED, Ended, Job, execute, history
 
 pytestmark = pytest.mark.cluster
 
@@ -317,7 +319,8 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     trained: tuple[Ended, Path], small_set: Path, cache: str, tmp_path: Path
 ) -> None:
     killed = str(tmp_path / "killed")
-    words = (*SMALL, *TEN_EPOCHS, "--data", small_set, "--cache", cache, "--output", killed)
+    words = (*SMALL, *TEN_EPOCHS, *UNSTRESSED, "--data", small_set, "--cache", cache)
+    words = (*words, "--output", killed)
     first = Job("train", *words)
     first.read_until(r"epoch 2 of 10")
     # The cluster of this process and that of the job are two on one machine.
@@ -329,6 +332,34 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     assert execute("train", "--resume", killed).code == 0
     assert history(killed) == history(str(trained[1]))
     assert checkpoint.exists(f"{killed}/best/checkpoint")
+
+
+def test_a_checkpoint_says_how_it_holds_under_acquisition_changes(
+    trained: tuple[Ended, Path],
+) -> None:
+    ended, output = trained
+    saved = checkpoint.load(str(output / "best" / "checkpoint"))
+    assert len(saved.clean_validation) == 16
+    assert len(saved.validation) == 16 * (1 + len(CHANGES))
+    assert saved.robustness is not None
+    assert list(saved.robustness.changes) == list(CHANGES)
+    assert saved.calibrated_on == "stressed"
+    assert saved.operating_point.n == 16
+    assert saved.operating_point.stressed_sensitivity is not None
+    # The same pixels through the same network: one change that leaves them nearly as they are.
+    logits = {
+        change: np.asarray(
+            saved.validation.filter(pc.equal(saved.validation["change"], change))["logit"]
+        )
+        for change in ("", "jpeg", "gamma_low")
+    }
+    assert np.corrcoef(logits[""], logits["jpeg"])[0, 1] > 0.9
+    assert not np.allclose(logits[""], logits["gamma_low"])
+    result = json.loads((output / "best" / "result.json").read_text())
+    assert result["stressed_auc"] == saved.robustness.mean["auc"].value
+    assert result["worst_change"] in CHANGES
+    assert "AUC stressed" in ended.out
+    assert "AUC stressed" in (output / "report.html").read_text()
 
 
 def test_skipped_images_are_listed_once_with_their_reason(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 
@@ -12,10 +13,12 @@ from cxr import storage
 from cxr.datasets.shards import Shards
 from cxr.errors import CheckpointError
 from cxr.models import checkpoint, classifier
+from cxr.models.acquisition import CHANGES
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.classifier import Classifier
 from cxr.models.export import export
 from cxr.models.session import open_session
+from cxr.models.validation import add_changed, changed_images
 from cxr.recipes import Recipe
 from cxr.storage.arrays import to_column
 from cxr.training import int8
@@ -45,6 +48,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Shards:
             rows = np.arange(10) + 20 * fold + 10 * number
             table = pa.table(
                 {
+                    "row": rows,
                     "label": BRIGHT[rows],
                     "patient": [f"{row // 2:03}" for row in rows],
                     "subtype": [""] * 10,
@@ -95,6 +99,29 @@ def test_a_network_that_is_as_good_is_kept_with_its_comparison(
     assert facts["auc_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert quantized.validation["label"].to_pylist() == BRIGHT[:20].tolist()
     assert len(set(quantized.validation["patient"].to_pylist())) == 10
+
+
+def test_images_that_were_changed_in_float32_are_changed_in_int8(
+    trained: Checkpoint, pixels: Shards, tmp_path: Path
+) -> None:
+    images = np.array([3, 4, 11, 18])
+    clean = pa.table(
+        {"label": BRIGHT[:20], "logit": np.where(BRIGHT[:20], 2.0, -2.0), "subtype": [""] * 20,
+         "patient": np.arange(20) // 2},
+    )  # fmt: skip
+    validation = add_changed(clean, images, {name: [-1.0, 0.0, 1.0, 2.0] for name in CHANGES})
+    both = checkpoint.save(str(tmp_path), RECIPE, trained.model, validation, {})
+    int8.add_int8(both, pixels, [1], [0])
+    quantized = checkpoint.load(str(tmp_path)).at("int8")
+    assert quantized.robustness is not None
+    assert quantized.robustness.num_images == 4
+    assert len(quantized.validation) == 20 + 4 * len(CHANGES)
+    assert changed_images(quantized.validation).tolist() == images.tolist()
+    noise = quantized.validation.filter(pc.equal(quantized.validation["change"], "noise"))
+    assert noise["label"].to_pylist() == BRIGHT[images].tolist()
+    # Bright images stay brighter than dark ones under any change.
+    for name, figures in quantized.robustness.changes.items():
+        assert figures["auc"].value == 1, name
 
 
 def test_a_network_that_is_worse_is_refused_and_not_written(

@@ -27,9 +27,9 @@ def why_not(image_px: int) -> str:
 
 
 def describe_changes() -> dict[str, str]:
-    """The parameter of each change at medium severity: `{"noise": "standard deviation ..."}`."""
+    """The parameter of each change at medium severity: `{"gamma_low": "exponent: 0.6"}`."""
     return {
-        name: f"{change.unit} {change.values[MEDIUM - 1]:g}" for name, change in CHANGES.items()
+        name: f"{change.unit}: {change.values[MEDIUM - 1]:g}" for name, change in CHANGES.items()
     }
 
 

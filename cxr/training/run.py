@@ -27,6 +27,7 @@ from cxr.datasets.pixels import decode_shards, describe_duplicates
 from cxr.datasets.splits import Splits
 from cxr.errors import CheckpointError, CxrError
 from cxr.inference.networks import send_model
+from cxr.labels import CLASSES
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
 from cxr.models.validation import add_changed, anonymize, calibrate, clean_rows
@@ -299,6 +300,13 @@ def _stress(
         return validation
     pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
     chosen = stress.choose_stressed(validation, settings.stress_images)
+    if len(set(np.asarray(validation["label"])[chosen].tolist())) < len(CLASSES):
+        print(
+            f"{recipe.name}: No robustness table: {settings.stress_images} images of whole patients"
+            " do not have both classes. Raise --stress-images.",
+            flush=True,
+        )
+        return validation
     rows = predictions["row"].take(pa.array(chosen))
     try:
         network = send_model(recipe, plan.model.eval(), gpu=gpu)

@@ -36,6 +36,9 @@ TEN_EPOCHS: Final = (
 )
 """Flags of a run that is killed and resumed: all that a step may carry over to the next."""
 
+UNSTRESSED: Final = ("--stress-images", "0")
+"""Flags of `train` and `evaluate` that leave out acquisition changes, which take seconds."""
+
 END_S: Final = 60.0
 """Longest time until all processes of a killed job have ended."""
 

@@ -110,10 +110,9 @@ def test_an_engine_normalizes_as_it_is_told(pixels: NDArray[np.uint8], normaliza
 def run_stress(network: nn.Module, batch: pa.Table) -> dict[str, list[float]]:
     from cxr.inference.stress import StressPredictor
 
-    predictor = StressPredictor(
-        mock.Mock(open=lambda _: TorchEngine(copy.deepcopy(network), RECIPE.normalization, gpu=False)),
-        32, 1, mock.Mock(),
-    )  # fmt: skip
+    engine = TorchEngine(copy.deepcopy(network), RECIPE.normalization, gpu=False)
+    predictor = StressPredictor(mock.Mock(), RECIPE.image_px, 1, mock.Mock())
+    predictor.engine = engine
     columns: dict[str, list[float]] = predictor(batch).to_pydict()
     return columns
 

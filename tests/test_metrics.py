@@ -250,8 +250,8 @@ def test_clean_and_changed_images_count_alike_however_many_there_are(rule: str) 
             is_changed=[False] * 80 + [True] * 30 * copies,
         )
         assert (point.sensitivity, point.specificity) == rates(y_true, probs, point.threshold)
-        changed = (point.stressed_sensitivity, point.stressed_specificity)
-        assert changed == rates(other_y_true, other_probs, point.threshold)
+        changed = rates(other_y_true, other_probs, point.threshold)
+        assert (point.stressed_sensitivity, point.stressed_specificity) == changed
         assert point.n == 80
         reached.append(point)
     assert reached[0] == reached[1]

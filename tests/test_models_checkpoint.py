@@ -113,8 +113,8 @@ def test_a_checkpoint_of_format_1_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     assert (loaded.recipe.normalization, loaded.recipe.dropout) == ("unit", (0.2,))
     assert (loaded.robustness, loaded.calibrated_on) == (None, "clean")
     assert loaded.clean_validation["logit"].to_pylist() == LOGITS
-    point = loaded.choose("sensitivity=1.0")
-    assert (point.specificity, point.stressed_specificity) == (0.5, None)
+    sensitive = loaded.choose("sensitivity=1.0")
+    assert (sensitive.specificity, sensitive.stressed_specificity) == (0.5, None)
 
 
 def test_all_that_was_saved_is_loaded(tmp_path: Path, saved: Checkpoint) -> None:

@@ -537,7 +537,7 @@ def test_table_separates_our_figures_from_the_published() -> None:
 
 
 def test_figures_that_no_version_has_take_no_column() -> None:
-    own = {"published_accuracy": None}
+    own: dict[str, Any] = {"published_accuracy": None}
     stressed = own | {"stressed_auc": 0.981, "worst_auc": 0.87, "worst_change": "low_resolution"}
     plain = reports.comparison_table([version("best", **own)])
     assert "published" not in plain
@@ -549,8 +549,8 @@ def test_figures_that_no_version_has_take_no_column() -> None:
     assert best[start:].split()[:2] == ["0.981", "0.870"]
     assert other[start:].split()[:2] == ["-", "-"]
     assert "the worst: best low_resolution." in table
-    for row, has in (({}, True), (own, False)):
-        page = words_of(reports.comparison_page([version(**row)], {}, [], "Versions"))
+    for row, has in ((version(), True), (version(**own), False)):
+        page = words_of(reports.comparison_page([row], {}, [], "Versions"))
         assert ("official test split" in page) is has
         assert "stressed" not in page.lower()
     page = words_of(reports.comparison_page([version("best", **stressed)], {}, [], "Versions"))

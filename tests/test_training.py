@@ -319,8 +319,8 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     trained: tuple[Ended, Path], small_set: Path, cache: str, tmp_path: Path
 ) -> None:
     killed = str(tmp_path / "killed")
-    words = (*SMALL, *TEN_EPOCHS, *UNSTRESSED, "--data", small_set, "--cache", cache)
-    words = (*words, "--output", killed)
+    words = [*SMALL, *TEN_EPOCHS, *UNSTRESSED, "--data", str(small_set), "--cache", cache]
+    words += ["--output", killed]
     first = Job("train", *words)
     first.read_until(r"epoch 2 of 10")
     # The cluster of this process and that of the job are two on one machine.

@@ -55,7 +55,7 @@ def features(folder: Path, name: str, shift: float, rows: np.ndarray) -> Shards:
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
     """A search over views, with changes of the first 40 images."""
-    monkeypatch.setattr(trials.ray, "get", lambda state: state)
+    monkeypatch.setattr("ray.get", lambda state: state)
     rows = np.arange(60)
     of_views: dict[tuple[str, Variation | None], Shards] = {
         ("unit", view): features(tmp_path, f"view{number}", 0.1 * number, rows)

@@ -19,12 +19,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cxr import cli, cluster, recipes
 from cxr.errors import SettingsError
 from cxr.training import run
 from cxr.training.settings import RunSettings, resolve
 from cxr.tuning import search, space
+from cxr.tuning.settings import SearchSettings
 from cxr.tuning.space import Setting, Space
 
 
@@ -56,7 +58,7 @@ def searching(job: TuneBenchmark, wanted: Space) -> float:
     """Seconds of a search with nothing cached."""
     recipe = recipes.named(job.version)
     with tempfile.TemporaryDirectory() as folder:
-        settings = resolve(fresh(job, folder), [recipe])
+        settings = resolve(SearchSettings(**fresh(job, folder)), [recipe])
         started = time.monotonic()
         search.search(recipe, wanted, settings)
         return time.monotonic() - started
@@ -66,17 +68,17 @@ def training(job: TuneBenchmark, setting: Setting) -> float:
     """Seconds of a run on one fold with nothing cached."""
     recipe = space.apply(recipes.named(job.version), setting)
     with tempfile.TemporaryDirectory() as folder:
-        settings = run.begin([recipe], fresh(job, folder))
+        settings = run.begin([recipe], RunSettings(**fresh(job, folder)))
         started = time.monotonic()
         run.train([recipe], settings)
         return time.monotonic() - started
 
 
-def fresh(job: TuneBenchmark, folder: str) -> RunSettings:
-    return RunSettings(
-        data=job.data, weights=job.weights, limit=job.limit, folds=job.folds,
-        output=f"{folder}/out", cache=f"{folder}/cache", stress_images=0,
-    )  # fmt: skip
+def fresh(job: TuneBenchmark, folder: str) -> dict[str, Any]:
+    return {
+        "data": job.data, "weights": job.weights, "limit": job.limit, "folds": job.folds,
+        "output": f"{folder}/out", "cache": f"{folder}/cache", "stress_images": 0,
+    }  # fmt: skip
 
 
 def main() -> None:

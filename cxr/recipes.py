@@ -77,6 +77,9 @@ class Recipe:
     ones, and blur, gamma and noise, as between scanners and hospitals."""
     augmentation_strength: float = 1.0
     """Multiplies the range of every change that the augmentation draws."""
+    views: int = 1
+    """Views of each training image that a frozen backbone runs over once: the image as it is, and
+    views - 1 draws of the augmentation. 1: with an augmentation, it runs in every epoch anew."""
     optimizer: Optimizer = "adam"
     """The optimizer; its other settings are PyTorch's defaults."""
     learning_rate: float = 1e-3
@@ -118,7 +121,7 @@ class Recipe:
                 raise SettingsError(
                     f"{field}: {getattr(self, field)!r} is not possible. {_expected(hint)}"
                 )
-        for field in ("image_px", "batch_size", "epochs", "patience"):
+        for field in ("image_px", "views", "batch_size", "epochs", "patience"):
             if getattr(self, field) < 1:
                 raise SettingsError(f"{field}: {getattr(self, field)} is below 1.")
         for field in ("learning_rate", *_NOT_NEGATIVE, *_SHARES, "layer_decay"):

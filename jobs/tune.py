@@ -15,8 +15,9 @@ import tyro
 from cxr import cli
 from cxr.recipes import RECIPES, Recipe
 from cxr.sources.settings import SetSettings
-from cxr.training.settings import IMPORTS, RecipeChoice, SharedSettings, resolve
+from cxr.training.settings import IMPORTS, RecipeChoice, resolve
 from cxr.tuning import space
+from cxr.tuning.settings import SearchSettings
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,16 @@ class TuneJob(BaseChoice):
         "normalization",
         "class_weighting",
     )
-    """normalization and class_weighting are tried in full, or in part, as in
-    normalization=none,imagenet; learning_rate, weight_decay, dropout and head_width are drawn."""
+    """normalization, class_weighting, views and augmentation_strength are tried in full;
+    learning_rate, weight_decay, dropout and head_width are drawn. With values, as in
+    normalization=none,imagenet views=1,4,8 weight_decay=0.01,0.1, those are tried."""
     trials: int | None = None
     """Number of settings. Default: the whole grid, or four draws at each of its points."""
     sampler: space.Sampler = "random"
     """How settings are drawn: at random, or by optuna from the figures of earlier trials (needs
     pip install -e '.[optuna]')."""
-    settings: Annotated[SharedSettings, cli.section("data and resources")] = dataclasses.field(
-        default_factory=SharedSettings
+    settings: Annotated[SearchSettings, cli.section("data and resources")] = dataclasses.field(
+        default_factory=SearchSettings
     )
     """What the search reads, writes and uses; each setting is judged on all folds."""
     fields: Annotated[Recipe, cli.section("recipe")] = RECIPES["v2"]

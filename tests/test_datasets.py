@@ -14,9 +14,11 @@ from cxr.datasets import shards as shards_module
 from cxr.datasets.folds import assign_folds
 from cxr.datasets.pixels import count_reasons, decode_shards, describe_duplicates
 from cxr.datasets.shards import FORMAT, Shards, key, load_shards, read_part
+from cxr.datasets.variation import NamedChange
 from cxr.errors import DataError
 from cxr.images.read import read_image
 from cxr.models import classifier, transforms
+from cxr.models.acquisition import change
 from cxr.recipes import Recipe
 from cxr.sources.patients import digest
 from cxr.sources.settings import SetSettings
@@ -371,8 +373,11 @@ def test_features_are_what_the_prefix_gives(shards: Shards, tmp_path: Path) -> N
         hidden=(), dropout=(0.0,),
     )  # fmt: skip
     model = classifier.build(recipe)
-    wanted = [features.Pass(shards, recipe, model)]
-    [found] = features.extract(wanted, str(tmp_path))
+    wanted = [
+        features.Pass(shards, recipe, model),
+        features.Pass(shards, recipe, model, NamedChange("gamma_low", 3)),
+    ]
+    found, bright = features.extract(wanted, str(tmp_path))
     assert found.shape == model.prefix_shape(IMAGE_PX)
     assert found.table.equals(shards.table)
     seen = pa.concat_tables(found.dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
@@ -381,6 +386,13 @@ def test_features_are_what_the_prefix_gives(shards: Shards, tmp_path: Path) -> N
     images = transforms.normalize(torch.from_numpy(pixels.copy())[None, None], "imagenet")
     with torch.inference_mode():
         expected = model.prefix(images)[0].numpy()
+    assert np.allclose(arrays[3], expected, rtol=1e-4, atol=1e-5)
+    seen = pa.concat_tables(bright.dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
+    pixels = read(seen["uri"][3].as_py())
+    images = change(torch.from_numpy(pixels.copy())[None, None], "gamma_low", 3)
+    with torch.inference_mode():
+        expected = model.prefix(transforms.normalize(images, "imagenet"))[0].numpy()
+    arrays = to_array(seen["x"], bright.shape, bright.dtype)
     assert np.allclose(arrays[3], expected, rtol=1e-4, atol=1e-5)
     assert features.extract(wanted, str(tmp_path))[0].folder == found.folder
 

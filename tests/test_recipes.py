@@ -11,6 +11,7 @@ from cxr.recipes import FIXED_CLASS_WEIGHTS, PUBLISHED_VERSIONS, RECIPES, Recipe
 
 UNUSED = {
     "augmentation_strength": 1.0,
+    "views": 1,
     "schedule": "decay",
     "warmup": 0.1,
     "layer_decay": 1.0,
@@ -158,6 +159,7 @@ def test_what_is_no_recipe_is_refused(text: str, reason: str) -> None:
         ("frozen", -1, "below 0"),
         ("image_px", 0, "below 1"),
         ("image_px", 128.0, "Expected int"),
+        ("views", 0, "below 1"),
         ("batch_size", 0, "below 1"),
         ("epochs", 0, "below 1"),
         ("patience", 0, "below 1"),

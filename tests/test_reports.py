@@ -937,6 +937,41 @@ def test_tuning_page_marks_equal_settings_alike() -> None:
     assert "Best setting a2 a 1 other setting with the same AUC" in " ".join(words_of(page).split())
 
 
+def test_tuning_page_ranks_by_the_stressed_auc_and_says_so() -> None:
+    stressed = {"none": (0.941, "noise"), "per_image": (0.905, "zoom_in")}
+    trials = [
+        dataclasses.replace(
+            trial(auc, normalization=name),
+            stressed_auc=Interval(stressed[name][0], 0.9, 0.95),
+            change_aucs={"blur": 0.96, stressed[name][1]: 0.812},
+        )
+        for auc, name in ((0.911, "none"), (0.977, "per_image"))
+    ]
+    trials += [dataclasses.replace(trial(0.99, normalization="unit"), reason="no stressed AUC")]
+    changes: dict[str, Any] = {
+        "grid": {"normalization": ["none", "per_image", "unit"]}, "trials": trials,
+        "stress": "Stressed AUC: the mean of two.",
+    }  # fmt: skip
+    text = tuning_text(**changes, select="stressed")
+    assert "Stressed AUC: the mean of two. Trials are ranked by the stressed AUC" in text
+    assert "effects are of it (--select stressed)." in text
+    assert "Best stressed AUC 0.941 95% [0.900, 0.950] the highest of 2" in text
+    assert "Best setting none normalization" in text
+    assert "Stressed AUC normalization Stressed AUC none 0.941 [0.900, 0.950] best" in text
+    assert "Change in stressed AUC from the reference" in text
+    table = text[text.index("3 trials, highest stressed AUC first") :]
+    assert "0.905 [0.900, 0.950] 0.812 under zoom in" in table
+    assert table.index("none 0.911") < table.index("per_image 0.977") < table.index("unit")
+    clean = tuning_text(**changes, select="clean")
+    assert "Best AUC 0.990" in clean
+    assert "(--select clean)" in clean
+    assert "0.905 [0.900, 0.950] 0.812 under zoom in" in clean
+
+
+def test_tuning_page_without_changed_images_does_not_name_them() -> None:
+    assert "stressed" not in tuning_text().lower()
+
+
 def test_tuning_page_shows_sampled_settings() -> None:
     rates = (1e-4, 1e-3, 3e-2)
     trials = [

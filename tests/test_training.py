@@ -18,7 +18,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from cxr import metrics
 from cxr.cluster import Workers
-from cxr.datasets.shards import Shards
+from cxr.datasets.shards import Shards, read_part
 from cxr.datasets.split import SplitConfig
 from cxr.errors import CheckpointError, SettingsError
 from cxr.metrics import probabilities
@@ -88,6 +88,14 @@ def outcomes(
         dataclasses.replace(RECIPE, name="wild", optimizer="sgd", learning_rate=1e30),
         dataclasses.replace(RECIPE, name="streamed", loading="stream", epochs=1),
         dataclasses.replace(RECIPE, name="augmented", frozen=0, **REGULARIZED),
+        dataclasses.replace(RECIPE, name="views", augmentation="acquisition", views=3, epochs=4),
+        dataclasses.replace(
+            RECIPE,
+            name="streamed views",
+            augmentation="acquisition",
+            views=2,
+            loading="stream",
+        ),
     ]
     return {
         workers: fit(recipes, small_set, cache, tmp_path_factory.mktemp(f"by{workers}"), workers)
@@ -95,7 +103,7 @@ def outcomes(
     }
 
 
-@pytest.mark.parametrize("index", [0, 1, 4], ids=["cached", "whole", "augmented"])
+@pytest.mark.parametrize("index", [0, 1, 4, 5], ids=["cached", "whole", "augmented", "views"])
 def test_two_workers_report_the_loss_of_one(
     outcomes: dict[int, list[trainer.Outcome]], index: int
 ) -> None:
@@ -112,6 +120,24 @@ def test_every_validation_image_is_judged_once_by_any_number_of_workers(
     for workers in (1, 2):
         for outcome in outcomes[workers]:
             assert outcome.validation["row"].to_pylist() == expected
+
+
+def test_views_are_of_the_images_that_train_and_the_first_one_validates(
+    ray_cluster: None, small_set: Path, cache: str
+) -> None:
+    recipe = dataclasses.replace(RECIPE, augmentation="acquisition", views=3)
+    [alone] = planned([RECIPE], small_set, cache, Path("unused"))
+    [plan] = planned([recipe], small_set, cache, Path("unused"))
+    assert plan.cached
+    assert plan.shards.folder == alone.shards.folder
+    assert len({shards.folder for shards in (plan.shards, *plan.drawn)}) == 3
+    of_views = [
+        dict(zip(table["row"].to_pylist(), table["x"].to_pylist(), strict=True))
+        for shards in (plan.shards, *plan.drawn)
+        for table in [pa.concat_tables(map(read_part, shards.parts[1]))]
+    ]
+    assert of_views[0].keys() == of_views[1].keys() == of_views[2].keys()
+    assert all(len({view[row] for view in of_views}) == 3 for row in of_views[0])
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -12,7 +12,7 @@ from ray.data import DataIterator
 
 from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array
-from cxr.training.loaders import MemoryLoader, StreamLoader
+from cxr.training.loaders import MemoryLoader, RotatingLoader, StreamLoader
 
 pytestmark = pytest.mark.cluster
 
@@ -114,6 +114,14 @@ def test_a_stream_is_shuffled_by_seed_and_epoch_and_read_in_order_without_one() 
     seeds = [options.get("local_shuffle_seed") for options in source.asked]
     assert seeds[0] is None
     assert seeds[1] == seeds[3] != seeds[2]
+
+
+def test_epochs_take_equal_data_sets_in_turn() -> None:
+    views = [MemoryLoader(torch.full((23, 1), view), torch.zeros(23, dtype=torch.int64),
+                          recipe(23), ROWS) for view in range(3)]  # fmt: skip
+    loader = RotatingLoader(views)
+    taken = [int(next(loader.batches(epoch)).x[0]) for epoch in (1, 2, 3, 4, 2)]
+    assert taken == [0, 1, 2, 0, 1]
 
 
 def test_arrays_survive_slicing_and_chunks() -> None:

@@ -19,7 +19,10 @@ from sklearn.metrics import roc_auc_score
 
 from cxr.cluster import Workers
 from cxr.datasets.shards import read_part
+from cxr.datasets.variation import NamedChange, varied
 from cxr.errors import SettingsError
+from cxr.models import acquisition, transforms
+from cxr.models.outputs import logit
 from cxr.progress import Progress
 from cxr.recipes import Recipe
 from cxr.storage.arrays import to_array
@@ -27,8 +30,9 @@ from cxr.training import loop, trainer
 from cxr.training.loaders import MemoryLoader
 from cxr.training.loop import Learner
 from cxr.training.preparation import list_training_images, load_model, prepare
-from cxr.training.settings import RunSettings, SharedSettings
+from cxr.training.settings import RunSettings
 from cxr.tuning import search, space, trials, tuner
+from cxr.tuning.settings import SearchSettings
 from tests.support.jobs import ROOT, SMALL, Ended, execute, run
 
 pytestmark = pytest.mark.cluster
@@ -59,11 +63,15 @@ def test_a_search_leaves_what_its_docstring_lists(searched: tuple[Ended, Path]) 
         assert len(trial["fold_aucs"]) == 3
         assert trial["auc"] == pytest.approx(np.mean(trial["fold_aucs"]))
         assert trial["auc_low"] <= trial["auc"] <= trial["auc_high"]
-    best = max(found, key=lambda trial: trial["auc"])
+        assert trial["stressed_auc_low"] <= trial["stressed_auc"] <= trial["stressed_auc_high"]
+        by_change = [trial[f"auc_{name}"] for name in acquisition.STRESS]
+        assert trial["stressed_auc"] == pytest.approx(np.mean(by_change))
+    best = max(found, key=lambda trial: trial["stressed_auc"])
     recipe = Recipe.from_json((output / "best.json").read_text())
     assert recipe.normalization == best["normalization"]
     assert recipe.class_weighting == best["class_weighting"]
     assert "4 of 4: " in ended.out
+    assert "settings by stressed AUC (--select stressed):" in ended.out
     assert "normalization: imagenet against none" in ended.out
     assert "n = 48 images of " in ended.out
 
@@ -91,6 +99,14 @@ def test_a_folds_logits_are_those_of_a_model_trained_on_the_other_patients(
     recipe = space.apply(Recipe.from_json(json.dumps(base)), setting)
     plan = plan_of(recipe, small_set, cache)
     assert plan.cached
+    decoded = plan_of(Recipe(image_px=64, frozen=0), small_set, cache).shards
+    pixels = pa.concat_tables(
+        [read_part(path) for paths in decoded.parts.values() for path in paths]
+    ).sort_by("row")
+    dark = varied(
+        NamedChange("gamma_high", 3), to_array(pixels["x"], (64, 64), "uint8"), np.arange(48)
+    )
+    images = transforms.normalize(torch.from_numpy(dark)[:, None], recipe.normalization)
     parts = [read_part(path) for paths in plan.shards.parts.values() for path in paths]
     rows = pa.concat_tables(parts).sort_by("row")
     x = torch.from_numpy(to_array(rows["x"], plan.shards.shape, plan.shards.dtype))
@@ -111,13 +127,14 @@ def test_a_folds_logits_are_those_of_a_model_trained_on_the_other_patients(
             MemoryLoader(x[chosen], torch.from_numpy(label[chosen]), recipe, row[chosen])
             for chosen in (trained_on, held_out)
         )
-        epochs = [
-            (is_best, predictions) for _, is_best, predictions
-            in loop.epochs(learner, loader, validation, [])
-        ]  # fmt: skip
-        best = [predictions for is_best, predictions in epochs if is_best][-1]
+        for _, is_best, predictions in loop.epochs(learner, loader, validation, []):
+            if is_best:
+                best = predictions
+                with torch.no_grad():
+                    darkened = logit(learner.model.eval()(images[held_out])).numpy()
         assert best["row"].tolist() == judged["row"].to_pylist()
         assert best["logit"] == pytest.approx(np.asarray(judged["logit"]), abs=1e-5)
+        assert darkened == pytest.approx(np.asarray(judged["gamma_high"]), rel=1e-3, abs=1e-3)
 
 
 def plan_of(recipe: Recipe, small_set: Path, cache: str) -> trainer.Plan:
@@ -140,7 +157,7 @@ def test_best_json_trains_to_the_trials_figure(
     assert ended.code == 0, ended.err
     result = json.loads((tmp_path / "run" / "tuned" / "result.json").read_text())
     found = pq.read_table(searched[1] / "trials.parquet").to_pylist()
-    best = max(found, key=lambda trial: trial["auc"])
+    best = max(found, key=lambda trial: trial["stressed_auc"])
     assert result["auc"] == pytest.approx(best["fold_aucs"][0], abs=1e-6)
 
 
@@ -197,7 +214,7 @@ def test_optuna_draws_from_finished_trials_and_goes_on(
 ) -> None:
     words = (
         *HEADS, "--data", str(small_set), "--cache", cache, "--output", str(tmp_path / "out"),
-        "--search", "normalization=none,imagenet", "learning_rate", "head_width",
+        "--augmentation", "acquisition", "--search", "views=1,3", "learning_rate", "head_width",
         "--sampler", "optuna", "--trials", "4",
     )  # fmt: skip
     assert execute("tune", *words).code == 0
@@ -206,7 +223,7 @@ def test_optuna_draws_from_finished_trials_and_goes_on(
     for trial in before:
         assert 1e-5 <= trial["learning_rate"] <= 1e-2
         assert 16 <= trial["head_width"] <= 1024
-        assert trial["normalization"] in ("none", "imagenet")
+        assert trial["views"] in (1, 3)
         assert np.isfinite(trial["fold_aucs"]).all()
     folders = sorted((tmp_path / "out" / "trials").iterdir())
     (folders[1] / "fold-1.parquet").unlink()
@@ -246,6 +263,15 @@ runpy.run_path({str(ROOT / "jobs" / "tune.py")!r}, run_name="__main__")
         for k, auc in enumerate(trial["fold_aucs"]):
             table = pq.read_table(folder / f"fold-{k}.parquet")
             assert auc == pytest.approx(roc_auc_score(table["label"], table["logit"]))
+        tables = [pq.read_table(folder / f"fold-{k}.parquet") for k in range(3)]
+        under_changes = [
+            roc_auc_score(table["label"], table[name])
+            for table in tables
+            for name in acquisition.STRESS
+        ]
+        assert trial["stressed_auc"] == pytest.approx(np.mean(under_changes))
+        assert all(len(set(table["noise"].to_pylist())) > 10 for table in tables)
+        assert all(table["noise"] != table["logit"] for table in tables)
 
 
 def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
@@ -261,9 +287,8 @@ def test_a_drawn_network_behind_the_others_is_stopped_and_says_so(
 
     monkeypatch.setattr(trials, "judge", judge)
     shared = trials.Shared(
-        Recipe(), str(tmp_path / "trials"), 3, cached=False, shards={}, state=ray.put({}),
-        workers=Workers(1, 1),
-        gpu=False, stops=True,
+        Recipe(), str(tmp_path / "trials"), 3, cached=False, shards={}, changed=None,
+        ranks_stressed=False, state=ray.put({}), workers=Workers(1, 1), gpu=False, stops=True,
     )  # fmt: skip
     reasons = tuner.run_trials(shared, wanted, str(tmp_path / "out"))
     expected: dict[str, str] = {}
@@ -287,8 +312,8 @@ def test_a_search_at_random_needs_no_optuna(
     for name in ("optuna", "ray.tune.search.optuna"):
         monkeypatch.setitem(sys.modules, name, None)
     shared = trials.Shared(
-        Recipe(), str(tmp_path / "trials"), 3, cached=True, shards={}, state=ray.put({}),
-        workers=Workers(1, 1), gpu=False, stops=False,
+        Recipe(), str(tmp_path / "trials"), 3, cached=True, shards={}, changed=None,
+        ranks_stressed=False, state=ray.put({}), workers=Workers(1, 1), gpu=False, stops=False,
     )  # fmt: skip
     asked = space.parse(("normalization",), None)
     progress = Progress("trials", 5, lines=False)
@@ -301,7 +326,7 @@ def test_a_search_at_random_needs_no_optuna(
 def test_a_search_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     """search.json as version 0.1.0 wrote it."""
     asked, recipe = space.parse(("class_weighting=none,focal",), None), Recipe()
-    settings = SharedSettings(output=str(tmp_path), weights="none")
+    settings = SearchSettings(output=str(tmp_path), weights="none", stress_images=0)
     kept = {
         "space": {"grid": {"class_weighting": ["none", "focal"]}, "sampled": [], "trials": 2,
                   "seed": 0, "sampler": "random"},
@@ -310,6 +335,9 @@ def test_a_search_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "search.json").write_text(json.dumps(kept))
     search.open_output(recipe, asked, settings)
+    search.open_output(recipe, asked, dataclasses.replace(settings, select="clean"))
+    with pytest.raises(SettingsError, match="holds a search with stress_images None, not 128"):
+        search.open_output(recipe, asked, dataclasses.replace(settings, stress_images=128))
     with pytest.raises(SettingsError, match="holds a search with folds 5, not 4"):
         search.open_output(recipe, asked, dataclasses.replace(settings, folds=4))
 
@@ -319,7 +347,7 @@ def test_a_search_that_cannot_be_read_is_refused_with_one_line(
     content: str, tmp_path: Path
 ) -> None:
     (tmp_path / "search.json").write_text(content)
-    settings = SharedSettings(output=str(tmp_path), weights="none")
+    settings = SearchSettings(output=str(tmp_path), weights="none")
     with pytest.raises(SettingsError, match="not a search that this version of cxr can resume"):
         search.open_output(Recipe(), space.parse(("normalization",), None), settings)
 
@@ -332,6 +360,9 @@ def test_a_search_that_cannot_be_read_is_refused_with_one_line(
         (("--data", "/nowhere"), "/nowhere: not found"),
         (("--trials", "3"), "trials: 3 cannot try the 25 points of the grid"),
         (("--sampler", "optuna"), "sampler: optuna has nothing to draw"),
+        (("--search", "views=1,4"), "views: 4 views need an augmentation that draws them"),
+        (("--stress-images", "-1"), "stress_images: -1 is below 0"),
+        (("--image-px", "31", "--backbone", "squeezenet1_1"), "too small for acquisition changes"),
     ],
 )
 def test_bad_input_is_one_clear_message(

@@ -1,5 +1,6 @@
 """The settings of a search: the full grid, seeded draws, and refusal of the rest."""
 
+import dataclasses
 import itertools
 from typing import get_args
 
@@ -23,6 +24,26 @@ def test_a_grid_can_be_cut_down() -> None:
     cut = space.parse(("normalization=none,imagenet", "class_weighting"), None)
     assert cut.grid["normalization"] == ("none", "imagenet")
     assert len(cut.settings) == 10
+
+
+def test_numbers_are_tried_as_listed() -> None:
+    asked = space.parse(
+        ("views=1,4", "augmentation_strength", "weight_decay=0.01,0.1", "dropout"), 16
+    )
+    assert asked.grid == {
+        "views": (1, 4), "augmentation_strength": (0.5, 1.0), "weight_decay": (0.01, 0.1),
+    }  # fmt: skip
+    assert asked.sampled == ("dropout",)
+    assert len(asked.points) == 8
+    assert len(asked.settings) == 16
+
+
+def test_one_view_is_the_image_as_it_is() -> None:
+    base = dataclasses.replace(RECIPES["best"], augmentation="acquisition")
+    assert space.apply(base, {"views": 1}).augmentation == "none"
+    several = space.apply(base, {"views": 4, "augmentation_strength": 0.5})
+    assert (several.augmentation, several.views) == ("acquisition", 4)
+    assert several.augmentation_strength == 0.5
 
 
 def test_draws_are_in_range_the_same_each_time_and_take_turns_on_the_grid() -> None:
@@ -62,7 +83,9 @@ def test_a_settings_name_is_its_own() -> None:
         (("normalization=sepia",), None, r"unknown normalization 'sepia'\. Choices: none, unit"),
         (("normalization=none,none",), None, r"a value of normalization is given twice"),
         (("normalization", "normalization"), None, r"normalization is given twice"),
-        (("learning_rate=0.1",), None, r"learning_rate is drawn from .*; give no values"),
+        (("learning_rate=fast",), None, r"learning_rate 'fast' is not a number"),
+        (("views=1,2.5",), None, r"views '2.5' is not a whole number"),
+        (("weight_decay=0.1,0.10",), None, r"a value of weight_decay is given twice"),
         (BOTH, 24, r"trials: 24 cannot try the 25 points"),
         (BOTH, 26, r"trials: the grid has 25 points, and nothing else varies"),
         (("learning_rate",), 0, r"trials: 0 cannot try the 1 points"),

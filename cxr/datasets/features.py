@@ -1,8 +1,9 @@
 """The frozen part of a backbone, run once over a data set and cached.
 
 Ten epochs of a head then take hardly longer than one, and recipes with the same backbone, weights,
-image size and normalization share the features. All passes of a call share one pool of actors,
-since starting an actor takes seconds.
+image size and normalization share the features. A pass may change the images first: drawn views to
+train on, and acquisition changes to judge by, have features of their own. All passes of a call
+share one pool of actors, since starting an actor takes seconds.
 """
 
 import uuid
@@ -16,8 +17,9 @@ import torch
 
 from cxr import cluster, storage
 from cxr.cluster.counter import ClusterProgress
-from cxr.datasets.extractor import FeatureExtractor
+from cxr.datasets.extractor import FeatureExtractor, Work
 from cxr.datasets.shards import Shards, finish_shards, load_shards, part_file, shards_key
+from cxr.datasets.variation import Variation
 from cxr.inference import devices
 from cxr.inference.engine import CPU_THREADS
 from cxr.inference.networks import send_frozen_part
@@ -35,6 +37,24 @@ class Pass:
     """Gives image size and normalization."""
     model: Classifier
     """With its weights; only `model.prefix` is used."""
+    variation: Variation | None = None
+    """What is done to the pixels before; None where they stay as they are."""
+
+    def network(self, *, onnx: bool) -> tuple[object, ...]:
+        """What its frozen part is, for keys.
+
+        Args:
+            onnx: whether ONNX Runtime computes it.
+        """
+        return (
+            self.recipe.backbone,
+            self.recipe.pooling,
+            self.model.num_frozen,
+            self.recipe.normalization,
+            transforms.VERSION,
+            classifier.digest(self.model.states(frozen=True)),
+            "onnx" if onnx else "torch",
+        )
 
     def folder(self, cache: str, *, onnx: bool) -> str:
         """The folder of its features.
@@ -46,16 +66,8 @@ class Pass:
             cache: folder or bucket prefix.
             onnx: whether ONNX Runtime computes them.
         """
-        key = shards_key(
-            self.pixels,
-            self.recipe.backbone,
-            self.recipe.pooling,
-            self.model.num_frozen,
-            self.recipe.normalization,
-            transforms.VERSION,
-            classifier.digest(self.model.states(frozen=True)),
-            "onnx" if onnx else "torch",
-        )
+        changed = [self.variation.key] if self.variation else []
+        key = shards_key(self.pixels, *self.network(onnx=onnx), *changed)
         return storage.join(storage.absolute(cache), "features", key)
 
 
@@ -102,14 +114,21 @@ def _run(missing: dict[str, Pass], *, gpu: bool, onnx: bool) -> dict[str, Shards
     pool = cluster.pool(len(work), CPU_THREADS, gpu=gpu)
     names = ", ".join(dict.fromkeys(frozen.recipe.backbone for frozen in passes))
     with ClusterProgress(f"frozen convolutions of {names}", num_images) as progress:
+        # Passes that differ in their images share a network, in the object store and in the actors.
+        keys = [(*frozen.network(onnx=onnx), frozen.recipe.image_px) for frozen in passes]
+        distinct = dict(zip(keys, passes, strict=True))
         networks = [
-            send_frozen_part(frozen.recipe, frozen.model, gpu=gpu, onnx=onnx) for frozen in passes
+            send_frozen_part(frozen.recipe, frozen.model, gpu=gpu, onnx=onnx)
+            for frozen in distinct.values()
         ]
-        sides = [frozen.recipe.image_px for frozen in passes]
+        works = [
+            Work(list(distinct).index(name), frozen.recipe.image_px, frozen.variation)
+            for name, frozen in zip(keys, passes, strict=True)
+        ]
         done: Any = pool.map(
             ray.data.from_blocks(work),
             FeatureExtractor,
-            (networks, sides, pool.share.threads, progress.counter),
+            (networks, works, pool.share.threads, progress.counter),
         ).take_all()
     written = sorted((row["number"], row["fold"], row["target"]) for row in done)
     features = {}

@@ -221,6 +221,36 @@ def load_shards(folder: str) -> Shards | None:
     )
 
 
+def take_first(shards: Shards, num_rows: int, cache: str) -> Shards:
+    """The first rows of each fold, which are a random sample where the order is random.
+
+    Args:
+        shards: of a data set.
+        num_rows: of each fold; all where it has fewer.
+        cache: folder or bucket prefix for the copy.
+    """
+    folder = storage.join(storage.absolute(cache), "pixels", shards_key(shards, "first", num_rows))
+    if taken := load_shards(folder):
+        return taken
+    attempt = uuid.uuid4().hex[:12]
+    parts: dict[int, list[str]] = {}
+    tables = []
+    for fold, paths in shards.parts.items():
+        num_left = num_rows
+        for index, path in enumerate(paths):
+            if num_left <= 0:
+                break
+            rows = read_part(path).slice(0, num_left)
+            parts.setdefault(fold, []).append(part_file(folder, attempt, fold, index))
+            storage.write_table(parts[fold][-1], rows)
+            tables.append(rows.drop_columns(["x"]))
+            num_left -= len(rows)
+    table = pa.concat_tables(tables).sort_by("row").select(shards.table.column_names)
+    return finish_shards(
+        folder, shards.shape, shards.dtype, parts, table, shards.failed.slice(0, 0)
+    )
+
+
 def shards_key(shards: Shards, *settings: object) -> str:
     """The cache key of what is computed from shards with the given settings."""
     return key(shards.folder.rsplit("/", 1)[1], *settings)

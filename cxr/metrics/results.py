@@ -1,7 +1,7 @@
 """Results that pages and tables show: of a version, of a trial, of a search."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 History = Sequence[Mapping[str, Any]]
@@ -102,6 +102,10 @@ class TrialResult:
     """Wall clock of the trial, all folds together."""
     reason: str = ""
     """Why it failed; empty if it did not."""
+    stressed_auc: Interval | None = None
+    """Mean over acquisition changes, then as `auc`; None where undefined or not computed."""
+    change_aucs: Mapping[str, float] = field(default_factory=dict)
+    """The AUC under each acquisition change, mean over the folds; empty as `stressed_auc`."""
 
     @property
     def failed(self) -> bool:

@@ -136,8 +136,22 @@ def restore(recipe: Recipe, state: State) -> Classifier:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise what `build` would raise, without spending memory on weights."""
-    skeleton(recipe)
+    """Raise what `build` would raise, without spending memory on weights.
+
+    Raises:
+        SettingsError: as `build`, or there is nothing that could draw or run over several views.
+    """
+    model = skeleton(recipe)
+    if recipe.views > 1 and recipe.augmentation == "none":
+        raise SettingsError(
+            f"views: {recipe.views} views need an augmentation that draws them. Give --augmentation"
+            " acquisition, or leave --views out."
+        )
+    if recipe.views > 1 and not model.num_frozen:
+        raise SettingsError(
+            f"views: {recipe.views} views are of frozen layers, and this recipe trains all. Leave"
+            " --views out: layers that are trained see a new view in every epoch."
+        )
 
 
 def leading_convolutions(

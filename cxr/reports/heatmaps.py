@@ -9,6 +9,7 @@ from cxr.metrics.results import Interval, TrialResult
 
 _METRICS: Final[Mapping[str, Callable[[TrialResult], Interval | None]]] = {
     "AUC": lambda trial: trial.auc,
+    "Stressed AUC": lambda trial: trial.stressed_auc,
     "Balanced accuracy": lambda trial: trial.balanced_accuracy,
 }
 
@@ -45,6 +46,8 @@ class HeatMap:
 def heat_maps(grid: Mapping[str, Sequence[str]], trials: Sequence[TrialResult]) -> list[HeatMap]:
     """Maps of the first two factors, for each metric and each combination of the other factors.
 
+    There is none of the stressed AUC where no trial has one.
+
     Args:
         grid: the factors with their values; without any there is no map.
         trials: the best first.
@@ -58,10 +61,13 @@ def heat_maps(grid: Mapping[str, Sequence[str]], trials: Sequence[TrialResult]) 
     row_factor, *others = grid
     column_factor = others[0] if others else ""
     columns = [(level,) for level in grid[column_factor]] if others else [()]
+    is_stressed = any(trial.stressed_auc for trial in trials)
     maps = []
     for fixed in itertools.product(*(grid[factor] for factor in others[1:])):
         where = ", ".join(_named(dict(zip(others[1:], fixed, strict=True))))
         for metric, estimate_of in _METRICS.items():
+            if metric == "Stressed AUC" and not is_stressed:
+                continue
             estimates = [estimate_of(group[0]) for group in same.values() if group]
             values = [estimate.value for estimate in estimates if estimate]
             low, high = min(values, default=None), max(values, default=None)

@@ -1,9 +1,9 @@
 """The page on a search over training settings: what matters, by how much, and what was best."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, Literal
 
 from markupsafe import Markup
 
@@ -36,17 +36,44 @@ class TuningReport:
     """The same patient-disjoint folds for every trial."""
     num_images: int
     num_patients: int
+    select: Literal["clean", "stressed"] = "clean"
+    """By which AUC trials are ranked and effects are measured."""
+    stress: str = ""
+    """A sentence on what the stressed AUC is; empty where there is none."""
     notes: Sequence[str] = ()
     """What a reader must know, such as how many images were skipped and why."""
     facts: Mapping[str, Any] | None = None
     """Where the figures come from: versions, machine, time."""
 
 
+@dataclass(frozen=True)
+class _Figure:
+    """By what trials are ranked."""
+
+    name: str
+    of: Callable[[TrialResult], Interval | None]
+
+
+_FIGURES: Final[Mapping[str, _Figure]] = {
+    "clean": _Figure("AUC", lambda trial: trial.auc),
+    "stressed": _Figure("stressed AUC", lambda trial: trial.stressed_auc),
+}
+
+_COLUMNS: Final = (
+    "setting", "AUC", "stressed AUC", "balanced accuracy", "AUC per fold", "seconds",
+)  # fmt: skip
+
+_CLEAN_COLUMNS: Final = tuple(name for name in _COLUMNS if name != "stressed AUC")
+
+
 def tuning_page(report: TuningReport) -> str:
     """The report as one HTML document that loads nothing."""
     # Best first; equal ones in the order given.
-    ranked = sorted((trial for trial in report.trials if trial.auc), key=_auc, reverse=True)
-    unranked = [trial for trial in report.trials if trial.auc is None]
+    figure = _FIGURES[report.select]
+    aucs = [(auc.value, trial) for trial in report.trials if (auc := figure.of(trial))]
+    aucs.sort(key=lambda pair: pair[0], reverse=True)
+    ranked = [trial for _, trial in aucs]
+    unranked = [trial for trial in report.trials if figure.of(trial) is None]
     num_failed = sum(trial.failed for trial in report.trials)
     losses = {"failed": num_failed, "undefined": len(unranked) - num_failed}
     maps = heat_maps(report.grid, [*ranked, *unranked])
@@ -61,31 +88,29 @@ def tuning_page(report: TuningReport) -> str:
         ranked=ranked,
         unranked=unranked,
         losses=", ".join(f"{number:,} {outcome}" for outcome, number in losses.items() if number),
-        num_ties=sum(_auc(trial) == _auc(ranked[0]) for trial in ranked) - 1,
+        num_ties=sum(auc == aucs[0][0] for auc, _ in aucs) - 1,
+        figure=figure.name,
+        best_auc=figure.of(ranked[0]) if ranked else None,
+        columns=_COLUMNS if any(trial.stressed_auc for trial in report.trials) else _CLEAN_COLUMNS,
         label_of=functools.partial(setting_label, report.grid),
         heat_maps=maps,
         several_in_a_cell=any(
             cell.num_trials > 1 for heat_map in maps for _, cells in heat_map.rows for cell in cells
         ),
-        effects=_effect_figures(report.effects),
+        effects=_effect_figures(report.effects, figure.name),
         margin=f"{AUC_MARGIN:g}",
         samples=[
-            (factor, *_sample_figure(f"sampled-{index}", factor, report.trials))
+            (factor, *_sample_figure(f"sampled-{index}", factor, report.trials, figure))
             for index, factor in enumerate(report.sampled)
         ],
     )
-
-
-def _auc(trial: TrialResult) -> float:
-    """The AUC of a trial that has one."""
-    return cast(Interval, trial.auc).value
 
 
 def _bounds(interval: Interval) -> tuple[float, float, float]:
     return interval.low, interval.value, interval.high
 
 
-def _effect_figures(effects: Sequence[Effect]) -> list[tuple[str, Markup, str]]:
+def _effect_figures(effects: Sequence[Effect], name: str) -> list[tuple[str, Markup, str]]:
     """Heading, differences around a zero line, and sample size, per factor and reference."""
     groups: dict[tuple[str, str], list[Effect]] = {}
     for effect in effects:
@@ -97,10 +122,10 @@ def _effect_figures(effects: Sequence[Effect]) -> list[tuple[str, Markup, str]]:
             f"{factor}, against {reference}",
             comparison.differences(
                 f"effect-{index}",
-                f"Change in AUC by {factor}, against {reference}",
+                f"Change in {name} by {factor}, against {reference}",
                 [(effect.level, *_bounds(effect.difference)) for effect in group],
                 span,
-                f"AUC, minus that of {fitted(reference)}",
+                f"{name}, minus that of {fitted(reference)}",
             ),
             _sample_sizes(group),
         )
@@ -120,14 +145,14 @@ def _sample_sizes(effects: Sequence[Effect]) -> str:
 
 
 def _sample_figure(
-    name: str, factor: str, trials: Sequence[TrialResult]
+    name: str, factor: str, trials: Sequence[TrialResult], figure: _Figure
 ) -> tuple[Markup | None, int, int]:
     """AUC against a drawn value, the number of trials that drew one, and of those with an AUC.
 
     Without an AUC the figure is None.
     """
     drawn = [
-        (value, trial.auc)
+        (value, figure.of(trial))
         for trial in trials
         if isinstance(value := trial.setting.get(factor), (int, float))
     ]
@@ -135,6 +160,6 @@ def _sample_figure(
     if not points:
         return None, len(drawn), 0
     missing = [value for value, auc in drawn if not auc]
-    description = f"AUC against {factor}"
-    figure = comparison.scatter(name, description, points, missing, fitted(factor), "AUC")
-    return figure, len(drawn), len(points)
+    description = f"{figure.name} against {factor}"
+    drawing = comparison.scatter(name, description, points, missing, fitted(factor), figure.name)
+    return drawing, len(drawn), len(points)

@@ -1,6 +1,6 @@
 """How a training worker gets its part of each global batch: from its memory, or from a stream."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -113,6 +113,17 @@ class MemoryLoader:
             position = position[position % self.world == self.rank]
             own = torch.from_numpy(position // self.world)
             yield Batch(self.x[own], self.label[own], torch.from_numpy(self.rows[position]))
+
+
+class RotatingLoader:
+    """Takes another data set in each epoch, in turn."""
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        """Of equal rows, such as several views of the same images."""
+        self.loaders = loaders
+
+    def batches(self, epoch: int | None) -> Iterator[Batch]:
+        return self.loaders[((epoch or 1) - 1) % len(self.loaders)].batches(epoch)
 
 
 class StreamLoader:

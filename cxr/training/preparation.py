@@ -1,6 +1,7 @@
 """From a recipe to a plan: its weights, the folds of its data, pixels and frozen features."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cxr.datasets.headers import list_labeled_set
 from cxr.datasets.pixels import CONTRADICTING, IN_ANOTHER_FOLD, count_reasons, decode_shards
 from cxr.datasets.shards import Shards
 from cxr.datasets.splits import Splits
+from cxr.datasets.variation import views
 from cxr.errors import DataError
 from cxr.models import classifier, weights
 from cxr.models.classifier import Classifier
@@ -138,8 +140,11 @@ def starts_at_random(recipe: Recipe, settings: SharedSettings) -> bool:
 
 
 def runs_frozen_part_once(recipe: Recipe, model: Classifier) -> bool:
-    """Whether a recipe trains on cached features: nothing before its tail ever changes."""
-    return model.num_frozen > 0 and recipe.augmentation == "none"
+    """Whether a recipe trains on cached features: its frozen part runs once over each view.
+
+    With an augmentation and one view it does not, since each epoch draws new changes.
+    """
+    return model.num_frozen > 0 and (recipe.augmentation == "none" or recipe.views > 1)
 
 
 def prepare(
@@ -185,13 +190,23 @@ def prepare(
         )
     started = time.monotonic()
     once = [i for i, plan in enumerate(plans) if runs_frozen_part_once(plan.recipe, plan.model)]
-    passes = [features.Pass(plans[i].shards, plans[i].recipe, plans[i].model) for i in once]
-    extracted = features.extract(passes, settings.cache, gpu=gpu)
-    # The passes share one pool of actors, so each recipe is charged an equal part.
-    part = (time.monotonic() - started) / max(len(once), 1)
-    for i, shards in zip(once, extracted, strict=True):
+    # Over all folds, so that runs which hold out another one and searches use the same views.
+    passes = [
+        features.Pass(plans[i].shards, plans[i].recipe, plans[i].model, view)
+        for i in once
+        for view in views(plans[i].recipe)
+    ]
+    extracted = iter(features.extract(passes, settings.cache, gpu=gpu))
+    # The passes share one pool of actors, so each recipe is charged an equal part for each view.
+    part = (time.monotonic() - started) / max(len(passes), 1)
+    for i in once:
+        shards, *drawn = itertools.islice(extracted, plans[i].recipe.views)
         plans[i] = dataclasses.replace(
-            plans[i], shards=shards, cached=True, seconds=plans[i].seconds + part
+            plans[i],
+            shards=shards,
+            drawn=tuple(drawn),
+            cached=True,
+            seconds=plans[i].seconds + part * plans[i].recipe.views,
         )
     return plans
 

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 import ray
+import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -30,13 +31,14 @@ from cxr.cluster import Workers
 from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import Shards
 from cxr.datasets.split import SplitConfig
+from cxr.datasets.variation import rotate
 from cxr.errors import CxrError, DataError, SettingsError
 from cxr.labels import CLASSES
 from cxr.models import classifier
 from cxr.models.classifier import Classifier, State
 from cxr.recipes import EFFECTIVE_NUMBER_BETA, FIXED_CLASS_WEIGHTS, Recipe
 from cxr.training.entry import train_worker
-from cxr.training.worker import Task, WorkerConfig
+from cxr.training.worker import Task, WorkerConfig, training_set, validation_set
 
 MAX_FAILURES: Final = 3
 """Times that a run restarts from its last epoch after a worker died."""
@@ -62,6 +64,13 @@ class Plan:
     """Where the pretrained weights came from."""
     seconds: float = 0.0
     """What decoding and the frozen part took."""
+    drawn: tuple[Shards, ...] = ()
+    """Features of drawn views of the same images; `shards` has the images as they are."""
+
+    @property
+    def rotation(self) -> list[Shards]:
+        """The data sets that epochs train on in turn; one where there are no drawn views."""
+        return rotate([self.shards, *self.drawn])
 
     @property
     def name(self) -> str:
@@ -205,7 +214,6 @@ def _trainer(
 ) -> ray.train.torch.TorchTrainer:
     share = cluster.share(workers.min, gpu=gpu)
     elastic = workers.max > workers.min
-    columns = ("row", "label", "x")
     config = WorkerConfig(
         tasks=tuple(_task(plan) for plan in plans),
         threads=share.threads,
@@ -217,12 +225,17 @@ def _trainer(
         train_worker,
         train_loop_config={"worker": ray.put(config)},
         datasets={
-            f"{plan.name}/{part}": plan.shards.dataset(folds, columns)
+            name: dataset
             for plan in plans
-            for part, folds in (("train", plan.train_folds), ("validation", plan.validation_folds))
+            for name, dataset in _datasets(plan, ("row", "label", "x")).items()
         },
         dataset_config=SplitConfig(
-            whole=[f"{plan.name}/train" for plan in plans if plan.recipe.loading == "memory"]
+            whole=[
+                training_set(plan.name, number)
+                for plan in plans
+                for number in range(1 + len(plan.drawn))
+                if plan.recipe.loading == "memory"
+            ]
         ),
         scaling_config=ray.train.ScalingConfig(
             # Ray's own signature lacks the pair that it takes.
@@ -238,6 +251,16 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
+
+
+def _datasets(plan: Plan, columns: Sequence[str]) -> dict[str, ray.data.Dataset]:
+    """What the workers of a plan read, by the names that they ask for."""
+    training = {
+        training_set(plan.name, number): shards.dataset(plan.train_folds, columns)
+        for number, shards in enumerate(plan.rotation)
+    }
+    validation = plan.shards.dataset(plan.validation_folds, columns)
+    return training | {validation_set(plan.name): validation}
 
 
 def _check_classes(plan: Plan) -> None:
@@ -257,6 +280,7 @@ def _task(plan: Plan) -> Task:
         dtype=plan.shards.dtype,
         cached=plan.cached,
         rows=np.sort(np.asarray(train["row"])),
+        num_views=1 + len(plan.drawn),
         class_weights=class_weights(plan.recipe, np.asarray(train["label"])),
         state=ray.put(dict(classifier.trained_state(plan.model, plan.cached))),
     )

@@ -24,7 +24,13 @@ from cxr import storage
 from cxr.cluster.counter import Counter
 from cxr.models.classifier import State
 from cxr.recipes import Recipe
-from cxr.training.loaders import READ_ROWS, Loader, MemoryLoader, StreamLoader
+from cxr.training.loaders import (
+    READ_ROWS,
+    Loader,
+    MemoryLoader,
+    RotatingLoader,
+    StreamLoader,
+)
 from cxr.training.loop import Learner, epochs, is_over
 
 COUNT_EVERY_S: Final = 0.5
@@ -47,6 +53,8 @@ class Task:
     """Whether rows are features of the frozen part, else pixels."""
     rows: NDArray[Any]
     """Row numbers of the training images, sorted, int64 (N,)."""
+    num_views: int
+    """Data sets of the same training images that epochs take in turn."""
     class_weights: tuple[float, ...]
     """Loss weight of each class."""
     state: "ray.ObjectRef[State]"
@@ -66,6 +74,16 @@ class WorkerConfig:
     """Folder of Ray Train's checkpoints."""
     counter: "ActorHandle[Counter] | None"
     """Counts the images trained on; None where nobody watches."""
+
+
+def training_set(recipe: str, number: int) -> str:
+    """Ray Train's name of a data set that a recipe trains on; epochs take its numbers in turn."""
+    return f"{recipe}/train/{number}"
+
+
+def validation_set(recipe: str) -> str:
+    """Ray Train's name of the data set that judges a recipe."""
+    return f"{recipe}/validation"
 
 
 def train(worker: WorkerConfig) -> None:
@@ -127,14 +145,16 @@ def _loaders(task: Task, rank: int, world: int) -> tuple[Loader, Loader]:
     """This worker's part of the training and of the validation images."""
     recipe = task.recipe
     form = (recipe, task.shape, task.dtype)
-    train_rows, validation_rows = (
-        ray.train.get_dataset_shard(f"{recipe.name}/{part}") for part in ("train", "validation")
-    )
-    validation = StreamLoader(validation_rows, *form, rank, world)
-    if recipe.loading == "stream":
-        return StreamLoader(train_rows, *form, rank, world), validation
-    batches = train_rows.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow")
-    return MemoryLoader.read(batches, *form, task.rows, rank, world), validation
+    loaders: list[Loader] = []
+    for number in range(task.num_views):
+        rows = ray.train.get_dataset_shard(training_set(recipe.name, number))
+        if recipe.loading == "stream":
+            loaders.append(StreamLoader(rows, *form, rank, world))
+        else:
+            batches = rows.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow")
+            loaders.append(MemoryLoader.read(batches, *form, task.rows, rank, world))
+    rows = ray.train.get_dataset_shard(validation_set(recipe.name))
+    return RotatingLoader(loaders), StreamLoader(rows, *form, rank, world)
 
 
 def _counting(counter: "ActorHandle[Counter] | None") -> Callable[[int], None] | None:

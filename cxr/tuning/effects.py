@@ -15,22 +15,39 @@ import numpy.typing as npt
 from cxr import metrics
 from cxr.metrics import LEVEL, Floats
 from cxr.metrics.results import AUC_MARGIN, Effect, Interval
+from cxr.tuning.space import Level
 
 NUM_RESAMPLES: Final = 1000
 
 
 @dataclass(frozen=True)
-class Judged:
-    """AUC and balanced accuracy of several settings on the same folds."""
+class Estimates:
+    """A figure of several settings on the same folds and resamples."""
 
-    auc: Floats
+    values: Floats
     """Of each setting and fold, (T, K); NaN where undefined."""
-    balanced_accuracy: Floats
-    """At the threshold that Youden's index chooses on the fold itself, (T, K)."""
-    resampled_auc: Floats
+    resampled: Floats
     """Mean over folds of each setting in each resample, (T, B)."""
-    resampled_balanced_accuracy: Floats
-    """(T, B)."""
+
+    def interval(self, index: int) -> Interval | None:
+        """A setting's mean over folds with its interval; None where a fold is undefined."""
+        values = self.values[index]
+        if not np.isfinite(values).all():
+            return None
+        return _interval(float(values.mean()), self.resampled[index])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Figures of several settings on the same folds, all from the same resamples."""
+
+    auc: Estimates
+    balanced_accuracy: Estimates
+    """At the threshold that Youden's index chooses on the fold itself."""
+    stressed_auc: Estimates
+    """Mean over the changes of the images; NaN without any."""
+    change_aucs: Floats
+    """Of each setting, change and fold, (T, C, K); NaN where undefined."""
 
 
 def judge(
@@ -38,6 +55,8 @@ def judge(
     folds: npt.NDArray[np.int64],
     patients: Sequence[str],
     logits: Floats,
+    members: npt.NDArray[np.int64],
+    stressed: Floats,
     *,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -50,6 +69,8 @@ def judge(
         patients: the patient of each image, N keys.
         logits: of each setting, by the model not trained on the image's fold, (T, N); NaN for a
             setting that failed.
+        members: positions of the images that were also judged under changes, (M,).
+        stressed: the logits of those under each change, (T, C, M), NaN as in `logits`.
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -59,30 +80,51 @@ def judge(
     generator = np.random.default_rng(seed)
     names = np.unique(folds)
     shape = (len(logits), len(names))
-    auc, balanced = np.full(shape, np.nan), np.full(shape, np.nan)
+    auc, balanced, stressed_auc = (np.full(shape, np.nan) for _ in range(3))
+    by_change = np.full((len(logits), stressed.shape[1], len(names)), np.nan)
     drawn_auc = np.full((*shape, num_resamples), np.nan)
     drawn_balanced = np.full((*shape, num_resamples), np.nan)
+    drawn_stressed = np.full((*shape, num_resamples), np.nan)
     for k, fold in enumerate(names):
-        members = np.flatnonzero(folds == fold)
-        positive = y_true[members] == 1
-        _, patient = np.unique(np.asarray(patients)[members], return_inverse=True)
+        images = np.flatnonzero(folds == fold)
+        positive = y_true[images] == 1
+        _, patient = np.unique(np.asarray(patients)[images], return_inverse=True)
         drawn = metrics.draw_patients(generator, num_resamples, int(patient.max()) + 1)
-        weights = np.concatenate([np.ones((1, len(members))), drawn[:, patient]])
-        for t, scores in enumerate(logits[:, members]):
-            if not np.isfinite(scores).all() or positive.all() or not positive.any():
+        weights = np.concatenate([np.ones((1, len(images))), drawn[:, patient]])
+        for t, scores in enumerate(logits[:, images]):
+            if not _is_defined(positive, scores):
                 continue
             area = metrics.weighted_auc(positive, scores, weights)
             right = _balanced_accuracy(positive, scores, weights)
             auc[t, k], drawn_auc[t, k] = area[0], area[1:]
             balanced[t, k], drawn_balanced[t, k] = right[0], right[1:]
+        # The images under changes, with the weights that they have in the same resamples.
+        changed = np.flatnonzero(folds[members] == fold)
+        positions = np.searchsorted(images, members[changed])
+        positive, weights = positive[positions], weights[:, positions]
+        for t, of_changes in enumerate(stressed[:, :, changed]):
+            if len(of_changes) and all(_is_defined(positive, scores) for scores in of_changes):
+                areas = np.stack(
+                    [metrics.weighted_auc(positive, scores, weights) for scores in of_changes]
+                )
+                by_change[t, :, k], stressed_auc[t, k] = areas[:, 0], areas[:, 0].mean()
+                drawn_stressed[t, k] = areas[:, 1:].mean(axis=0)
     chosen = generator.integers(len(names), size=(num_resamples, len(names)))
     resample = np.arange(num_resamples)[:, None]
+
+    def estimates(values: Floats, drawn: Floats) -> Estimates:
+        return Estimates(values, drawn[:, chosen, resample].mean(axis=2))
+
     return Judged(
-        auc,
-        balanced,
-        drawn_auc[:, chosen, resample].mean(axis=2),
-        drawn_balanced[:, chosen, resample].mean(axis=2),
+        estimates(auc, drawn_auc),
+        estimates(balanced, drawn_balanced),
+        estimates(stressed_auc, drawn_stressed),
+        by_change,
     )
+
+
+def _is_defined(positive: metrics.Bools, scores: Floats) -> bool:
+    return bool(np.isfinite(scores).all() and positive.any() and not positive.all())
 
 
 def _balanced_accuracy(positive: metrics.Bools, scores: Floats, weights: Floats) -> Floats:
@@ -93,31 +135,32 @@ def _balanced_accuracy(positive: metrics.Bools, scores: Floats, weights: Floats)
     return (sensitivity + specificity) / 2
 
 
-def interval(values: Floats, resampled: Floats) -> Interval | None:
-    """The mean over folds with its percentile interval; None where a fold is undefined."""
-    if not np.isfinite(values).all():
-        return None
-    return _interval(float(values.mean()), resampled)
-
-
 def _interval(value: float, resampled: Floats) -> Interval:
+    """With percentile bounds."""
     low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
 
 def compare(
     settings: Sequence[Mapping[str, Any]],
-    judged: Judged,
-    grid: Mapping[str, Sequence[str]],
+    auc: Estimates,
+    grid: Mapping[str, Sequence[Level]],
     num_images: int,
     num_patients: int,
 ) -> list[Effect]:
     """The effect of each value of each factor against the factor's first.
 
     Averaged over the other factors of the grid, wherever both values have a figure there.
+
+    Args:
+        settings: T settings.
+        auc: of the settings, on images as they are or under changes.
+        grid: the factors with their values.
+        num_images: behind each figure.
+        num_patients: behind each figure.
     """
-    usable: metrics.Bools = np.asarray(np.isfinite(judged.auc).all(axis=1))
-    means = judged.auc.mean(axis=1)
+    usable: metrics.Bools = np.asarray(np.isfinite(auc.values).all(axis=1))
+    means = auc.values.mean(axis=1)
     effects = []
     for factor, levels in grid.items():
         for level in levels[1:]:
@@ -125,24 +168,22 @@ def compare(
             for ones, others in _pairs(settings, usable, grid, factor, level, levels[0]):
                 differences.append(means[ones].mean() - means[others].mean())
                 resampled.append(
-                    judged.resampled_auc[ones].mean(axis=0)
-                    - judged.resampled_auc[others].mean(axis=0)
+                    auc.resampled[ones].mean(axis=0) - auc.resampled[others].mean(axis=0)
                 )
             if differences:
                 difference = _interval(float(np.mean(differences)), np.mean(resampled, axis=0))
-                effects.append(
-                    Effect(factor, level, levels[0], difference, num_images, num_patients)
-                )
+                names = str(level), str(levels[0])
+                effects.append(Effect(factor, *names, difference, num_images, num_patients))
     return effects
 
 
 def _pairs(
     settings: Sequence[Mapping[str, Any]],
     usable: metrics.Bools,
-    grid: Mapping[str, Sequence[str]],
+    grid: Mapping[str, Sequence[Level]],
     factor: str,
-    level: str,
-    reference: str,
+    level: Level,
+    reference: Level,
 ) -> list[tuple[list[int], list[int]]]:
     """Settings with the level and with the reference, for each point of the other grid factors."""
     groups: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
@@ -153,10 +194,15 @@ def _pairs(
     return [(ones, others) for ones, others in groups.values() if ones and others]
 
 
-def sentence(effects: Sequence[Effect], factor: str) -> str:
+def sentence(effects: Sequence[Effect], factor: str, figure: str = "AUC") -> str:
     """Whether a factor helps, hurts or makes no difference by its best value against the reference.
 
     Where the interval of the difference allows none of the three, the sentence says so.
+
+    Args:
+        effects: of all factors.
+        factor: that the sentence is about.
+        figure: what the differences are of.
     """
     of_factor = [effect for effect in effects if effect.factor == factor]
     name = factor.replace("_", " ")
@@ -173,7 +219,7 @@ def sentence(effects: Sequence[Effect], factor: str) -> str:
         verdict, remark = "helps" if low > 0 else "hurts", ""
     several = " (the best of several values, so a little optimistic)" if len(of_factor) > 1 else ""
     return (
-        f"{name}: {best.level} against {best.reference} {verdict}: AUC"
+        f"{name}: {best.level} against {best.reference} {verdict}: {figure}"
         f" {best.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]{remark},"
         f" n = {best.num_images:,} images of {best.num_patients:,} patients{several}."
     )

@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from cxr import storage
 from cxr.errors import CxrError
-from cxr.metrics.results import Effect, TrialResult
+from cxr.metrics.results import Effect, Interval, TrialResult
 from cxr.models.checkpoint import package_versions
 from cxr.recipes import Recipe
 from cxr.reports import TuningReport, tuning_page
-from cxr.training.settings import SharedSettings
 from cxr.tuning import effects, space, trials
+from cxr.tuning.settings import SearchSettings
 from cxr.tuning.space import Setting, Space
 from cxr.tuning.trials import Shared
 
@@ -34,12 +34,13 @@ class Search:
     """The page."""
     best_recipe: str
     """The file with `best`."""
+    settings: SearchSettings
 
 
 def conclude(
     shared: Shared,
     asked: Space,
-    settings: SharedSettings,
+    settings: SearchSettings,
     images: pa.Table,
     reasons: Mapping[str, str],
     name: str,
@@ -61,18 +62,29 @@ def conclude(
     """
     output = settings.folder
     tried = asked.settings or trials.settings(shared.folder)
-    logits, seconds = trials.read(shared, tried, images)
+    read = trials.read(shared, tried, images)
     folds = np.asarray(images["fold"])
     patients = images["patient"].to_pylist()
-    judged = effects.judge(np.asarray(images["label"]), folds, patients, logits)
+    judged = effects.judge(
+        np.asarray(images["label"]), folds, patients, read.logits, read.members, read.stressed
+    )
     num_patients = len(set(patients))
     results = tuple(
-        _trial_result(setting, judged, index, seconds[index], reasons)
+        _trial_result(setting, judged, index, read.seconds[index], reasons, settings)
         for index, setting in enumerate(tried)
     )
-    compared = effects.compare(tried, judged, asked.grid, len(images), num_patients)
-    answers = tuple(effects.sentence(compared, factor) for factor in asked.grid)
-    ranked = [(trial.auc.value, -index) for index, trial in enumerate(results) if trial.auc]
+    ranks_by, auc, sample = "AUC", judged.auc, patients
+    if settings.ranks_stressed:
+        ranks_by, auc = "stressed AUC", judged.stressed_auc
+        sample = [patients[position] for position in read.members]
+    size = len(sample), len(set(sample))
+    compared = effects.compare(tried, auc, asked.grid, *size)
+    answers = tuple(effects.sentence(compared, factor, ranks_by) for factor in asked.grid)
+    ranked = [
+        (figure.value, -index)
+        for index, trial in enumerate(results)
+        if (figure := rank_figure(trial, settings))
+    ]
     if not ranked:
         raise CxrError(
             f"{output}: no trial gave a figure. The first reason:"
@@ -91,8 +103,10 @@ def conclude(
             recipe={
                 k: v for k, v in dataclasses.asdict(shared.recipe).items() if k not in tried[0]
             },
-            grid=asked.grid,
+            grid={name: tuple(map(str, values)) for name, values in asked.grid.items()},
             sampled=asked.sampled,
+            select="stressed" if settings.ranks_stressed else "clean",
+            stress=_describe_stress(shared, settings),
             trials=results,
             effects=compared,
             answers=answers,
@@ -110,7 +124,24 @@ def conclude(
         )
     )
     storage.write_bytes(report, page.encode())
-    return Search(results, tuple(compared), answers, best, report, best_recipe)
+    return Search(results, tuple(compared), answers, best, report, best_recipe, settings)
+
+
+def rank_figure(trial: TrialResult, settings: SearchSettings) -> Interval | None:
+    """What a trial is ranked by; None for one that is behind all others."""
+    return trial.stressed_auc if settings.ranks_stressed else trial.auc
+
+
+def _describe_stress(shared: Shared, settings: SearchSettings) -> str:
+    """Which images the stressed AUC is of; empty without any."""
+    if shared.changed is None:
+        return ""
+    names = ", ".join(change.name.replace("_", " ") for change in trials.CHANGES)
+    return (
+        f"Stressed AUC: the mean of the AUCs under {len(trials.CHANGES)} acquisition changes of"
+        f" medium severity ({names}), on {len(shared.changed.table):,} of the images, at most"
+        f" {settings.stress_images:,} of each fold."
+    )
 
 
 def _words(factor: str) -> str:
@@ -123,20 +154,30 @@ def _trial_result(
     index: int,
     seconds: float,
     reasons: Mapping[str, str],
+    settings: SearchSettings,
 ) -> TrialResult:
-    aucs = judged.auc[index]
+    aucs, stressed_aucs = judged.auc.values[index], judged.stressed_auc.values[index]
     reason = reasons.get(space.identity(setting), "")
     if not reason and (undefined := np.flatnonzero(~np.isfinite(aucs))).size:
         reason = f"the AUC is undefined in fold {undefined[0]}"
+    elif not reason and settings.ranks_stressed and not np.isfinite(stressed_aucs).all():
+        undefined = np.flatnonzero(~np.isfinite(stressed_aucs))
+        reason = f"the stressed AUC is undefined in fold {undefined[0]}"
+    stressed_auc = judged.stressed_auc.interval(index)
+    by_change = judged.change_aucs[index].mean(axis=1)
     return TrialResult(
         setting=setting,
-        auc=effects.interval(aucs, judged.resampled_auc[index]),
-        balanced_accuracy=effects.interval(
-            judged.balanced_accuracy[index], judged.resampled_balanced_accuracy[index]
-        ),
+        auc=judged.auc.interval(index),
+        balanced_accuracy=judged.balanced_accuracy.interval(index),
         fold_aucs=[float(auc) if np.isfinite(auc) else None for auc in aucs],
         seconds=seconds,
         reason=reason,
+        stressed_auc=stressed_auc,
+        change_aucs={
+            change.name: float(auc)
+            for change, auc in zip(trials.CHANGES, by_change, strict=True)
+            if stressed_auc
+        },
     )
 
 
@@ -144,30 +185,45 @@ def _trials_table(trials: Sequence[TrialResult]) -> pa.Table:
     rows = []
     for trial in trials:
         row: dict[str, Any] = dict(trial.setting)
-        for name, figure in (("auc", trial.auc), ("balanced_accuracy", trial.balanced_accuracy)):
+        for name, figure in (
+            ("auc", trial.auc),
+            ("balanced_accuracy", trial.balanced_accuracy),
+            ("stressed_auc", trial.stressed_auc),
+        ):
             row |= {
                 name: figure.value if figure else None,
                 f"{name}_low": figure.low if figure else None,
                 f"{name}_high": figure.high if figure else None,
             }
+        row |= {f"auc_{name}": auc for name, auc in trial.change_aucs.items()}
         rows.append(
             row | {"fold_aucs": trial.fold_aucs, "seconds": trial.seconds, "reason": trial.reason}
         )
     return pa.Table.from_pylist(rows)
 
 
+def _with_bounds(figure: Interval) -> str:
+    return f"{figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}]"
+
+
 def table(search: Search, count: int = 10) -> str:
     """The best settings, one a line, for a terminal."""
-    ranked = sorted(search.trials, key=lambda trial: -(trial.auc.value if trial.auc else -1.0))
-    lines = []
+
+    def rank(trial: TrialResult) -> float:
+        figure = rank_figure(trial, search.settings)
+        return figure.value if figure else -1.0
+
+    ranked = sorted(search.trials, key=rank, reverse=True)
+    by = "stressed AUC (--select stressed)" if search.settings.ranks_stressed else "AUC"
+    lines = [f"settings by {by}:"]
     for trial in ranked[:count]:
         words = ", ".join(f"{_words(k)} {v}" for k, v in trial.setting.items())
         if trial.auc is None or trial.balanced_accuracy is None:
             lines.append(f"  {words}: {trial.reason}")
             continue
-        auc, right = trial.auc, trial.balanced_accuracy
-        lines.append(
-            f"  AUC {auc.value:.4f} [{auc.low:.4f}, {auc.high:.4f}], balanced accuracy"
-            f" {right.value:.3f}: {words}"
-        )
+        figures = [f"AUC {_with_bounds(trial.auc)}"]
+        if trial.stressed_auc:
+            figures.append(f"stressed AUC {_with_bounds(trial.stressed_auc)}")
+        figures.append(f"balanced accuracy {trial.balanced_accuracy.value:.3f}")
+        lines.append(f"  {', '.join(figures)}: {words}")
     return "\n".join(lines)

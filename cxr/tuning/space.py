@@ -18,11 +18,17 @@ from cxr.recipes import ClassWeighting, Normalization, Recipe
 Setting = Mapping[str, Any]
 """A value for each factor of a search."""
 
-GRID: Final[dict[str, tuple[str, ...]]] = {
+Level = str | float
+"""A value of a factor of the grid."""
+
+GRID: Final[dict[str, tuple[Level, ...]]] = {
     "normalization": get_args(Normalization),
     "class_weighting": get_args(ClassWeighting),
+    "views": (1, 4, 8),
+    "augmentation_strength": (0.5, 1.0),
 }
-"""The factors of the grid, with all their values; the first is the reference."""
+"""The factors of the grid, with the values that are tried where none are given; the first is the
+reference. Words have no other values. 1 in `views` means no augmentation."""
 
 SAMPLED: Final[dict[str, tuple[float, float]]] = {
     "learning_rate": (1e-5, 1e-2),
@@ -30,9 +36,12 @@ SAMPLED: Final[dict[str, tuple[float, float]]] = {
     "dropout": (0.0, 0.7),
     "head_width": (16, 1024),
 }
-"""The factors that are drawn, with their ranges: dropout evenly, the others evenly in their
-logarithm. `dropout` is the rate before each dense layer of the head, `head_width` the width of its
-one hidden layer."""
+"""The factors that are drawn where no values are given, with their ranges: dropout evenly, the
+others evenly in their logarithm. `dropout` is the rate before each dense layer of the head,
+`head_width` the width of its one hidden layer."""
+
+WHOLE_NUMBERS: Final = ("views", "head_width")
+"""Factors whose values are whole numbers."""
 
 
 Sampler = Literal["random", "optuna"]
@@ -43,7 +52,7 @@ Sampler = Literal["random", "optuna"]
 class Space:
     """The settings of a search."""
 
-    grid: Mapping[str, tuple[str, ...]]
+    grid: Mapping[str, tuple[Level, ...]]
     """Values of each factor that is tried in full."""
     sampled: tuple[str, ...]
     """Factors that are drawn."""
@@ -55,14 +64,19 @@ class Space:
     """How they are drawn."""
 
     @property
+    def points(self) -> list[dict[str, Any]]:
+        """Every combination of the grid's values."""
+        return [
+            dict(zip(self.grid, values, strict=True))
+            for values in itertools.product(*self.grid.values())
+        ]
+
+    @property
     def settings(self) -> list[dict[str, Any]]:
         """Every setting that is known beforehand: points of the grid in turn, with their draws."""
         if self.sampler == "optuna":
             return []
-        points = [
-            dict(zip(self.grid, values, strict=True))
-            for values in itertools.product(*self.grid.values())
-        ]
+        points = self.points
         generator = np.random.default_rng(self.seed)
         return [
             points[index % len(points)] | {name: _draw(name, generator) for name in self.sampled}
@@ -84,8 +98,8 @@ def parse(search: Sequence[str], trials: int | None, sampler: Sampler = "random"
     """The space that a command line means.
 
     Args:
-        search: names of factors; a factor of the grid may be cut down to some of its values, as in
-            `normalization=none,imagenet`.
+        search: names of factors, those with values as in `normalization=none,imagenet` or
+            `weight_decay=0.01,0.1`; a factor with values is one of the grid.
         trials: settings in all; None for the whole grid, and for four draws at each of its points
             where factors are drawn.
         sampler: how they are drawn.
@@ -94,18 +108,18 @@ def parse(search: Sequence[str], trials: int | None, sampler: Sampler = "random"
         SettingsError: an unknown or repeated factor or value, no factor, too few trials, or
             nothing for Optuna to draw.
     """
-    grid: dict[str, tuple[str, ...]] = {}
+    grid: dict[str, tuple[Level, ...]] = {}
     sampled = []
     for word in search:
         name, _, chosen = word.partition("=")
         if name in grid or name in sampled:
             raise SettingsError(f"search: {name} is given twice.")
-        if name in GRID:
+        if chosen and (name in GRID or name in SAMPLED):
             grid[name] = _values(name, chosen)
-        elif name in SAMPLED and not chosen:
-            sampled.append(name)
+        elif name in GRID:
+            grid[name] = GRID[name]
         elif name in SAMPLED:
-            raise SettingsError(f"search: {name} is drawn from {SAMPLED[name]}; give no values.")
+            sampled.append(name)
         else:
             raise SettingsError(
                 f"search: unknown factor {name!r}. Choices: {', '.join([*GRID, *SAMPLED])}."
@@ -135,6 +149,8 @@ def parse(search: Sequence[str], trials: int | None, sampler: Sampler = "random"
 def apply(recipe: Recipe, setting: Setting) -> Recipe:
     """The recipe of a setting."""
     values = dict(setting)
+    if values.get("views") == 1:  # Of a frozen part that runs once: the image as it is.
+        values["augmentation"] = "none"
     width, rate = values.pop("head_width", None), values.pop("dropout", None)
     hidden = recipe.hidden if width is None else (int(width),)
     if width is not None or rate is not None:
@@ -150,18 +166,25 @@ def identity(setting: Setting) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _values(name: str, chosen: str) -> tuple[str, ...]:
-    if not chosen:
-        return GRID[name]
-    values = tuple(chosen.split(","))
+def _values(name: str, chosen: str) -> tuple[Level, ...]:
+    words = [level for level in GRID.get(name, ()) if isinstance(level, str)]
+    values: tuple[Level, ...] = tuple(
+        value if words else _number(name, value) for value in chosen.split(",")
+    )
     for value in values:
-        if value not in GRID[name]:
-            raise SettingsError(
-                f"search: unknown {name} {value!r}. Choices: {', '.join(GRID[name])}."
-            )
+        if words and value not in words:
+            raise SettingsError(f"search: unknown {name} {value!r}. Choices: {', '.join(words)}.")
     if len(set(values)) < len(values):
         raise SettingsError(f"search: a value of {name} is given twice.")
     return values
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return int(text) if name in WHOLE_NUMBERS else float(text)
+    except ValueError:
+        needed = "a whole number" if name in WHOLE_NUMBERS else "a number"
+        raise SettingsError(f"search: {name} {text!r} is not {needed}.") from None
 
 
 def _draw(name: str, generator: np.random.Generator) -> float | int:

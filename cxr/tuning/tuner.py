@@ -168,9 +168,11 @@ class _TrialLines(tune.Callback):
         trial: Any,
         **info: Any,  # noqa: ARG002
     ) -> None:
-        auc = float((trial.last_result or {}).get("auc", float("nan")))
-        self.best = max(self.best, auc) if np.isfinite(auc) else self.best
-        self._print(trial, f"AUC {auc:.4f}")
+        figures = trial.last_result or {}
+        auc, stressed = (float(figures.get(name, np.nan)) for name in ("auc", "stressed_auc"))
+        self.best = max(self.best, float(figures.get("score", -1.0)))
+        under_stress = f", stressed AUC {stressed:.4f}" if np.isfinite(stressed) else ""
+        self._print(trial, f"AUC {auc:.4f}{under_stress}")
 
     def on_trial_error(
         self,

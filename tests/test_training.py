@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pytest
 import torch
@@ -329,6 +330,48 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     assert execute("train", "--resume", killed).code == 0
     assert history(killed) == history(str(trained[1]))
     assert checkpoint.exists(f"{killed}/best/checkpoint")
+
+
+def test_an_ensemble_that_was_killed_is_resumed_and_used_by_every_job(
+    trained: tuple[Ended, Path], small_set: Path, cache: str, tmp_path: Path
+) -> None:
+    killed, data = str(tmp_path / "killed"), ("--data", str(small_set), "--cache", cache)
+    first = Job("train", *SMALL, *TEN_EPOCHS, "--members", "2", *data, "--output", killed)
+    first.read_until(r"best/members/1: epoch 5 of 10")
+    first.kill()
+    assert not (tmp_path / "killed" / "best" / "result.json").exists(), "killed too late"
+    resumed = execute("train", "--resume", killed)
+    assert resumed.code == 0, resumed.err
+    assert "best/members/0: epoch" not in resumed.out
+    assert "average of 2 members" in (tmp_path / "killed" / "report.html").read_text()
+    # The first member is the classifier that is trained alone.
+    assert history(killed, "best/members/0") == history(str(trained[1]))
+    assert [entry["epoch"] for entry in history(killed, "best/members/1")] == list(range(1, 11))
+    folder = f"{killed}/best/checkpoint"
+    ensemble, alone = checkpoint.load(folder), checkpoint.load(f"{trained[1]}/best/checkpoint")
+    assert ensemble.member_of_fold == {0: 0, 1: 1}
+    num_alone = len(alone.validation)
+    assert ensemble.validation["logit"][:num_alone].equals(alone.validation["logit"])
+    assert len(ensemble.validation) > num_alone
+    assert [node.op_type for node in onnx.load_from_string(ensemble.onnx).graph.node].count(
+        "Conv"
+    ) == 5, "the frozen AlexNet runs once"
+    examined = execute(
+        "evaluate", "--checkpoint", folder, *data, "--output", str(tmp_path / "examined")
+    )
+    assert examined.code == 0, examined.err
+    assert "best of 2 members: evaluation" in (tmp_path / "examined/report.html").read_text()
+    refused = execute(
+        "evaluate", "--checkpoint", folder, *data, "--split", "validation", "--output",
+        str(tmp_path / "refused"),
+    )  # fmt: skip
+    assert refused.code == 1
+    assert refused.own_err[-1].startswith("error: --split validation: each member of this")
+    scored = execute(
+        "score", "--checkpoint", folder, "--input", str(small_set / "test"), "--output",
+        str(tmp_path / "scores"),
+    )  # fmt: skip
+    assert "scored 12 of 12" in scored.out, scored.err
 
 
 def test_skipped_images_are_listed_once_with_their_reason(

@@ -42,7 +42,10 @@ class OnnxNetwork:
 
 @dataclass(frozen=True)
 class TorchNetwork:
-    """A classifier, or the frozen part of one, for a GPU or a CPU that multiplies in bfloat16."""
+    """A classifier, an ensemble, or the frozen part of a classifier.
+
+    For a GPU, or a CPU that multiplies in bfloat16.
+    """
 
     recipe: Recipe
     state: "ray.ObjectRef[State]"
@@ -51,18 +54,24 @@ class TorchNetwork:
     """Whether only the frozen part runs."""
     gpu: bool
     """Whether to compute on the GPU that Ray assigned to the process."""
+    members: tuple[Recipe, ...] = ()
+    """Of an ensemble."""
 
     def open(self, threads: int) -> Engine:
         """As `Network.open`."""
         import torch
 
         from cxr.inference.torch_engine import TorchEngine
-        from cxr.models import classifier
+        from cxr.models import classifier, ensemble
 
         torch.set_num_threads(threads)
         tensors: State = ray.get(self.state)
-        model = classifier.restore(self.recipe, tensors)
-        network = model.prefix if self.frozen else model
+        network: torch.nn.Module
+        if self.members:
+            network = ensemble.build(self.members, tensors)
+        else:
+            model = classifier.restore(self.recipe, tensors)
+            network = model.prefix if self.frozen else model
         return TorchEngine(network, self.recipe.normalization, gpu=self.gpu)
 
 
@@ -70,7 +79,11 @@ def send_classifier(trained: "Checkpoint", *, gpu: bool) -> Network:
     """Send a trained classifier, whose engine then returns logits (N, 2), to the cluster."""
     if gpu:
         return TorchNetwork(
-            trained.recipe, ray.put(dict(trained.model.state_dict())), frozen=False, gpu=True
+            trained.recipe,
+            ray.put(trained.model.state()),
+            frozen=False,
+            gpu=True,
+            members=tuple(member.recipe for member in trained.members),
         )
     return OnnxNetwork(ray.put(trained.onnx), "logits")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,7 +80,7 @@ def add_int8(
     source = export(trained.model, recipe, {}, split_gray=True)
     network = quantize(source, examples, recipe.normalization, threads)
     networks = {"logit": network, "float32": trained.onnx}
-    validation = _validate(networks, pixels, validation_folds, threads)
+    validation = _validate(networks, pixels, validation_folds, threads, trained.member_of_fold)
     difference = metrics.auc_difference(
         np.asarray(validation["label"]),
         np.asarray(validation["logit"]),
@@ -124,21 +124,31 @@ def _examples(pixels: Shards, folds: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def _validate(
-    networks: dict[str, bytes], pixels: Shards, folds: Sequence[int], threads: int
+    networks: dict[str, bytes],
+    pixels: Shards,
+    folds: Sequence[int],
+    threads: int,
+    member_of_fold: Mapping[int, int],
 ) -> pa.Table:
-    """The logits of networks, in a column of each one's name: {label, patient, subtype, ...}."""
+    """The logits of networks, in a column of each one's name: {label, patient, subtype, ...}.
+
+    Where each member of an ensemble has a fold to validate, they are that member's.
+    """
     sessions = {name: open_session(content, threads) for name, content in networks.items()}
     tables = []
-    for path in (path for fold in folds for path in pixels.parts.get(fold, ())):
+    for fold, path in [(k, path) for k in folds for path in pixels.parts.get(k, ())]:
+        output = "members" if fold in member_of_fold else "logits"
         table = read_part(path, ["label", "patient", "subtype", "x"])
         images = to_array(table["x"], pixels.shape, pixels.dtype)[:, None]
         table = table.drop_columns(["x"])
         for name, session in sessions.items():
             outputs = [
-                session.run(["logits"], {"pixels": images[start : start + BATCH_SIZE]})[0]
+                session.run([output], {"pixels": images[start : start + BATCH_SIZE]})[0]
                 for start in range(0, len(images), BATCH_SIZE)
             ]
-            logits = logit(np.concatenate(outputs)).astype(np.float64)
-            table = table.append_column(name, pa.array(logits))
+            logits = np.concatenate(outputs)
+            if fold in member_of_fold:
+                logits = logits[:, member_of_fold[fold]]
+            table = table.append_column(name, pa.array(logit(logits).astype(np.float64)))
         tables.append(table)
     return pa.concat_tables(tables)

@@ -24,12 +24,12 @@ RECIPE = Recipe(
 
 
 def test_one_classifier_is_the_recipe_itself() -> None:
-    [member] = members.plan(RECIPE, RunSettings(fold=2))
+    [member] = members.plan(RECIPE, RunSettings(fold=2, folds=5))
     assert (member.recipe, member.fold) == (RECIPE, 2)
 
 
 def test_members_of_folds_validate_in_turn_and_start_alike() -> None:
-    settings = RunSettings(members=3)
+    settings = RunSettings(members=3, folds=5)
     planned = members.plan(RECIPE, settings)
     assert [member.fold for member in planned] == [0, 1, 2]
     assert [member.recipe.name for member in planned] == [f"small/members/{k}" for k in range(3)]
@@ -38,7 +38,7 @@ def test_members_of_folds_validate_in_turn_and_start_alike() -> None:
 
 
 def test_members_of_seeds_share_a_fold_and_start_apart() -> None:
-    settings = RunSettings(members=3, members_of="seeds", fold=4)
+    settings = RunSettings(members=3, members_of="seeds", fold=4, folds=5)
     planned = members.plan(RECIPE, settings)
     assert [member.fold for member in planned] == [4, 4, 4]
     assert [member.recipe.seed for member in planned] == [7, 8, 9]
@@ -57,7 +57,7 @@ def test_members_of_seeds_share_a_fold_and_start_apart() -> None:
 )
 def test_impossible_members_are_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(SettingsError, match="^" + re.escape(reason)):
-        RunSettings(**changes)
+        RunSettings(folds=5, **changes)
 
 
 def outcome(rows: list[int], logits: list[float], seed: int = 0) -> Any:

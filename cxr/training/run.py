@@ -9,7 +9,8 @@ RUN/<name>/metrics.jsonl     a line per epoch; tensorboard/ beside it
 RUN/<name>/members/<n>/      the same of each member, if there are several
 RUN/ray/                     Ray Train's own storage: the last epoch; deleted at the end
 RUN/<name>/result.json       the row of the comparison
-RUN/<name>/checkpoint/       the trained classifier; with --checkpoints best only of one
+RUN/<name>/checkpoint/       the trained classifier and its model card; with --checkpoints best
+                             only of one
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from cxr.errors import CheckpointError, CxrError
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
 from cxr.recipes import Recipe
-from cxr.reports import comparison_page
+from cxr.reports import MODEL_CARD, comparison_page, model_card
 from cxr.training import loop, members, trainer
 from cxr.training.preparation import (
     TrainingImages,
@@ -169,6 +170,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     skipped = write_skipped([plan.shards for plan in plans], output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
     quantized = _quantize(recipes, settings, images) if settings.int8 else []
+    _write_cards(recipes, settings)
     return _compare(recipes, settings, images, skipped, quantized)
 
 
@@ -197,6 +199,31 @@ def _quantize(
         print(sentence, flush=True)
         sentences.append(sentence)
     return sentences
+
+
+def _write_cards(recipes: Sequence[Recipe], settings: RunSettings) -> None:
+    """Write the model card of each checkpoint, once all of it is known."""
+    for recipe in recipes:
+        folder = storage.join(settings.folder, recipe.name, "checkpoint")
+        if checkpoint.exists(folder):
+            card = model_card(checkpoint.load(folder))
+            storage.write_bytes(storage.join(folder, MODEL_CARD), card.encode())
+
+
+def _command(settings: RunSettings) -> str:
+    """The command of the run; of paths, whose folders may name anyone, the last part alone."""
+    shown = dataclasses.replace(
+        settings,
+        data=_last_part(settings.data),
+        weights=_last_part(settings.weights),
+        output=None,
+        cache=RunSettings().cache,
+    )
+    return cli.command("train", ["--recipe", "recipe.json", *cli.flags(shown)])
+
+
+def _last_part(path: str | None) -> str | None:
+    return path and path.rstrip("/").rpartition("/")[2]
 
 
 def _collect(plan: Plan, images: TrainingImages, settings: RunSettings) -> pa.Table:
@@ -378,6 +405,7 @@ def _provenance(
         "weights": plan.weights,
         **(trainings[0] if len(trainings) == 1 else {"members": trainings}),
         "settings": {"workers": settings.workers, "limit": settings.limit, "gpu": gpu},
+        "command": _command(settings),
     }
 
 
@@ -426,7 +454,8 @@ def _compare(
         results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
     remarks = _remarks(recipes, settings)
-    notes = [images.patients.sentence, *remarks, *skipped_notes(skipped), *quantized]
+    card = f"The model card of a version, NAME/checkpoint/{MODEL_CARD}, says what is known of it."
+    notes = [images.patients.sentence, *remarks, *skipped_notes(skipped), *quantized, card]
     page = comparison_page(results, histories, notes, "Versions compared")
     storage.write_bytes(report, page.encode())
     folders = [storage.join(output, recipe.name, "checkpoint") for recipe in recipes]

@@ -332,6 +332,17 @@ def test_killed_worker_and_killed_driver_end_with_the_figures_of_an_undisturbed_
     assert checkpoint.exists(f"{killed}/best/checkpoint")
 
 
+def test_the_command_in_a_model_card_has_the_last_part_of_paths_alone() -> None:
+    settings = RunSettings(
+        data="/home/roentgen/chest_xray", weights="s3://roentgen/vgg16.pth", cache="/roentgen",
+        output="/home/roentgen/runs", fold=3, members=2, members_of="seeds",
+    )  # fmt: skip
+    assert run._command(settings) == (
+        "python jobs/train.py --recipe recipe.json --data chest_xray --weights vgg16.pth --fold 3"
+        " --members 2 --members-of seeds"
+    )
+
+
 def test_an_ensemble_that_was_killed_is_resumed_and_used_by_every_job(
     trained: tuple[Ended, Path], small_set: Path, cache: str, tmp_path: Path
 ) -> None:

@@ -207,7 +207,7 @@ def _splits(trained: Checkpoint) -> list[Row]:
     """Patients and images of each role; empty where the checkpoint does not hold them."""
     if trained.splits is None:
         return []
-    rows = []
+    rows: list[Row] = []
     for role, name in _ROLES.items():
         own = trained.splits.filter(pc.equal(trained.splits["role"], role))
         if len(own):

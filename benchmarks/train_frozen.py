@@ -107,9 +107,8 @@ def train_ours(recipe: Recipe, data: str, limit: int, scratch: Path) -> Ours:
     )  # fmt: skip
     finished = run.train([recipe], run.begin([recipe], settings))
     seconds = time.perf_counter() - started
-    history = storage.read_json(storage.join(finished.output, recipe.name, "result.json"))[
-        "history"
-    ]
+    result = storage.read_json(storage.join(finished.output, recipe.name, "result.json"))
+    history = result["histories"][recipe.name]
     if len(history) < recipe.epochs:
         raise CxrError(f"ours stopped after {len(history)} of {recipe.epochs} epochs.")
     images = list_training_images(data, settings)

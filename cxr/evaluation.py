@@ -165,6 +165,7 @@ def evaluate(
             y_true=y_true,
             probs=probs,
             history=trained.provenance.get("history", []),
+            members=[part["history"] for part in trained.provenance.get("members", [])],
             recipe=dataclasses.asdict(trained.recipe),
             provenance=facts,
             wrong=_most_wrong(
@@ -294,6 +295,12 @@ def choose_images(data: LabeledSet, split: Split, splits: Splits | None) -> tupl
                 "--split validation: this checkpoint was written by a version of cxr that did not"
                 " keep which images validated. Train it again, or choose another --split."
             )
+        if not splits.patients("validation"):
+            raise CheckpointError(
+                "--split validation: each member of this checkpoint was trained on the images that"
+                " validated the others, so that none is left for their average. Evaluate it on"
+                " patients held out by --test-fraction, or on other data."
+            )
         return _of_role(data, splits, "validation")
     if split == "test" and not any(row["split"] == "test" for row in data.rows):
         if splits is not None and splits.patients("test"):
@@ -377,7 +384,8 @@ def leave_out(pixels: Shards, split: Split, splits: Splits | None) -> Shards:
 
 
 def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:
-    kept = {k: v for k, v in trained.provenance.items() if k not in ("history", "weights")}
+    left_out = ("history", "members", "weights")
+    kept = {k: v for k, v in trained.provenance.items() if k not in left_out}
     weights = dict(trained.provenance.get("weights", {}))
     weights["source"] = Path(str(weights.get("source", ""))).name
     return {

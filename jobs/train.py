@@ -52,6 +52,10 @@ def main() -> None:
         print(f"checkpoint: {folder}")
     if finished.best:
         words = ["--checkpoint", finished.best]
+        if settings.validates_by_folds and not finished.has_test:  # Nothing is left to evaluate on.
+            inputs = "--input <folder, archive or bucket> --output <folder>"
+            print(f"next: {cli.command('score', words)} {inputs}")
+            return
         words += ["--data", settings.data] if settings.data else []
         words += cli.flags(settings, CacheSettings)
         words += [] if finished.has_test else ["--split", "validation"]

@@ -47,6 +47,13 @@ def test_patients_are_recognized_by_their_role(tmp_path: Path) -> None:
     assert known("train", "validation") == ["ann", "bea", "cid"]
 
 
+def test_where_each_fold_validated_one_member_all_others_are_of_training() -> None:
+    splits = collect(IMAGES, LISTING, HELD_OUT, fold=None)
+    assert splits.patients("validation") == frozenset()
+    assert len(splits.patients("train")) == 3
+    assert len(splits.patients("test")) == 2
+
+
 def test_images_are_recognized_by_bytes_or_pixels() -> None:
     splits = collect(IMAGES, LISTING, HELD_OUT, fold=1)
     images = pa.table(

@@ -176,7 +176,7 @@ def listed(folder: Path, rows: Sequence[tuple[str, ...]]) -> sources.LabeledSet:
     return sources.list_set(data, SetSettings(data, COLUMNS))
 
 
-def splits_of(folder: Path, rows: Sequence[tuple[str, ...]]) -> Splits:
+def splits_of(folder: Path, rows: Sequence[tuple[str, ...]], fold: int | None = 0) -> Splits:
     """Of a run whose first patient of each class trained, second validated, third was held out."""
     table = listed(folder, rows).split("train")
     roles = ["train", "validation", "test"]
@@ -193,7 +193,7 @@ def splits_of(folder: Path, rows: Sequence[tuple[str, ...]]) -> Splits:
         }
     )
     held_out = table.take([i for i, number in enumerate(patients) if role[number] == "test"])
-    return collect(images, table, held_out, fold=0)
+    return collect(images, table, held_out, fold)
 
 
 ROWS: Sequence[tuple[str, ...]] = [
@@ -237,6 +237,14 @@ def test_a_set_without_a_test_split_says_what_can_be_done(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match="did not keep which images validated") as caught:
         evaluation.choose_images(data, "validation", None)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_images_that_trained_the_other_members_do_not_validate_their_average(
+    tmp_path: Path,
+) -> None:
+    data, splits = listed(tmp_path, ROWS), splits_of(tmp_path, ROWS, fold=None)
+    with pytest.raises(CheckpointError, match=r"--split validation: each member .*test-fraction"):
+        evaluation.choose_images(data, "validation", splits)
 
 
 def test_settings_that_are_not_given_are_those_of_training(small_checkpoint: str) -> None:

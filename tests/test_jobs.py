@@ -58,6 +58,7 @@ def test_a_run_leaves_what_its_docstring_lists(finished: Path) -> None:
         "best/tensorboard/events.out.tfevents.0.cxr", "best/checkpoint/checkpoint.json",
         "best/checkpoint/model.safetensors", "best/checkpoint/validation.parquet",
         "best/checkpoint/splits.parquet", "best/checkpoint/model.onnx",
+        "best/checkpoint/MODEL_CARD.md",
     }  # fmt: skip
     settings = json.loads((finished / "run.json").read_text())
     assert settings["recipes"][0]["epochs"] == 10

@@ -322,8 +322,8 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"format": 99}, r"format 99, this version of cxr reads 1\."),
-        ({"format": 99, "sha256": None}, r"format 99, this version of cxr reads 1\."),
+        ({"format": 99}, r"format 99, this version of cxr reads 1 and 2\."),
+        ({"format": 99, "sha256": None}, r"format 99, this version of cxr reads 1 and 2\."),
         ({"recipe": {"epochz": 1}}, "unknown recipe field epochz"),
         ({"classes": None}, "lacks 'classes'"),
         (

@@ -23,6 +23,7 @@ from cxr.images import decoding
 from cxr.images.resize import resize
 from cxr.models import backbones, checkpoint, classifier, export, quantization, session, transforms
 from cxr.models.classifier import Classifier
+from cxr.models.ensemble import Ensemble
 from cxr.models.precision import Precision, check_precision
 from cxr.recipes import Normalization, Pooling, Recipe
 from tests.support import jobs
@@ -81,7 +82,9 @@ def build(recipe: Recipe) -> Classifier:
     return model.eval()
 
 
-def expect(model: Classifier, recipe: Recipe, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def expect(
+    model: Classifier | Ensemble, recipe: Recipe, pixels: NDArray[np.uint8]
+) -> NDArray[np.float32]:
     """PyTorch's logits, float32 (N, 2)."""
     with torch.no_grad():
         images = transforms.normalize(torch.from_numpy(pixels)[:, None], recipe.normalization)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -26,10 +27,12 @@ from cxr.models import checkpoint, classifier, transforms
 from cxr.models.acquisition import CHANGES
 from cxr.models.outputs import logit
 from cxr.recipes import Recipe, named
-from cxr.training import loop, run, trainer
+from cxr.sources import PatientSource
+from cxr.training import loop, members, run, trainer
 from cxr.training.loaders import Loader, MemoryLoader, StreamLoader
 from cxr.training.loop import Learner
 from cxr.training.preparation import (
+    TrainingImages,
     list_training_images,
     load_model,
     prepare,
@@ -386,6 +389,116 @@ def test_a_checkpoint_says_how_it_holds_under_acquisition_changes(
     assert result["worst_change"] in CHANGES
     assert "AUC stressed" in ended.out
     assert "AUC stressed" in (output / "report.html").read_text()
+
+
+def test_the_command_in_a_model_card_has_the_last_part_of_paths_alone() -> None:
+    settings = RunSettings(
+        data="/home/roentgen/chest_xray", weights="s3://roentgen/vgg16.pth", cache="/roentgen",
+        output="/home/roentgen/runs", fold=3, members=2, members_of="seeds",
+    )  # fmt: skip
+    assert run._command(settings) == (
+        "python jobs/train.py --recipe recipe.json --data chest_xray --weights vgg16.pth --fold 3"
+        " --members 2 --members-of seeds"
+    )
+
+
+def test_trained_members_become_one_checkpoint_one_row_and_one_card(tmp_path: Path) -> None:
+    """Without a cluster: what the workers would give is made up."""
+    settings = RunSettings(
+        data="/data/set", weights="none", output=str(tmp_path), folds=3, members=2
+    )
+    labels = np.arange(12) % 2
+    table = pa.table(
+        {
+            "row": np.arange(12), "label": labels, "fold": np.arange(12) // 4,
+            "patient": [f"{row:03}" for row in range(12)], "subtype": [""] * 12,
+            "sha256": [f"{row:064}" for row in range(12)],
+            "pixels_sha256": [f"{row:064}" for row in range(12)],
+        }
+    )  # fmt: skip
+    none = pa.table({"uri": pa.array([], pa.string())})
+    shards = Shards("", (64, 64), "uint8", {}, table, none)
+    digests = [f"{row:064}" for row in range(12)]
+    listing = pa.table({"patient_digest": digests, "patient": digests})
+    source = PatientSource("the names of files", 12, 1)
+    images = TrainingImages(listing, np.arange(12) // 4, listing.slice(0, 0), False, source)
+    plans, outcomes = [], []
+    for member in members.plan(RECIPE, settings):
+        model = classifier.build(RECIPE)
+        others = tuple(k for k in range(3) if k != member.fold)
+        plans.append(
+            Plan(member.recipe, model, shards, False, others, (member.fold,),
+                 f"{tmp_path}/{member.recipe.name}", {"source": "none", "tensors": 0})
+        )  # fmt: skip
+        rows = np.arange(4) + 4 * member.fold
+        logits = pa.array(labels[rows] * 2.0 - 1 + member.fold, pa.float32())
+        figures = ("score", "train_loss", "val_loss", "val_auc", "train_accuracy", "val_accuracy")
+        entry = dict.fromkeys(figures, 1.0) | {"epoch": 1, "seconds": 2.0, "peak_memory_mb": 5.0}
+        start = classifier.build(dataclasses.replace(RECIPE, seed=member.fold + 5)).state()
+        predictions = pa.table({"row": rows, "label": labels[rows], "logit": logits})
+        outcomes.append(trainer.Outcome(start, predictions, [entry], entry))
+    [group] = run._best_first([RECIPE], plans, outcomes)
+    run._finish(*group, settings, "set", images, gpu=False, keep=True)
+    run._write_cards([RECIPE], settings)
+    saved = checkpoint.load(f"{tmp_path}/small/checkpoint")
+    assert saved.member_of_fold == {0: 0, 1: 1}
+    assert saved.validation["logit"].to_pylist() == [-1, 1, -1, 1, 0, 2, 0, 2]
+    assert saved.splits is not None
+    assert set(saved.splits["role"].to_pylist()) == {"train"}
+    assert saved.provenance["data"]["fold"] == [0, 1]
+    assert [len(part["history"]) for part in saved.provenance["members"]] == [1, 1]
+    finished = run._compare([RECIPE], settings, images, {}, [])
+    assert [row.name for row in finished.results] == ["small"]
+    assert finished.results[0].num_images == 8
+    assert finished.results[0].train_seconds == 4.0
+    page = Path(finished.report).read_text()
+    assert "small/members/1" in page
+    assert "average of 2 members" in page
+    card = (tmp_path / "small/checkpoint/MODEL_CARD.md").read_text()
+    assert card.startswith("# Model card: small of 2 members")
+    assert "--data set --folds 3 --weights none --members 2\n" in card
+
+
+def test_an_ensemble_that_was_killed_is_resumed_and_used_by_every_job(
+    trained: tuple[Ended, Path], small_set: Path, cache: str, tmp_path: Path
+) -> None:
+    killed, data = str(tmp_path / "killed"), ("--data", str(small_set), "--cache", cache)
+    first = Job("train", *SMALL, *TEN_EPOCHS, "--members", "2", *data, "--output", killed)
+    first.read_until(r"best/members/1: epoch 5 of 10")
+    first.kill()
+    assert not (tmp_path / "killed" / "best" / "result.json").exists(), "killed too late"
+    resumed = execute("train", "--resume", killed)
+    assert resumed.code == 0, resumed.err
+    assert "best/members/0: epoch" not in resumed.out
+    assert "average of 2 members" in (tmp_path / "killed" / "report.html").read_text()
+    # The first member is the classifier that is trained alone.
+    assert history(killed, "best/members/0") == history(str(trained[1]))
+    assert [entry["epoch"] for entry in history(killed, "best/members/1")] == list(range(1, 11))
+    folder = f"{killed}/best/checkpoint"
+    ensemble, alone = checkpoint.load(folder), checkpoint.load(f"{trained[1]}/best/checkpoint")
+    assert ensemble.member_of_fold == {0: 0, 1: 1}
+    num_alone = len(alone.validation)
+    assert ensemble.validation["logit"][:num_alone].equals(alone.validation["logit"])
+    assert len(ensemble.validation) > num_alone
+    assert [node.op_type for node in onnx.load_from_string(ensemble.onnx).graph.node].count(
+        "Conv"
+    ) == 5, "the frozen AlexNet runs once"
+    examined = execute(
+        "evaluate", "--checkpoint", folder, *data, "--output", str(tmp_path / "examined")
+    )
+    assert examined.code == 0, examined.err
+    assert "best of 2 members: evaluation" in (tmp_path / "examined/report.html").read_text()
+    refused = execute(
+        "evaluate", "--checkpoint", folder, *data, "--split", "validation", "--output",
+        str(tmp_path / "refused"),
+    )  # fmt: skip
+    assert refused.code == 1
+    assert refused.own_err[-1].startswith("error: --split validation: each member of this")
+    scored = execute(
+        "score", "--checkpoint", folder, "--input", str(small_set / "test"), "--output",
+        str(tmp_path / "scores"),
+    )  # fmt: skip
+    assert "scored 12 of 12" in scored.out, scored.err
 
 
 def test_skipped_images_are_listed_once_with_their_reason(

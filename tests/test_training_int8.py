@@ -1,5 +1,6 @@
 """A network in 8-bit integers is kept if it separates the classes as well as float32."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,20 +8,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from cxr import storage
-from cxr.datasets.shards import Shards
+from cxr.datasets.shards import Shards, read_part
 from cxr.errors import CheckpointError
-from cxr.models import checkpoint, classifier
+from cxr.models import checkpoint, classifier, transforms
 from cxr.models.acquisition import CHANGES
-from cxr.models.checkpoint import Checkpoint
+from cxr.models.checkpoint import Checkpoint, Member
 from cxr.models.classifier import Classifier
+from cxr.models.ensemble import Ensemble
 from cxr.models.export import export
+from cxr.models.outputs import logit
 from cxr.models.session import open_session
 from cxr.models.validation import add_changed, changed_images
 from cxr.recipes import Recipe
-from cxr.storage.arrays import to_column
+from cxr.storage.arrays import to_array, to_column
 from cxr.training import int8
 
 pytestmark = pytest.mark.cluster
@@ -128,6 +132,7 @@ def test_a_network_that_is_worse_is_refused_and_not_written(
     trained: Checkpoint, pixels: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def confuse(*_: object) -> bytes:
+        assert isinstance(trained.model, Classifier)
         reverse(trained.model)
         return export(trained.model, RECIPE, {})
 
@@ -160,3 +165,39 @@ def test_the_scales_come_from_training_images_of_all_folds_alike(
     assert (images.mean(axis=(1, 2)) > 128).tolist() == [False, True] * 8
     with pytest.raises(CheckpointError, match="no training images"):
         int8.add_int8(trained, pixels, [7], [0])
+
+
+def test_the_members_of_an_ensemble_are_compared_on_images_that_they_were_not_trained_on(
+    pixels: Shards, tmp_path: Path
+) -> None:
+    recipes = [dataclasses.replace(RECIPE, seed=seed) for seed in (0, 1)]
+    model = Ensemble([classifier.build(recipe) for recipe in recipes]).eval()
+    table = pa.table(
+        {"label": [0, 1], "logit": [-1.0, 1.0], "subtype": [""] * 2, "patient": [0, 1]}
+    )
+    members = [Member(recipe, fold) for fold, recipe in enumerate(recipes)]
+    saved = checkpoint.save(str(tmp_path), RECIPE, model, table, {}, members=members)
+    networks = {"logit": saved.onnx}
+    images = [read_part(path, ["x"])["x"] for fold in (0, 1) for path in pixels.parts[fold]]
+    with torch.no_grad():
+        expected = [
+            logit(model.classifiers[index // 2](normalize(column))).numpy()
+            for index, column in enumerate(images)
+        ]
+    of_members = int8._validate(networks, pixels, [0, 1], 1, saved.member_of_fold)
+    np.testing.assert_allclose(
+        np.asarray(of_members["logit"]), np.concatenate(expected), rtol=1e-3, atol=1e-4
+    )
+    with torch.no_grad():
+        averaged = [logit(model(normalize(column))).numpy() for column in images]
+    of_average = int8._validate(networks, pixels, [0, 1], 1, {})
+    np.testing.assert_allclose(
+        np.asarray(of_average["logit"]), np.concatenate(averaged), rtol=1e-3, atol=1e-4
+    )
+    result = int8.add_int8(saved, pixels, [0, 1], [0, 1])
+    assert result.num_images == 40
+
+
+def normalize(column: pa.ChunkedArray) -> torch.Tensor:
+    array = torch.from_numpy(to_array(column, (32, 32), "uint8").copy())
+    return transforms.normalize(array[:, None], RECIPE.normalization)

@@ -64,14 +64,15 @@ class Splits:
         return self.table.filter(pc.is_in(self.table["role"], pa.array(roles, pa.string())))
 
 
-def collect(images: pa.Table, listing: pa.Table, test: pa.Table, fold: int) -> Splits:
+def collect(images: pa.Table, listing: pa.Table, test: pa.Table, fold: int | None) -> Splits:
     """The roles in a run.
 
     Args:
         images: of the listing, as `Shards.table` has them.
         listing: what was trained and validated on, of schema `sources.LISTING`.
         test: what was held out, of the same schema; may be empty.
-        fold: that validated.
+        fold: that validated; None where each fold validated one member of an ensemble and trained
+            the others: then every image is one of training.
     """
     digests = listing["patient_digest"].take(images["row"]).to_pylist()
     test_digests = sorted(set(test["patient_digest"].to_pylist()))

@@ -14,6 +14,7 @@ from cxr.recipes import Recipe
 if TYPE_CHECKING:
     from cxr.models.checkpoint import Checkpoint
     from cxr.models.classifier import Classifier, State
+    from cxr.models.ensemble import Ensemble
 
 
 class Network(Protocol):
@@ -42,7 +43,10 @@ class OnnxNetwork:
 
 @dataclass(frozen=True)
 class TorchNetwork:
-    """A classifier, or the frozen part of one, for a GPU or a CPU that multiplies in bfloat16."""
+    """A classifier, an ensemble, or the frozen part of a classifier.
+
+    For a GPU, or a CPU that multiplies in bfloat16.
+    """
 
     recipe: Recipe
     state: "ray.ObjectRef[State]"
@@ -51,36 +55,55 @@ class TorchNetwork:
     """Whether only the frozen part runs."""
     gpu: bool
     """Whether to compute on the GPU that Ray assigned to the process."""
+    members: tuple[Recipe, ...] = ()
+    """Of an ensemble."""
 
     def open(self, threads: int) -> Engine:
         """As `Network.open`."""
         import torch
 
         from cxr.inference.torch_engine import TorchEngine
-        from cxr.models import classifier
+        from cxr.models import classifier, ensemble
 
         torch.set_num_threads(threads)
         tensors: State = ray.get(self.state)
-        model = classifier.restore(self.recipe, tensors)
-        network = model.prefix if self.frozen else model
+        network: torch.nn.Module
+        if self.members:
+            network = ensemble.build(self.members, tensors)
+        else:
+            model = classifier.restore(self.recipe, tensors)
+            network = model.prefix if self.frozen else model
         return TorchEngine(network, self.recipe.normalization, gpu=self.gpu)
 
 
 def send_classifier(trained: "Checkpoint", *, gpu: bool) -> Network:
     """Send a trained classifier, whose engine then returns logits (N, 2), to the cluster."""
     if gpu:
-        return send_model(trained.recipe, trained.model, gpu=True)
+        members = tuple(member.recipe for member in trained.members)
+        return send_model(trained.recipe, trained.model, members, gpu=True)
     return OnnxNetwork(ray.put(trained.onnx), "logits")
 
 
-def send_model(recipe: Recipe, model: "Classifier", *, gpu: bool) -> Network:
+def send_model(
+    recipe: Recipe,
+    model: "Classifier | Ensemble",
+    members: tuple[Recipe, ...] = (),
+    *,
+    gpu: bool,
+) -> Network:
     """As `send_classifier`, of one that is no checkpoint yet.
+
+    Args:
+        recipe: of the classifier.
+        model: with its weights.
+        members: recipes of an ensemble's members.
+        gpu: compute on GPUs.
 
     Raises:
         CheckpointError: the network cannot be written as ONNX, which CPUs need.
     """
     if gpu:
-        return TorchNetwork(recipe, ray.put(dict(model.state_dict())), frozen=False, gpu=True)
+        return TorchNetwork(recipe, ray.put(model.state()), frozen=False, gpu=True, members=members)
     from cxr.models.export import export
 
     return OnnxNetwork(ray.put(export(model, recipe, {})), "logits")

@@ -12,19 +12,22 @@ from cxr.models.session import open_session
 class OnnxEngine:
     """Runs an ONNX file with the input `pixels`, uint8 (N, 1, S, S)."""
 
-    def __init__(self, content: bytes, output: str, threads: int) -> None:
+    def __init__(
+        self, content: bytes, output: str, threads: int, member: int | None = None
+    ) -> None:
         """Load the network.
 
         Args:
             content: of the file.
             output: name of what `run` returns.
             threads: that compute a batch.
+            member: whose part of the output `members` of an ensemble `run` returns.
 
         Raises:
             CheckpointError: ONNX Runtime cannot load it.
         """
         self.session = open_session(content, threads)
-        self.output = output
+        self.output, self.member = output, member
         self.batch_size = batch_size(gpu=False)
 
     def run(
@@ -36,4 +39,5 @@ class OnnxEngine:
             batch = pixels[start : start + self.batch_size, None]
             outputs += self.session.run([self.output], {"pixels": batch})
             on_batch(len(batch))
-        return np.concatenate(outputs)
+        whole = np.concatenate(outputs)
+        return whole if self.member is None else whole[:, self.member]

@@ -1,6 +1,7 @@
 """A trained classifier as a folder: its weights, and all that is needed to use and assess them.
 
-model.safetensors    weights of backbone and head together, by the classifier's names
+model.safetensors    weights of backbone and head together, by the classifier's names or, of an
+                     ensemble, by those of `Ensemble.state`
 checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
 validation.parquet   label, logit, subtype and a consecutive patient number of each validation
                      image, as it is and under acquisition changes: enough to choose another
@@ -23,7 +24,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -43,9 +44,13 @@ from cxr.recipes import Recipe
 
 if TYPE_CHECKING:
     from cxr.models.classifier import Classifier
+    from cxr.models.ensemble import Ensemble
 
 # Raise it when files that older versions read change, and read or refuse the older ones.
 FORMAT: Final = 1
+
+ENSEMBLE_FORMAT: Final = 2
+"""Of checkpoints with several members, which versions that know none would read wrongly."""
 
 # Packages whose versions a checkpoint records.
 PACKAGES: Final = (
@@ -54,8 +59,18 @@ PACKAGES: Final = (
 
 
 @dataclass(frozen=True)
+class Member:
+    """One of the classifiers whose probabilities an ensemble averages."""
+
+    recipe: Recipe
+    """As that of the checkpoint, but for name and seed."""
+    fold: int
+    """That validated it."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A trained classifier with its calibration, operating point and provenance."""
+    """A trained classifier, or several, with its calibration, operating point and provenance."""
 
     recipe: Recipe
     weights: bytes
@@ -89,8 +104,11 @@ class Checkpoint:
         """The rows of `validation` of images as they are."""
         return validation_images.clean_rows(self.validation)
 
+    members: tuple[Member, ...] = ()
+    """Of an ensemble; empty for a single classifier."""
+
     @cached_property
-    def model(self) -> "Classifier":
+    def model(self) -> "Classifier | Ensemble":
         """The classifier with its weights, in evaluation mode; built when it is first asked for.
 
         Raises:
@@ -98,11 +116,14 @@ class Checkpoint:
         """
         import safetensors.torch
 
-        from cxr.models import classifier
+        from cxr.models import classifier, ensemble
 
         try:
+            state = safetensors.torch.load(self.weights)
+            if self.members:
+                return ensemble.build([member.recipe for member in self.members], state).eval()
             model = classifier.build(self.recipe)
-            model.load_state_dict(safetensors.torch.load(self.weights))
+            model.load_state_dict(state)
         except (ValueError, RuntimeError, CxrError) as error:
             raise CheckpointError(
                 f"checkpoint {self.recipe.name}: the weights do not fit its recipe: {error}"
@@ -111,8 +132,19 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        """The recipe's name, with the precision unless it is float32."""
-        return self.recipe.name if self.precision == "float32" else f"{self.recipe.name} in int8"
+        """The recipe's name, with the number of members, and the precision unless it is float32."""
+        members = f" of {len(self.members)} members" if self.members else ""
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"{self.recipe.name}{members}{precision}"
+
+    @property
+    def member_of_fold(self) -> dict[int, int]:
+        """The number of the member that each fold validated; empty where one fold validated all.
+
+        No other member was trained without the images of that fold.
+        """
+        numbers = {member.fold: number for number, member in enumerate(self.members)}
+        return numbers if len(numbers) > 1 else {}
 
     @cached_property
     def onnx(self) -> bytes:
@@ -145,7 +177,7 @@ class Checkpoint:
             "image_px": str(self.recipe.image_px),
             "precision": self.precision,
             "cxr": _version("cxr"),
-        }
+        } | ({"members": str(len(self.members))} if self.members else {})
 
     def at(self, precision: Precision) -> "Checkpoint":
         """The same classifier in a precision, with that one's temperature and operating point.
@@ -186,12 +218,13 @@ class Checkpoint:
 def save(
     folder: str,
     recipe: Recipe,
-    model: "Classifier",
+    model: "Classifier | Ensemble",
     validation: pa.Table,
     provenance: dict[str, Any],
     rule: str = "youden",
     splits: pa.Table | None = None,
     calibrate_on: CalibrateOn = "stressed",
+    members: Sequence[Member] = (),
 ) -> Checkpoint:
     """Calibrate on the validation images, choose the operating point and write the folder.
 
@@ -207,14 +240,19 @@ def save(
         rule: by which the operating point is chosen.
         splits: of schema `datasets.splits.SPLITS`, which names no patient.
         calibrate_on: which validation images decide; the clean ones where there are no others.
+        members: of an ensemble.
+
+    Raises:
+        CheckpointError: the members differ in more than their seed.
     """
     import safetensors.torch
 
     from cxr.models.export import export
 
+    _check_members(folder, recipe, members)
     anonymous = validation_images.anonymize(validation)
     calibration = validation_images.calibrate(anonymous, rule, calibrate_on)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state().items()}
     complete = provenance | {"packages": package_versions()}
     saved = Checkpoint(
         recipe=recipe,
@@ -229,6 +267,7 @@ def save(
         splits=splits,
         robustness=calibration.robustness,
         calibrated_on=calibration.calibrated_on,
+        members=tuple(members),
     )
     files = {"model.safetensors": saved.weights, "validation.parquet": _parquet(anonymous)}
     if splits is not None:
@@ -237,8 +276,8 @@ def save(
         files[ONNX_FILES["float32"]] = export(model, recipe, saved.describe())
     except CheckpointError as error:
         print(f"{recipe.name}: {error} It can be used on GPUs only.", flush=True)
-    content = {
-        "format": FORMAT,
+    content: dict[str, Any] = {
+        "format": ENSEMBLE_FORMAT if members else FORMAT,
         "recipe": dataclasses.asdict(recipe),
         "classes": CLASSES,
         "transform": {
@@ -252,6 +291,11 @@ def save(
         "provenance": complete,
         "sha256": _sha256(files),
     }
+    if members:
+        content["members"] = [
+            {"recipe": dataclasses.asdict(member.recipe), "classes": CLASSES, "fold": member.fold}
+            for member in members
+        ]
     fingerprint = _write(folder, "checkpoint.json", files, content)
     network = files.get(ONNX_FILES["float32"])
     return dataclasses.replace(saved, fingerprint=fingerprint, network=network)
@@ -399,7 +443,8 @@ def load(folder: str) -> Checkpoint:
 
     Raises:
         CheckpointError: the folder is no checkpoint, a file of it is missing or changed, its format
-            is a newer one, or its classes are not `labels.CLASSES`.
+            is a newer one, its classes are not `labels.CLASSES`, a member is missing, or members
+            differ in more than their seed.
     """
     if not exists(folder):
         raise CheckpointError(
@@ -409,18 +454,28 @@ def load(folder: str) -> Checkpoint:
     try:
         text = storage.read_bytes(storage.join(folder, "checkpoint.json"))
         content = json.loads(text)
-        if content["format"] != FORMAT:
+        if content["format"] not in (FORMAT, ENSEMBLE_FORMAT):
             raise CheckpointError(
-                f"{folder}: format {content['format']}, this version of cxr reads {FORMAT}."
+                f"{folder}: format {content['format']}, this version of cxr reads {FORMAT} and"
+                f" {ENSEMBLE_FORMAT}."
             )
-        if content["classes"] != list(CLASSES):
-            raise CheckpointError(
-                f"{folder}: its outputs are {content['classes']}, this version of cxr expects"
-                f" {list(CLASSES)}, in this order. Train it again."
-            )
+        described = content["members"] if content["format"] == ENSEMBLE_FORMAT else []
+        for part in (content, *described):
+            if part["classes"] != list(CLASSES):
+                raise CheckpointError(
+                    f"{folder}: its outputs are {part['classes']}, this version of cxr expects"
+                    f" {list(CLASSES)}, in this order. Train it again."
+                )
         files = _read_files(folder, content["sha256"])
+        recipe = Recipe.from_json(json.dumps(content["recipe"]))
+        members = [
+            Member(Recipe.from_json(json.dumps(part["recipe"])), part["fold"]) for part in described
+        ]
+        _check_members(folder, recipe, members)
+        if content["format"] == ENSEMBLE_FORMAT:
+            _check_weights(folder, files["model.safetensors"], len(members))
         loaded = Checkpoint(
-            recipe=Recipe.from_json(json.dumps(content["recipe"])),
+            recipe=recipe,
             weights=files["model.safetensors"],
             operating_point=OperatingPoint.from_dict(content["operating_point"]),
             temperature=content["temperature"],
@@ -437,6 +492,7 @@ def load(folder: str) -> Checkpoint:
             name=_name(folder),
             robustness=_read_robustness(content),
             calibrated_on=content.get("calibrated_on", "clean"),
+            members=tuple(members),
         )
         if loaded.network is None and (exported := _read_addition(loaded, "float32")):
             return dataclasses.replace(loaded, network=exported[1][ONNX_FILES["float32"]])
@@ -449,6 +505,31 @@ def load(folder: str) -> Checkpoint:
         ) from None
     except (ValueError, TypeError, RuntimeError, CxrError, pa.ArrowException) as error:
         raise CheckpointError(f"{folder}: not a complete checkpoint: {error}") from None
+
+
+def _check_members(folder: str, recipe: Recipe, members: Sequence[Member]) -> None:
+    """Refuse members that differ from the checkpoint's recipe in more than name and seed."""
+    for number, member in enumerate(members):
+        own = dataclasses.asdict(member.recipe)
+        for field, value in dataclasses.asdict(recipe).items():
+            if field not in ("name", "seed") and own[field] != value:
+                raise CheckpointError(
+                    f"{folder}: member {number} has {field} {own[field]!r}, the ensemble {value!r}."
+                    " The members of an ensemble may differ in their seed only. Train it again."
+                )
+
+
+def _check_weights(folder: str, weights: bytes, num_members: int) -> None:
+    """Refuse a file that does not hold the weights of each member, and of no other."""
+    # The names of the tensors, as safetensors has them: a length of 8 bytes, and JSON.
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    names = [name.split(".") for name in header if name.startswith("members.")]
+    numbers = sorted({int(parts[1]) for parts in names})
+    if num_members < 2 or numbers != list(range(num_members)):
+        raise CheckpointError(
+            f"{folder}: checkpoint.json describes {num_members} members, and model.safetensors has"
+            f" the weights of members {numbers}. Copy the checkpoint again, or train it again."
+        )
 
 
 def _name(folder: str) -> str:

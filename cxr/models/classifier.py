@@ -48,9 +48,19 @@ class Classifier(nn.Module):
             yield "head.norm", self.head.get_submodule("norm")
 
     @property
+    def num_pooled(self) -> int:
+        """Number of leading `layers` before the dense ones, which give maps (N, C, H, W)."""
+        layers = enumerate(self.layers.values())
+        return next(index for index, layer in layers if isinstance(layer, nn.Flatten))
+
+    def part(self, start: int, end: int | None = None) -> nn.Sequential:
+        """The layers from one to before another, by their numbers in `layers`."""
+        return nn.Sequential(*list(self.layers.values())[start:end])
+
+    @property
     def prefix(self) -> nn.Sequential:
         """The frozen part: images (N, 3, H, W) to maps, or to pooled features."""
-        return nn.Sequential(*list(self.layers.values())[: self.num_frozen])
+        return self.part(0, self.num_frozen)
 
     def prefix_shape(self, image_px: int) -> tuple[int, ...]:
         """Shape of one image after the frozen part."""
@@ -61,7 +71,11 @@ class Classifier(nn.Module):
     @property
     def tail(self) -> nn.Sequential:
         """The trained part: outputs of `prefix` to outputs of the classifier (N, 2)."""
-        return nn.Sequential(*list(self.layers.values())[self.num_frozen :])
+        return self.part(self.num_frozen)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All tensors by their names in a checkpoint."""
+        return dict(self.state_dict())
 
     def states(self, *, frozen: bool) -> dict[str, torch.Tensor]:
         """The tensors of `prefix`, or those of `tail`, by their names in the state dict."""
@@ -76,6 +90,19 @@ class Classifier(nn.Module):
         """Outputs before softmax, float32 (N, 2), of normalized images (N, 3, H, W)."""
         outputs: torch.Tensor = self.head(self.features(images))
         return outputs
+
+    def score(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What an exported network returns.
+
+        Args:
+            images: as for `forward`.
+
+        Returns:
+            The outputs of `forward`, and the features, float32 (N, D): the input of the dense
+            layers, averaged over the image.
+        """
+        maps = self.part(0, self.num_pooled)(images)
+        return self.part(self.num_pooled)(maps), maps.mean(dim=(2, 3))
 
     def train(self, mode: bool = True) -> "Classifier":
         """As `nn.Module.train`, but frozen batch norms and dropouts stay in evaluation mode."""

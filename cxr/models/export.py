@@ -2,14 +2,17 @@
 
 Input: `pixels`, uint8 (N, 1, S, S), gray, bone bright. Outputs: `logits`, float32 (N, 2), in the
 order of `labels.CLASSES`, and `features`, float32 (N, D), the input of the dense layers, averaged
-over the image. The normalization is part of the graph: its affine part is merged into the first
-convolution, which then reads one or two planes and not the three equal ones of `transforms`.
+over the image. The file of an ensemble has another output, `members`, float32 (N, members, 2): the
+logits of each member, while the softmax of `logits` is the mean of the members' probabilities.
+
+The normalization is part of the graph: its affine part is merged into the first convolution, which
+then reads one or two planes and not the three equal ones of `transforms`.
 """
 
 import copy
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +26,7 @@ from torchvision.transforms.v2.functional import equalize
 from cxr.errors import CheckpointError
 from cxr.models import transforms
 from cxr.models.classifier import Classifier
+from cxr.models.ensemble import Ensemble
 from cxr.models.session import open_session
 from cxr.recipes import Normalization, Recipe
 
@@ -39,6 +43,9 @@ PERTURBATION: Final = 1e-5
 """What a change of the normalized pixels by this share does to PyTorch's outputs is accepted as
 well: a network that enlarges it enlarges rounding errors, too."""
 
+OUTPUTS: Final = ("logits", "features", "members")
+"""Names of what `score` returns; a single classifier has the first two."""
+
 MAX_KERNEL_PADDED: Final = 4
 """Largest kernel of a first convolution in 8-bit integers for which a multiple of four planes is
 faster. ONNX Runtime 1.32, one core with VNNI, milliseconds for 3 and for 4 planes of 224 px: 1.5
@@ -47,9 +54,13 @@ and 0.6 (SqueezeNet, 3 x 3), 4.5 and 1.6 (VGG, 3 x 3), 1.4 and 1.5 (ResNet, 7 x 
 
 
 def export(
-    model: Classifier, recipe: Recipe, metadata: Mapping[str, str], *, split_gray: bool = False
+    model: Classifier | Ensemble,
+    recipe: Recipe,
+    metadata: Mapping[str, str],
+    *,
+    split_gray: bool = False,
 ) -> bytes:
-    """Write a classifier as an ONNX file, and hold it against PyTorch.
+    """Write a classifier or an ensemble as an ONNX file, and hold it against PyTorch.
 
     Args:
         model: with its trained weights; not changed.
@@ -66,7 +77,8 @@ def export(
     was_training = model.training
     model.eval()
     network = _Scorer(model, recipe.normalization, split_gray)
-    content = _to_onnx(network, recipe.image_px, ("logits", "features"))
+    outputs = OUTPUTS if isinstance(model, Ensemble) else OUTPUTS[:2]
+    content = _to_onnx(network, recipe.image_px, outputs)
     _check(content, model, recipe)
     model.train(was_training)
     return content + metadata_only(metadata)
@@ -104,16 +116,10 @@ def metadata_only(metadata: Mapping[str, str]) -> bytes:
 class _Portable(nn.Module):
     """The first layers of a classifier: gray pixels, uint8 (N, 1, S, S), to their outputs."""
 
-    def __init__(
-        self, layers: nn.Module, normalization: Normalization, split_gray: bool = False
-    ) -> None:
+    def __init__(self, layers: nn.Module, normalization: Normalization) -> None:
         super().__init__()
         self.layers = copy.deepcopy(layers)
-        first = next(module for module in self.layers.modules() if isinstance(module, nn.Conv2d))
-        self.planes = _Planes(normalization, split_gray, first.kernel_size[0])
-        weight = self.planes.merge(first.weight.detach())
-        first.in_channels = weight.shape[1]
-        first.weight = nn.Parameter(weight, requires_grad=False)
+        self.planes = _Planes.of([self.layers], normalization, split_gray=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = self.layers(self.planes(pixels))
@@ -121,21 +127,22 @@ class _Portable(nn.Module):
 
 
 class _Scorer(nn.Module):
-    """A classifier: gray pixels, uint8 (N, 1, S, S), to logits (N, 2) and features (N, D)."""
+    """A classifier or an ensemble: gray pixels, uint8 (N, 1, S, S), to what its `score` returns."""
 
     def __init__(
-        self, model: Classifier, normalization: Normalization, split_gray: bool = False
+        self,
+        model: Classifier | Ensemble,
+        normalization: Normalization,
+        split_gray: bool = False,
     ) -> None:
         super().__init__()
-        layers = list(model.head)
-        flatten = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Flatten))
-        self.backbone = _Portable(model.features, normalization, split_gray)
-        self.pooling = nn.Sequential(*layers[:flatten])
-        self.dense = nn.Sequential(*layers[flatten:])
+        self.model = copy.deepcopy(model)
+        members = self.model.classifiers if isinstance(self.model, Ensemble) else [self.model]
+        self.planes = _Planes.of(members, normalization, split_gray)
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        maps = self.pooling(self.backbone(pixels))
-        return self.dense(maps), maps.mean(dim=(2, 3))
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[torch.Tensor, ...] = self.model.score(self.planes(pixels))
+        return outputs
 
 
 class _Planes(nn.Module):
@@ -150,6 +157,28 @@ class _Planes(nn.Module):
         """Level of the constant plane."""
         self.multiple = 4 if self.split_gray and kernel <= MAX_KERNEL_PADDED else 1
         """Planes of zeros make the number of planes a multiple of this."""
+
+    @classmethod
+    def of(
+        cls, networks: Iterable[nn.Module], normalization: Normalization, split_gray: bool
+    ) -> "_Planes":
+        """The planes of networks with the same first layer, whose weights it is given here.
+
+        Args:
+            networks: changed in place; what they share is changed once.
+            normalization: of the pixels.
+            split_gray: as for `export`.
+        """
+        first = [
+            next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+            for network in networks
+        ]
+        planes = cls(normalization, split_gray, first[0].kernel_size[0])
+        for convolution in dict.fromkeys(first):
+            weight = planes.merge(convolution.weight.detach())
+            convolution.in_channels = weight.shape[1]
+            convolution.weight = nn.Parameter(weight, requires_grad=False)
+        return planes
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Planes, float32 (N, 1 to 4, S, S), of gray pixels, uint8 (N, 1, S, S)."""
@@ -218,21 +247,14 @@ def _to_onnx(network: nn.Module, image_px: int, outputs: tuple[str, ...]) -> byt
         raise CheckpointError(f"the network cannot be written as ONNX ({reason}).") from None
 
 
-def _check(content: bytes, model: Classifier, recipe: Recipe) -> None:
+def _check(content: bytes, model: Classifier | Ensemble, recipe: Recipe) -> None:
     """Compare the outputs of an ONNX file with PyTorch's, on noise and on smooth images."""
     pixels = _examples(recipe.image_px)
     images = transforms.normalize(torch.from_numpy(pixels), recipe.normalization)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    flatten = next(i for i, layer in enumerate(model.head) if isinstance(layer, nn.Flatten))
     with torch.inference_mode():
-        maps, moved = (
-            model.head[:flatten](model.features(variant))
-            for variant in (images, images * (1 + PERTURBATION * noise))
-        )
-        expected = {
-            "logits": (model.head[flatten:](maps), model.head[flatten:](moved)),
-            "features": (maps.mean(dim=(2, 3)), moved.mean(dim=(2, 3))),
-        }
+        scores = model.score(images), model.score(images * (1 + PERTURBATION * noise))
+    expected = dict(zip(OUTPUTS, zip(*scores, strict=True), strict=False))
     session = open_session(content, torch.get_num_threads())
     actual = session.run(list(expected), {"pixels": pixels})
     for (name, (exact, perturbed)), array in zip(expected.items(), actual, strict=True):

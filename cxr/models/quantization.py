@@ -11,13 +11,14 @@ error, as integers of 7 bits (`export`'s `split_gray`), so its weights can have 
 in an order that its kernels are slow in (SqueezeNet: 8.3 ms an image, and 2.8 so).
 
 What follows the last convolution, but for hidden dense layers, is computed in float32. Weights of
-few bits shift all logits by nearly the same number, which the bias of the last layer takes back.
+few bits shift all logits by nearly the same number, which the bias of the last layer takes back; in
+an ensemble that of each member.
 """
 
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,9 @@ and with 256, SqueezeNet on radiographs: 0.53 and 0.48, where that of the logits
 instead of extremes gained nothing: 0.53 at 99.999, 0.62 at 99.99, 1.24 at 99.9."""
 
 BATCH_SIZE: Final = 8
+
+DENSE: Final = ("Gemm", "MatMul")
+"""The nodes of dense layers."""
 
 
 def quantize(
@@ -90,43 +94,77 @@ def quantize(
 
 
 def _in_float32(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes before the first convolution, and after the last one.
+    """Names of the nodes before the first convolution, and of those that lead to none.
 
     Of the latter, hidden dense layers are left out.
     """
-    places = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
-    dense = [node.name for node in graph.node if node.op_type in ("Gemm", "MatMul")]
-    after = [node.name for node in graph.node[places[-1] + 1 :] if node.op_type != "Relu"]
-    before = [node.name for node in graph.node[: places[0]]]
-    return before + [name for name in after if name not in dense[:-1]]
+    first = next(i for i, node in enumerate(graph.node) if node.op_type == "Conv")
+    to_convolution = _leading_to(graph, ("Conv",))
+    to_dense = _leading_to(graph, DENSE)
+    before = [node.name for node in graph.node[:first]]
+    return before + [
+        node.name
+        for node, convolved, dense in zip(graph.node, to_convolution, to_dense, strict=True)
+        if not convolved
+        and node.op_type not in ("Conv", "Relu")
+        and not (node.op_type in DENSE and dense)
+    ]
+
+
+def _leading_to(graph: onnx.GraphProto, types: Sequence[str]) -> list[bool]:
+    """Whether the outputs of each node reach a node of some types."""
+    leading: list[bool] = []
+    needed: set[str] = set()
+    for node in reversed(graph.node):
+        leading.append(not needed.isdisjoint(node.output))
+        if leading[-1] or node.op_type in types:
+            needed.update(node.input)
+    return leading[::-1]
 
 
 def _gray_levels(graph: onnx.GraphProto, normalization: Normalization) -> dict[str, Any]:
-    """Settings that keep the planes of the first convolution as they are, and 8 bits of weights."""
+    """Settings that keep the planes of the first convolution as they are, and 8 bits of weights.
+
+    In an ensemble, several first convolutions may read the same planes.
+    """
     if normalization == "per_image":
         return {}  # Not integers.
-    planes, weight = next(node for node in graph.node if node.op_type == "Conv").input[:2]
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    planes = convolutions[0].input[0]
     unscaled = {"scale": np.array(1.0, np.float32), "zero_point": np.array(0, np.uint8)}
     signed = {"quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": False, "axis": 0}
-    return {planes: [unscaled], weight: [signed]}
+    weights = [node.input[1] for node in convolutions if node.input[0] == planes]
+    return {planes: [unscaled], **{weight: [signed] for weight in weights}}
 
 
 def _add_to_logits(graph: onnx.GraphProto, shift: NDArray[np.float32]) -> None:
-    """Add to the bias of the last dense layer."""
-    dense = next(node for node in graph.node if "logits" in node.output)
+    """Add to the bias of each member's last dense layer: float32 (members, 2), or (2,) for one."""
     biases = {initializer.name: initializer for initializer in graph.initializer}
-    bias = numpy_helper.to_array(biases[dense.input[2]]) + shift
-    # Under a name of its own: equal biases of other layers may share the old one.
-    old, dense.input[2] = dense.input[2], "logits.bias"
-    graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), "logits.bias"))
-    if not any(old in node.input for node in graph.node):
-        graph.initializer.remove(biases[old])
+    for dense, own in zip(_last_dense(graph), np.atleast_2d(shift), strict=True):
+        bias = numpy_helper.to_array(biases[dense.input[2]]) + own
+        # Under a name of its own: equal biases of other layers may share the old one.
+        name = f"{dense.output[0]}.bias"
+        old, dense.input[2] = dense.input[2], name
+        graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), name))
+        if not any(old in node.input for node in graph.node):
+            graph.initializer.remove(biases[old])
+
+
+def _last_dense(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that compute the logits of each member, in their order."""
+    source = {output: node for node in graph.node for output in node.output}
+    if "members" not in source:
+        return [source["logits"]]
+    # Each is made an array with an axis more, and these are joined.
+    return [source[source[name].input[0]] for name in source["members"].input]
 
 
 def _logits(content: bytes, pixels: NDArray[np.uint8], threads: int) -> NDArray[np.float32]:
+    """Of each member, float32 (N, members, 2); of a single classifier (N, 2)."""
     session = open_session(content, threads)
+    output = "members" if "members" in {o.name for o in session.get_outputs()} else "logits"
     batches = (inputs for inputs in iter(_Reader(pixels).get_next, None))
-    return np.concatenate([session.run(["logits"], inputs)[0] for inputs in batches])
+    return np.concatenate([session.run([output], inputs)[0] for inputs in batches])
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -52,6 +52,8 @@ class EvaluationReport:
     """Calibrated probabilities of pneumonia, 0-1, (N,)."""
     history: History = ()
     """May be empty."""
+    members: Sequence[History] = ()
+    """Of the members of an ensemble, which has no history of its own."""
     recipe: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] | None = None
     subgroups: Sequence[Subgroup] = ()
@@ -94,5 +96,5 @@ def evaluation_page(report: EvaluationReport) -> str:
         roc=model.roc(y_true, probs, point) if both_classes else None,
         precision_recall=model.precision_recall(y_true, probs, point) if both_classes else None,
         reliability=model.reliability_diagram(y_true, probs),
-        training=training.training_curves(report.history),
+        training=training.training_curves(report.history) or training.member_curves(report.members),
     )

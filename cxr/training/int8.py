@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -85,7 +85,7 @@ def add_int8(
     source = export(trained.model, recipe, {}, split_gray=True)
     network = quantize(source, examples, recipe.normalization, threads)
     networks = {"logit": network, "float32": trained.onnx}
-    validation = _validate(networks, pixels, validation_folds, threads)
+    validation = _validate(networks, pixels, validation_folds, threads, trained.member_of_fold)
     difference = metrics.auc_difference(
         np.asarray(validation["label"]),
         np.asarray(validation["logit"]),
@@ -107,7 +107,9 @@ def add_int8(
             "num_patients": result.num_patients,
         }
         images = changed_images(trained.validation)
-        validation = _stress(network, validation, images, pixels, validation_folds, threads)
+        validation = _stress(
+            network, validation, images, pixels, validation_folds, threads, trained.member_of_fold
+        )
         checkpoint.add_int8(trained, network, validation, facts)
     return result
 
@@ -131,24 +133,36 @@ def _examples(pixels: Shards, folds: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def _validate(
-    networks: dict[str, bytes], pixels: Shards, folds: Sequence[int], threads: int
+    networks: dict[str, bytes],
+    pixels: Shards,
+    folds: Sequence[int],
+    threads: int,
+    member_of_fold: Mapping[int, int],
 ) -> pa.Table:
-    """The logits of networks, in a column of each one's name: {row, label, patient, ...}."""
+    """The logits of networks, in a column of each one's name: {row, label, patient, ...}.
+
+    Where each member of an ensemble has a fold to validate, they are that member's.
+    """
     sessions = {name: open_session(content, threads) for name, content in networks.items()}
     tables = []
-    for path in (path for fold in folds for path in pixels.parts.get(fold, ())):
+    for fold, path in [(k, path) for k in folds for path in pixels.parts.get(k, ())]:
+        output = "members" if fold in member_of_fold else "logits"
         table = read_part(path, ["row", "label", "patient", "subtype", "x"])
+        table = table.append_column("fold", pa.array([fold] * len(table), pa.int64()))
         images = to_array(table["x"], pixels.shape, pixels.dtype)[:, None]
         table = table.drop_columns(["x"])
         for name, session in sessions.items():
             outputs = [
-                session.run(["logits"], {"pixels": images[start : start + BATCH_SIZE]})[0]
+                session.run([output], {"pixels": images[start : start + BATCH_SIZE]})[0]
                 for start in range(0, len(images), BATCH_SIZE)
             ]
-            logits = logit(np.concatenate(outputs)).astype(np.float64)
-            table = table.append_column(name, pa.array(logits))
+            logits = np.concatenate(outputs)
+            if fold in member_of_fold:
+                logits = logits[:, member_of_fold[fold]]
+            table = table.append_column(name, pa.array(logit(logits).astype(np.float64)))
         tables.append(table)
-    return pa.concat_tables(tables).sort_by("row")
+    order = [("fold", "ascending"), ("row", "ascending")]
+    return pa.concat_tables(tables).sort_by(order).drop_columns(["fold"])
 
 
 def _stress(
@@ -158,29 +172,34 @@ def _stress(
     pixels: Shards,
     folds: Sequence[int],
     threads: int,
+    member_of_fold: Mapping[int, int],
 ) -> pa.Table:
     """Add the logits of images under acquisition changes, if any were in float32.
 
     Args:
         network: an ONNX file.
-        validation: sorted by `row`, as the checkpoint's in float32 was.
+        validation: in the order of the checkpoint's in float32.
         images: positions of those that were scored under changes, (K,).
         pixels: decoded images.
         folds: those of the validation images.
         threads: that compute.
+        member_of_fold: the member of an ensemble that has a fold to validate.
     """
     images = images[images < len(validation)]
     if not len(images):
         return validation
-    engine = OnnxEngine(network, "logits", threads)
     rows = validation["row"].take(pa.array(images))
     logits: dict[int, NDArray[np.float64]] = {}
-    for path in (path for fold in folds for path in pixels.parts.get(fold, ())):
-        table = read_part(path, ["row", "x"])
-        table = table.filter(pc.is_in(table["row"], rows))
-        if len(table):
-            squares = to_array(table["x"], pixels.shape, pixels.dtype)
-            for row, square in zip(table["row"].to_pylist(), squares, strict=True):
-                logits[row] = changed_logits(engine, square, row)
+    for fold in folds:
+        member = member_of_fold.get(fold)
+        output = "logits" if member is None else "members"
+        engine = OnnxEngine(network, output, threads, member)
+        for path in pixels.parts.get(fold, ()):
+            table = read_part(path, ["row", "x"])
+            table = table.filter(pc.is_in(table["row"], rows))
+            if len(table):
+                squares = to_array(table["x"], pixels.shape, pixels.dtype)
+                for row, square in zip(table["row"].to_pylist(), squares, strict=True):
+                    logits[row] = changed_logits(engine, square, row)
     columns = np.transpose([logits[row] for row in rows.to_pylist()])
     return add_changed(validation, images, dict(zip(CHANGES, columns, strict=True)))

@@ -24,6 +24,7 @@ from cxr.models import classifier, weights
 from cxr.models.classifier import Classifier
 from cxr.recipes import Recipe
 from cxr.sources import LabeledSet, PatientSource
+from cxr.training import members
 from cxr.training.settings import ImageSettings, RunSettings, SharedSettings
 from cxr.training.trainer import Plan
 
@@ -165,6 +166,9 @@ def prepare(
         folds: the fold of each radiograph, (N,).
         settings: of the run.
         gpu: run the frozen parts on GPUs.
+
+    Returns:
+        The plans of the recipes in their order: one each or, with `settings.members`, so many.
     """
     plans: list[Plan] = []
     for recipe, (model, origin) in zip(recipes, models, strict=True):
@@ -175,19 +179,24 @@ def prepare(
             f" normalization: {recipe.normalization}, loading: {recipe.loading}",
             flush=True,
         )
-        plans.append(
-            Plan(
-                recipe=recipe,
-                model=model,
-                shards=decode_shards(listing, folds, recipe.image_px, settings.cache),
-                cached=False,
-                train_folds=tuple(k for k in range(settings.num_folds) if k != settings.fold),
-                validation_folds=(settings.fold,),
-                output=storage.join(settings.folder, recipe.name),
-                weights=origin,
-                seconds=time.monotonic() - started,
+        shards = decode_shards(listing, folds, recipe.image_px, settings.cache)
+        for member in members.plan(recipe, settings):
+            # Another seed is another start, but for the pretrained weights.
+            has_own_start = member.recipe.seed != recipe.seed
+            plans.append(
+                Plan(
+                    recipe=member.recipe,
+                    model=load_model(member.recipe, settings)[0] if has_own_start else model,
+                    shards=shards,
+                    cached=False,
+                    train_folds=tuple(k for k in range(settings.num_folds) if k != member.fold),
+                    validation_folds=(member.fold,),
+                    output=storage.join(settings.folder, member.recipe.name),
+                    weights=origin,
+                    seconds=time.monotonic() - started,
+                )
             )
-        )
+            started = time.monotonic()
     started = time.monotonic()
     once = [i for i, plan in enumerate(plans) if runs_frozen_part_once(plan.recipe, plan.model)]
     # Over all folds, so that runs which hold out another one and searches use the same views.

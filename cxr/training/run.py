@@ -6,9 +6,11 @@ RUN/unreadable.json          images that were skipped, with the reason
 RUN/report.html              all versions side by side
 RUN/<name>/recipe.json       what was trained
 RUN/<name>/metrics.jsonl     a line per epoch; tensorboard/ beside it
+RUN/<name>/members/<n>/      the same of each member, if there are several
 RUN/ray/                     Ray Train's own storage: the last epoch; deleted at the end
 RUN/<name>/result.json       the row of the comparison
-RUN/<name>/checkpoint/       the trained classifier; with --checkpoints best only of one
+RUN/<name>/checkpoint/       the trained classifier and its model card; with --checkpoints best
+                             only of one
 """
 
 import dataclasses
@@ -30,10 +32,13 @@ from cxr.inference.networks import send_model
 from cxr.labels import CLASSES
 from cxr.metrics.results import PUBLISHED_FIGURES, VersionResult
 from cxr.models import checkpoint
+from cxr.models.acquisition import CHANGES
+from cxr.models.classifier import Classifier
+from cxr.models.ensemble import Ensemble
 from cxr.models.validation import add_changed, anonymize, calibrate, clean_rows
 from cxr.recipes import Recipe
-from cxr.reports import comparison_page
-from cxr.training import loop, trainer
+from cxr.reports import MODEL_CARD, comparison_page, model_card
+from cxr.training import loop, members, trainer
 from cxr.training.preparation import (
     TrainingImages,
     list_training_images,
@@ -154,8 +159,8 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     _write_settings(recipes, settings)
     print(f"run: {output}", flush=True)
     print(
-        f"data: {len(images.listing):,} radiographs of {name}, fold {settings.fold} of"
-        f" {settings.num_folds} validates{_held_out(images)}",
+        f"data: {len(images.listing):,} radiographs of {name}, {_validation(settings)}"
+        f"{_held_out(images)}",
         flush=True,
     )
     plans = prepare(unfinished, models, images.listing, images.folds, settings, gpu=gpu)
@@ -163,20 +168,15 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
         if duplicates := describe_duplicates(plans[0].shards):
             print(duplicates, flush=True)
         if not is_resumed:
-            roles = splits.collect(
-                plans[0].shards.table, images.listing, images.held_out, settings.fold
-            )
-            storage.write_table(splits_uri, roles.table)
+            storage.write_table(splits_uri, _collect(plans[0], images, settings))
     outcomes = trainer.fit(plans, output, workers=workers, gpu=gpu) if plans else []
-    best_first = sorted(
-        zip(plans, outcomes, strict=True), key=lambda pair: pair[1].best["score"], reverse=True
-    )
-    for plan, outcome in best_first:
-        keep = settings.keeps_all or _is_better(outcome, recipes, output)
-        _finish(plan, outcome, settings, name, images, gpu=gpu, keep=keep)
+    for recipe, own, trained in _best_first(unfinished, plans, outcomes):
+        keep = settings.keeps_all or _is_better(trained, recipes, output)
+        _finish(recipe, own, trained, settings, name, images, gpu=gpu, keep=keep)
     skipped = write_skipped([plan.shards for plan in plans], output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
     quantized = _quantize(recipes, settings, images) if settings.int8 else []
+    _write_cards(recipes, settings)
     return _compare(recipes, settings, images, skipped, quantized)
 
 
@@ -195,14 +195,55 @@ def _quantize(
             continue
         trained = checkpoint.load(folder)
         pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
-        train_folds = [fold for fold in range(settings.num_folds) if fold != settings.fold]
+        validation = settings.validation_folds
+        # A fold that validated one member of several trained the others.
+        train_folds = [k for k in range(settings.num_folds) if validation != (k,)]
         try:
-            sentence = add_int8(trained, pixels, train_folds, [settings.fold]).sentence
+            sentence = add_int8(trained, pixels, train_folds, validation).sentence
         except CheckpointError as error:
             sentence = f"{recipe.name}: {error}"
         print(sentence, flush=True)
         sentences.append(sentence)
     return sentences
+
+
+def _write_cards(recipes: Sequence[Recipe], settings: RunSettings) -> None:
+    """Write the model card of each checkpoint, once all of it is known."""
+    for recipe in recipes:
+        folder = storage.join(settings.folder, recipe.name, "checkpoint")
+        if checkpoint.exists(folder):
+            card = model_card(checkpoint.load(folder))
+            storage.write_bytes(storage.join(folder, MODEL_CARD), card.encode())
+
+
+def _command(settings: RunSettings) -> str:
+    """The command of the run; of paths, whose folders may name anyone, the last part alone."""
+    shown = dataclasses.replace(
+        settings,
+        data=_last_part(settings.data),
+        weights=_last_part(settings.weights),
+        output=None,
+        cache=RunSettings().cache,
+    )
+    return cli.command("train", ["--recipe", "recipe.json", *cli.flags(shown)])
+
+
+def _last_part(path: str | None) -> str | None:
+    return path and path.rstrip("/").rpartition("/")[2]
+
+
+def _collect(plan: Plan, images: TrainingImages, settings: RunSettings) -> pa.Table:
+    """The roles of patients and images in the run, as `datasets.splits` has them."""
+    fold = None if settings.validates_by_folds else settings.fold
+    return splits.collect(plan.shards.table, images.listing, images.held_out, fold).table
+
+
+def _validation(settings: RunSettings) -> str:
+    if settings.validates_by_folds:
+        return (
+            f"each of {settings.members} members is validated on one of {settings.num_folds} folds"
+        )
+    return f"fold {settings.fold} of {settings.num_folds} validates"
 
 
 def _held_out(images: TrainingImages) -> str:
@@ -228,18 +269,37 @@ def _is_finished(output: str, recipe: Recipe) -> bool:
     return storage.kind(storage.join(output, recipe.name, "result.json")) == "file"
 
 
-def _is_better(outcome: Outcome, recipes: Sequence[Recipe], output: str) -> bool:
+def _best_first(
+    recipes: Sequence[Recipe], plans: Sequence[Plan], outcomes: Sequence[Outcome]
+) -> list[tuple[Recipe, Sequence[Plan], Sequence[Outcome]]]:
+    """Each recipe with its plans, one or one of each member, and what training them gave."""
+    num_members = len(plans) // max(len(recipes), 1)
+    groups = [slice(k * num_members, (k + 1) * num_members) for k in range(len(recipes))]
+    trained = [
+        (recipe, plans[own], outcomes[own]) for recipe, own in zip(recipes, groups, strict=True)
+    ]
+    return sorted(trained, key=lambda group: _score(group[2]), reverse=True)
+
+
+def _score(outcomes: Sequence[Outcome]) -> float:
+    """The mean AUC of the members on validation; `EMPTY_SCORE` if one has none."""
+    scores = [float(outcome.best["score"]) for outcome in outcomes]
+    return loop.EMPTY_SCORE if loop.EMPTY_SCORE in scores else sum(scores) / len(scores)
+
+
+def _is_better(outcomes: Sequence[Outcome], recipes: Sequence[Recipe], output: str) -> bool:
     """Whether it separates the classes better than every recipe that is finished."""
     finished = [recipe for recipe in recipes if _is_finished(output, recipe)]
     results = [
         storage.read_json(storage.join(output, recipe.name, "result.json")) for recipe in finished
     ]
-    return all(outcome.best["score"] > (result["auc"] or 0.0) for result in results)
+    return all(_score(outcomes) > (result["auc"] or 0.0) for result in results)
 
 
 def _finish(
-    plan: Plan,
-    outcome: Outcome,
+    recipe: Recipe,
+    plans: Sequence[Plan],
+    outcomes: Sequence[Outcome],
     settings: RunSettings,
     data_name: str,
     images: TrainingImages,
@@ -247,44 +307,57 @@ def _finish(
     gpu: bool,
     keep: bool,
 ) -> None:
-    """Write recipe, result and, if it is to be kept, checkpoint of a trained recipe."""
-    recipe, folder = plan.recipe, plan.output
+    """Write recipe, result and, if it is to be kept, checkpoint of a trained recipe.
+
+    It has one plan, or one of each member.
+    """
+    folder = storage.join(settings.folder, recipe.name)
+    rows = plans[0].shards.table
     storage.write_bytes(storage.join(folder, "recipe.json"), recipe.to_json().encode())
-    validation = _validation_table(outcome.validation, plan.shards.table)
+    validation = _validation_table(members.validate(plans, outcomes), rows)
     figures: dict[str, Any] = dict.fromkeys(
         ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
     )
-    if outcome.best["score"] != loop.EMPTY_SCORE:
+    lost = [
+        plan.name
+        for plan, outcome in zip(plans, outcomes, strict=True)
+        if outcome.best["score"] == loop.EMPTY_SCORE
+    ]
+    if not lost:
         scored = validation
         if keep:
-            plan.model.load_state_dict(dict(outcome.state), strict=False)
-            scored = _stress(plan, outcome.validation, validation, settings, images, gpu=gpu)
+            model = members.join(plans, outcomes)
+            scored = _stress(recipe, model, plans, outcomes, validation, settings, images, gpu=gpu)
             checkpoint.save(
                 storage.join(folder, "checkpoint"),
                 recipe,
-                plan.model,
+                model,
                 scored,
-                _provenance(plan, outcome, settings, data_name, images, len(validation), gpu=gpu),
+                _provenance(plans, outcomes, settings, data_name, images, len(validation), gpu=gpu),
                 settings.operating_point,
-                splits.collect(
-                    plan.shards.table, images.listing, images.held_out, settings.fold
-                ).table,
+                _collect(plans[0], images, settings),
                 settings.calibrate_on,
+                members.plan(recipe, settings) if settings.members > 1 else (),
             )
         figures = _figures(scored, settings)
     else:
-        print(f"{recipe.name}: the loss left the finite numbers; lower --learning-rate.")
-    result = summarize(recipe, data_name, len(validation), figures, plan.seconds, outcome.history)
+        print(f"{', '.join(lost)}: the loss left the finite numbers; lower --learning-rate.")
+    epochs = [entry for outcome in outcomes for entry in outcome.history]
+    seconds = sum(plan.seconds for plan in plans)
+    result = summarize(recipe, data_name, len(validation), figures, seconds, epochs)
+    histories = {p.name: outcome.history for p, outcome in zip(plans, outcomes, strict=True)}
     storage.write_json(
-        storage.join(folder, "result.json"),
-        dataclasses.asdict(result) | {"history": outcome.history},
+        storage.join(folder, "result.json"), dataclasses.asdict(result) | {"histories": histories}
     )
-    storage.delete_file(storage.join(folder, "best.pt"))
+    for plan in plans:
+        storage.delete_file(storage.join(plan.output, "best.pt"))
 
 
 def _stress(
-    plan: Plan,
-    predictions: pa.Table,
+    recipe: Recipe,
+    model: Classifier | Ensemble,
+    plans: Sequence[Plan],
+    outcomes: Sequence[Outcome],
     validation: pa.Table,
     settings: RunSettings,
     images: TrainingImages,
@@ -292,7 +365,6 @@ def _stress(
     gpu: bool,
 ) -> pa.Table:
     """The validation images, and some of them under acquisition changes, scored as trained."""
-    recipe = plan.recipe
     if not settings.stress_images:
         return validation
     if remark := stress.why_not(recipe.image_px):
@@ -307,13 +379,20 @@ def _stress(
             flush=True,
         )
         return validation
-    rows = predictions["row"].take(pa.array(chosen))
-    try:
-        network = send_model(recipe, plan.model.eval(), gpu=gpu)
-    except CheckpointError as error:
-        print(f"{recipe.name}: No robustness table: {error}", flush=True)
-        return validation
-    logits = stress.score_changed(pixels, rows, network, recipe.name, gpu=gpu)
+    rows = members.validate(plans, outcomes)["row"].take(pa.array(chosen))
+    logits = {change: np.empty(len(rows)) for change in CHANGES}
+    for judged, own_rows in members.judges(model, plans, outcomes):
+        own = np.asarray(pc.is_in(rows, own_rows))
+        try:
+            network = send_model(recipe, judged.eval(), members.recipes(judged, plans), gpu=gpu)
+        except CheckpointError as error:
+            print(f"{recipe.name}: No robustness table: {error}", flush=True)
+            return validation
+        scored = stress.score_changed(
+            pixels, rows.filter(pa.array(own)), network, recipe.name, gpu=gpu
+        )
+        for change, values in scored.items():
+            logits[change][own] = values
     return add_changed(validation, chosen, logits)
 
 
@@ -351,8 +430,8 @@ def summarize(
 
 
 def _provenance(
-    plan: Plan,
-    outcome: Outcome,
+    plans: Sequence[Plan],
+    outcomes: Sequence[Outcome],
     settings: RunSettings,
     data_name: str,
     images: TrainingImages,
@@ -360,13 +439,17 @@ def _provenance(
     *,
     gpu: bool,
 ) -> dict[str, Any]:
+    plan = plans[0]
+    trainings = [
+        {"best_epoch": outcome.best["epoch"], "history": outcome.history} for outcome in outcomes
+    ]
     return {
         "data": {
             "name": data_name,
             "num_images": len(plan.shards.table),
             "num_left_out": len(plan.shards.failed),
             "fingerprint": plan.shards.fingerprint,
-            "fold": settings.fold,
+            "fold": settings.validation_folds if settings.validates_by_folds else settings.fold,
             "folds": settings.num_folds,
             "num_validation": num_validation,
             "num_held_out": len(images.held_out),
@@ -374,9 +457,9 @@ def _provenance(
         },
         "set": settings.how_read,
         "weights": plan.weights,
-        "best_epoch": outcome.best["epoch"],
-        "history": outcome.history,
+        **(trainings[0] if len(trainings) == 1 else {"members": trainings}),
         "settings": {"workers": settings.workers, "limit": settings.limit, "gpu": gpu},
+        "command": _command(settings),
     }
 
 
@@ -430,11 +513,13 @@ def _compare(
     histories: dict[str, list[Mapping[str, Any]]] = {}
     for recipe in recipes:
         result = storage.read_json(storage.join(output, recipe.name, "result.json"))
-        histories[recipe.name] = result.pop("history")
+        # Runs of older versions have one history.
+        histories |= result.pop("histories", None) or {recipe.name: result.pop("history")}
         results.append(VersionResult(**result))
     report = storage.join(output, "report.html")
     remarks = _remarks(recipes, settings)
-    notes = [images.patients.sentence, *remarks, *skipped_notes(skipped), *quantized]
+    card = f"The model card of a version, NAME/checkpoint/{MODEL_CARD}, says what is known of it."
+    notes = [images.patients.sentence, *remarks, *skipped_notes(skipped), *quantized, card]
     page = comparison_page(results, histories, notes, "Versions compared")
     storage.write_bytes(report, page.encode())
     folders = [storage.join(output, recipe.name, "checkpoint") for recipe in recipes]
@@ -443,14 +528,25 @@ def _compare(
 
 
 def _remarks(recipes: Sequence[Recipe], settings: RunSettings) -> list[str]:
+    remarks = []
+    if settings.validates_by_folds:
+        remarks.append(
+            f"Each version is the average of {settings.members} members. The figures are of single"
+            " members, each on the fold that it was not trained on."
+        )
+    elif settings.members > 1:
+        remarks.append(
+            f"Each version is the average of {settings.members} members, which differ in their"
+            " seed, and so are its figures."
+        )
     random = [
         recipe.name
         for recipe in recipes
         if recipe.frozen != 0 and starts_at_random(recipe, settings)
     ]
-    if not random:
-        return []
-    return [
-        f"{', '.join(random)}: without pretrained weights, frozen convolutions compute random"
-        " features; --data and --weights imagenet show what transfer learning reaches."
-    ]
+    if random:
+        remarks.append(
+            f"{', '.join(random)}: without pretrained weights, frozen convolutions compute random"
+            " features; --data and --weights imagenet show what transfer learning reaches."
+        )
+    return remarks

@@ -113,6 +113,11 @@ class RunSettings(SharedSettings):
 
     fold: int = 0
     """The fold that validates; the others train."""
+    members: int = 1
+    """Classifiers that are trained of each recipe; a checkpoint averages their probabilities."""
+    members_of: Literal["folds", "seeds"] = "folds"
+    """folds: the folds 0, 1, ... validate a member each, and train the others. seeds: all members
+    have the same fold to validate, and differ in their random start and the order of images."""
     checkpoints: Literal["all", "best"] | None = None
     """Keep the checkpoint of every recipe, or of the one with the best AUC on validation. Default:
     all, and best with synthetic radiographs."""
@@ -133,6 +138,19 @@ class RunSettings(SharedSettings):
         super().__post_init__()
         if not 0 <= self.fold < self.num_folds:
             raise SettingsError(f"fold: {self.fold} is outside 0 to {self.num_folds - 1}.")
+        if self.members < 1:
+            raise SettingsError(f"members: {self.members} is below 1.")
+        if self.validates_by_folds:
+            if self.members > self.num_folds:
+                raise SettingsError(
+                    f"members: {self.members} members need {self.members} folds, there are"
+                    f" {self.num_folds}. Raise --folds, or take --members-of seeds."
+                )
+            if self.fold != 0:
+                raise SettingsError(
+                    f"fold: {self.fold} cannot be chosen where each member has a fold of its own."
+                    " Leave --fold out, or take --members-of seeds."
+                )
         parse_rule(self.operating_point)
         check_stress_images(self.stress_images)
 
@@ -140,6 +158,16 @@ class RunSettings(SharedSettings):
     def keeps_all(self) -> bool:
         """Whether every recipe keeps its checkpoint."""
         return self.checkpoints != "best" if self.data else self.checkpoints == "all"
+
+    @property
+    def validates_by_folds(self) -> bool:
+        """Whether the members of an ensemble have a fold each to validate."""
+        return self.members > 1 and self.members_of == "folds"
+
+    @property
+    def validation_folds(self) -> tuple[int, ...]:
+        """The folds that validate a classifier."""
+        return tuple(range(self.members)) if self.validates_by_folds else (self.fold,)
 
 
 Settings = TypeVar("Settings", bound=SharedSettings)

@@ -213,9 +213,15 @@ def _trainer(
     gpu: bool,
 ) -> ray.train.torch.TorchTrainer:
     share = cluster.share(workers.min, gpu=gpu)
+    # Plans of one model, such as the members of an ensemble, have the same start.
+    models = {id(plan.model): plan for plan in plans}
+    states: dict[int, ray.ObjectRef[State]] = {
+        key: ray.put(dict(classifier.trained_state(plan.model, plan.cached)))
+        for key, plan in models.items()
+    }
     elastic = workers.max > workers.min
     config = WorkerConfig(
-        tasks=tuple(_task(plan) for plan in plans),
+        tasks=tuple(_task(plan, states[id(plan.model)]) for plan in plans),
         threads=share.threads,
         gpu=gpu,
         checkpoints=storage.join(output, "ray"),
@@ -271,7 +277,7 @@ def _check_classes(plan: Plan) -> None:
             raise DataError(f"no {CLASSES[int(np.argmin(counts))]} image is left for {part}.")
 
 
-def _task(plan: Plan) -> Task:
+def _task(plan: Plan, state: "ray.ObjectRef[State]") -> Task:
     train = plan.shards.rows(plan.train_folds)
     return Task(
         recipe=plan.recipe,
@@ -282,7 +288,7 @@ def _task(plan: Plan) -> Task:
         rows=np.sort(np.asarray(train["row"])),
         num_views=1 + len(plan.drawn),
         class_weights=class_weights(plan.recipe, np.asarray(train["label"])),
-        state=ray.put(dict(classifier.trained_state(plan.model, plan.cached))),
+        state=state,
     )
 
 

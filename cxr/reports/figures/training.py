@@ -1,6 +1,6 @@
 """Figures of the training: losses, AUC and time by epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from markupsafe import Markup
@@ -33,6 +33,17 @@ def training_curves(history: History) -> list[tuple[str, Markup]]:
     ]
 
 
+def member_curves(histories: Sequence[History]) -> list[tuple[str, Markup]]:
+    """As `training_curves`, of the members of an ensemble: a line for each in a figure."""
+    members = {f"member {number}": history for number, history in enumerate(histories)}
+    return [
+        (heading, learning_curves(members, key, heading, "member"))
+        for heading, columns in _TRAINING_COLUMNS.items()
+        for key in list(columns)[-1:]
+        if any(_has(history, key) for history in histories)
+    ]
+
+
 def _curve(history: History, heading: str, columns: Mapping[str, str]) -> Markup:
     """Columns of the history by epoch, one line each.
 
@@ -55,13 +66,16 @@ def _curve(history: History, heading: str, columns: Mapping[str, str]) -> Markup
     return figure(f"curve-{heading.split()[0].lower()}", f"{heading} by epoch", draw)
 
 
-def learning_curves(histories: Mapping[str, History], key: str, label: str) -> Markup:
+def learning_curves(
+    histories: Mapping[str, History], key: str, label: str, noun: str = "version"
+) -> Markup:
     """One column of the history by epoch, one line per version.
 
     Args:
         histories: by version; not empty.
         key: the column, such as `val_auc`.
         label: what the column holds, for screen readers.
+        noun: what each history is of.
     """
 
     def draw(canvas: Figure) -> None:
@@ -83,7 +97,7 @@ def learning_curves(histories: Mapping[str, History], key: str, label: str) -> M
         canvas.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
     return figure(
-        f"learning-{key.replace('_', '-')}", f"{label} of each version by epoch", draw, WIDE
+        f"learning-{key.replace('_', '-')}", f"{label} of each {noun} by epoch", draw, WIDE
     )
 
 

@@ -1,0 +1,267 @@
+"""The model card of a checkpoint, in Markdown: what is known of it, and what is not.
+
+Everything in it comes from the checkpoint; what that does not hold is said to be not available.
+Source: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993, for the sections.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.compute as pc
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cxr import metrics, storage
+from cxr.labels import CLASSES
+from cxr.metrics import LEVEL, Estimate, Examination
+from cxr.models.checkpoint import Checkpoint
+from cxr.reports.rendering import count, interval, number
+
+MODEL_CARD: Final = "MODEL_CARD.md"
+"""Its name in the checkpoint's folder."""
+
+NOT_AVAILABLE: Final = "not available"
+
+SURE: Final = 0.9
+"""Probability from which a wrong prediction is called a sure one."""
+
+_MARKUP: Final = re.compile(r"[\\`*<>|&]|\](?=[(\[:])")
+"""What begins or ends markup inside a line; of brackets those of a link."""
+
+_METRICS: Final = {
+    "auc": "AUC",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "brier": "Brier score",
+    "expected_calibration_error": "Calibration error",
+}
+
+_SUBTYPES: Final = {"bacteria": "Sensitivity, bacterial", "virus": "Sensitivity, viral"}
+
+_ROLES: Final = {"train": "training", "validation": "validation", "test": "held out to test on"}
+
+Row = tuple[str, ...]
+
+
+class _Code(str):
+    """A text that is shown as it is, inside a block of code."""
+
+
+def model_card(
+    trained: Checkpoint,
+    robustness: Mapping[str, Mapping[str, Estimate]] | None = None,
+    unusual_threshold: float | None = None,
+) -> str:
+    """The model card of a checkpoint.
+
+    Args:
+        trained: the checkpoint in float32.
+        robustness: by acquisition change, `auc`, `sensitivity` and `specificity` on validation
+            images; None where the checkpoint has none.
+        unusual_threshold: share of the training images that are less unusual than an image with a
+            warning, 0-1; None where the checkpoint has none.
+
+    Returns:
+        Markdown, as GitHub renders it.
+    """
+    examination = _examine(trained)
+    facts, point = trained.provenance, trained.operating_point
+    data = facts.get("data", {})
+    return _environment().get_template("model_card.md").render(
+        title=trained.title,
+        classes=CLASSES,
+        is_synthetic=str(data.get("name", "")).startswith("phantom"),
+        model=_model(trained),
+        recipe=[(name, _text(value)) for name, value in vars(trained.recipe).items()],
+        data=_data(data),
+        splits=_splits(trained),
+        by_folds=bool(trained.member_of_fold),
+        num_members=len(trained.members),
+        sample=(
+            f"{count(examination.num_images, 'image')} ({examination.num_normal:,} normal,"
+            f" {examination.num_pneumonia:,} pneumonia) of"
+            f" {count(examination.num_patients, 'patient')}"
+        ),
+        level=f"{LEVEL:.0%}",
+        num_resamples=examination.num_resamples,
+        figures=[
+            _estimate(name, estimate)
+            for key, name in _METRICS.items()
+            for estimate in [_find(examination, key)]
+        ],
+        subtypes=[
+            _estimate(name, estimate)
+            for key, name in _SUBTYPES.items()
+            if (estimate := _subtype(examination, key)) is not None
+        ],
+        point=point,
+        threshold=f"{point.threshold:.4f}",
+        reached=(number(point.sensitivity), number(point.specificity)),
+        temperature=f"{trained.temperature:.3f}",
+        calibration=_shown(_find(examination, "expected_calibration_error")),
+        robustness=[
+            (change, *(_shown(own[name]) for name in ("auc", "sensitivity", "specificity")))
+            for change, own in (robustness or {}).items()
+        ],
+        unusual_threshold=None if unusual_threshold is None else f"{unusual_threshold:.1%}",
+        int8=_int8(trained),
+        failures=_failures(trained, examination),
+        weights=_weights(facts.get("weights", {})),
+        command=_Code(facts.get("command", NOT_AVAILABLE)),
+        has_command="command" in facts,
+        packages=[(name, str(version)) for name, version in facts.get("packages", {}).items()],
+    )  # fmt: skip
+
+
+@functools.cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("cxr.reports"),
+        finalize=_escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _escape(value: object) -> str:
+    """A value as text of Markdown on one line, in which nothing of it is markup."""
+    text = " ".join(str(value).split())
+    return text if isinstance(value, _Code) else _MARKUP.sub(r"\\\g<0>", text)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _examine(trained: Checkpoint) -> Examination:
+    """The figures of the validation images."""
+    table = trained.validation
+    return metrics.examine(
+        np.asarray(table["label"]),
+        metrics.probabilities(np.asarray(table["logit"]), trained.temperature),
+        patients=[str(patient) for patient in table["patient"].to_pylist()],
+        subtypes=table["subtype"].to_pylist(),
+        operating_point=trained.operating_point,
+    )
+
+
+def _find(examination: Examination, name: str) -> Estimate:
+    figures = examination.threshold_free | examination.at_operating_point.estimates
+    return figures[name]
+
+
+def _subtype(examination: Examination, name: str) -> Estimate | None:
+    return examination.at_operating_point.estimates.get(f"sensitivity_{name}")
+
+
+def _estimate(name: str, estimate: Estimate) -> Row:
+    return (name, _shown(estimate), f"{estimate.n:,}", f"{estimate.num_patients:,}")
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{number(estimate.value)} {interval(estimate)}".strip()
+
+
+def _model(trained: Checkpoint) -> list[Row]:
+    recipe, packages = trained.recipe, trained.provenance.get("packages", {})
+    network = f"{recipe.backbone}, {recipe.image_px} x {recipe.image_px} px"
+    if trained.members:
+        network += f", mean probability of {len(trained.members)} members"
+    return [
+        ("Recipe", recipe.name),
+        ("Network", network),
+        ("Fingerprint", f"{trained.fingerprint} (SHA-256 of checkpoint.json)"),
+        ("Made by", f"cxr {packages.get('cxr', NOT_AVAILABLE)}"),
+    ]
+
+
+def _data(data: Mapping[str, Any]) -> list[Row]:
+    def of(name: str) -> str:
+        value = data.get(name)
+        if value is None:
+            return NOT_AVAILABLE
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    return [
+        ("Name", of("name")),
+        ("Images used", of("num_images")),
+        ("Images left out (unreadable, or duplicates)", of("num_left_out")),
+        ("Images held out to test on", of("num_held_out")),
+        ("Fingerprint of the images used", of("fingerprint")),
+        ("Patients", of("patients")),
+        ("Hospitals, devices, years", NOT_AVAILABLE),
+        ("Ages and sexes", NOT_AVAILABLE),
+    ]
+
+
+def _splits(trained: Checkpoint) -> list[Row]:
+    """Patients and images of each role; empty where the checkpoint does not hold them."""
+    if trained.splits is None:
+        return []
+    rows: list[Row] = []
+    for role, name in _ROLES.items():
+        own = trained.splits.filter(pc.equal(trained.splits["role"], role))
+        if len(own):
+            # Of patients who are held out, images were not decoded.
+            images = NOT_AVAILABLE if role == "test" else f"{len(own):,}"
+            rows.append((name, f"{pc.count_distinct(own['patient']).as_py():,}", images))
+    return rows
+
+
+def _int8(trained: Checkpoint) -> list[Row]:
+    """The network in 8-bit integers; empty where there is none."""
+    if storage.kind(storage.join(trained.folder, "int8.json")) != "file":
+        return []
+    quantized = trained.at("int8")
+    difference = quantized.provenance["int8"].get("auc_difference")
+    point = quantized.operating_point
+    return [
+        (
+            "AUC minus that in float32, on the validation images",
+            NOT_AVAILABLE
+            if difference is None
+            else "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**difference),
+        ),
+        ("Temperature", f"{quantized.temperature:.3f}"),
+        ("Threshold", f"{point.threshold:.4f} ({point.rule})"),
+        ("Sensitivity and specificity", f"{point.sensitivity:.3f} and {point.specificity:.3f}"),
+        ("Fingerprint", f"{quantized.fingerprint} (SHA-256 of int8.json)"),
+    ]
+
+
+def _failures(trained: Checkpoint, examination: Examination) -> list[str]:
+    """What the validation images say of its errors."""
+    confusion = examination.at_operating_point.confusion
+    y_true = np.asarray(trained.validation["label"])
+    probs = metrics.probabilities(np.asarray(trained.validation["logit"]), trained.temperature)
+    wrong = np.where(y_true == 1, 1 - probs, probs)[
+        trained.operating_point.predict(probs) != (y_true == 1)
+    ]
+    return [
+        f"{confusion.false_positive:,} of {examination.num_normal:,} normal validation images are"
+        f" called pneumonia, and {confusion.false_negative:,} of {examination.num_pneumonia:,} with"
+        " pneumonia normal.",
+        f"{int((wrong >= SURE).sum()):,} of these errors are sure ones: the wrong class has a"
+        f" probability of at least {SURE}.",
+    ]
+
+
+def _weights(weights: Mapping[str, Any]) -> str:
+    source = str(weights.get("source", ""))
+    if not source:
+        return NOT_AVAILABLE
+    if source == "none":
+        return "none: the network started from random numbers"
+    # Of a path the name alone: the folders above may name anyone.
+    name = PurePosixPath(source).name
+    sha256 = weights.get("sha256", NOT_AVAILABLE)
+    return f"{name}, {weights.get('tensors', 0)} tensors, SHA-256 of these {sha256}"

@@ -311,8 +311,8 @@ def test_effective_weights_are_those_of_cui_et_al() -> None:
 def test_focal_loss_is_that_of_lin_et_al() -> None:
     recipe = dataclasses.replace(RECIPE, class_weighting="focal", batch_size=5)
     learner = Learner(
-        recipe, {}, (1.0, 1.0), cached=False, shape=(64, 64), dtype="uint8", gpu=False,
-        num_images=9, rank=0, world=1,
+        recipe, classifier.build(recipe).state_dict(), (1.0, 1.0), cached=False, shape=(64, 64),
+        dtype="uint8", gpu=False, num_images=9, rank=0, world=1,
     )  # fmt: skip
     pixels = torch.randint(0, 256, (9, 64, 64), dtype=torch.uint8)
     label = torch.arange(9) % 2

@@ -233,13 +233,15 @@ def _train_heads(recipe: Recipe, shared: Shared, setting: Setting, folds: Sequen
     shards = of_views[0]
     features = _read_features(tuple(shards.folder for shards in of_views))
     label, row, fold_of = (np.asarray(shards.table[name]) for name in ("label", "row", "fold"))
+    model = classifier.build(recipe)  # With the random start of its own head.
     state: State = ray.get(shared.state)
+    model.load_state_dict(dict(state), strict=False)
     for fold in folds:
         started = time.monotonic()
         trained, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         learner = Learner(
-            recipe, state, trainer.class_weights(recipe, label[trained]), cached=True,
-            shape=shards.shape, dtype=shards.dtype, gpu=shared.gpu,
+            recipe, model.states(frozen=False), trainer.class_weights(recipe, label[trained]),
+            cached=True, shape=shards.shape, dtype=shards.dtype, gpu=shared.gpu,
             num_images=len(trained), rank=0, world=1,
         )  # fmt: skip
         loader = RotatingLoader(

@@ -38,9 +38,9 @@ class Job:
     """The file to write."""
     num_train: int = 4000
     """Phantoms to train on."""
-    small_epochs: int = 12
+    small_epochs: int = 8
     """Passes over them at half their size, which take a quarter of the time."""
-    epochs: int = 2
+    epochs: int = 4
     """Passes at their own size, after those."""
     learning_rate: float = 1e-3
     """The highest of one cycle."""

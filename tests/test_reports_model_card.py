@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cxr.metrics import Estimate, OperatingPoint
+from cxr.metrics import Estimate, OperatingPoint, Robustness
 from cxr.models.checkpoint import Checkpoint, Member
 from cxr.recipes import RECIPES
 from cxr.reports import model_card
@@ -50,7 +50,14 @@ def trained(tmp_path: Path) -> Checkpoint:
         temperature=1.25,
         provenance=PROVENANCE,
         validation=pa.table(
-            {"label": y_true, "logit": logits, "subtype": subtypes, "patient": np.arange(40) // 2}
+            {
+                "label": y_true,
+                "logit": logits,
+                "subtype": subtypes,
+                "patient": np.arange(40) // 2,
+                "change": [""] * 40,
+                "image": np.arange(40),
+            }
         ),
         fingerprint="cafe" * 16,
         folder=str(tmp_path),
@@ -129,8 +136,23 @@ def test_robustness_is_in_the_card_where_it_is_known(trained: Checkpoint) -> Non
             "specificity": Estimate(None, None, None, 0, 0, 0),
         }
 
-    card = model_card(trained, {"noise": figures(0.875), "blur": figures(0.75)}, 0.99)
+    table = Robustness(
+        num_images=40, num_patients=20, num_resamples=100, seed=0, clean=figures(0.95),
+        changes={"noise": figures(0.875), "blur": figures(0.75)}, mean=figures(0.8125),
+    )  # fmt: skip
+    stressed = dataclasses.replace(
+        trained.operating_point, stressed_sensitivity=0.75, stressed_specificity=0.5
+    )
+    card = model_card(
+        dataclasses.replace(
+            trained, robustness=table, operating_point=stressed, calibrated_on="stressed"
+        ),
+        0.99,
+    )
     robustness = section(card, "Robustness")
+    assert "| none | 0.950" in robustness
+    assert "| mean | 0.812" in robustness
+    assert "and of\n0.750 and 0.500 under acquisition changes" in section(card, "Operating point")
     half = "0.500 [0.250, 0.750]"
     assert f"| noise | 0.875 [0.250, 0.750] | {half} | undefined |" in robustness
     assert "| blur | 0.750" in robustness

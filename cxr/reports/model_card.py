@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cxr import metrics, storage
 from cxr.labels import CLASSES
 from cxr.metrics import LEVEL, Estimate, Examination
+from cxr.metrics.robustness import METRICS, Robustness
 from cxr.models.checkpoint import Checkpoint
 from cxr.reports.rendering import count, interval, number
 
@@ -31,7 +32,7 @@ SURE: Final = 0.9
 _MARKUP: Final = re.compile(r"[\\`*<>|&]|\](?=[(\[:])")
 """What begins or ends markup inside a line; of brackets those of a link."""
 
-_METRICS: Final = {
+_NAMES: Final = {
     "auc": "AUC",
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
@@ -52,17 +53,11 @@ class _Code(str):
     """A text that is shown as it is, inside a block of code."""
 
 
-def model_card(
-    trained: Checkpoint,
-    robustness: Mapping[str, Mapping[str, Estimate]] | None = None,
-    unusual_threshold: float | None = None,
-) -> str:
+def model_card(trained: Checkpoint, unusual_threshold: float | None = None) -> str:
     """The model card of a checkpoint.
 
     Args:
         trained: the checkpoint in float32.
-        robustness: by acquisition change, `auc`, `sensitivity` and `specificity` on validation
-            images; None where the checkpoint has none.
         unusual_threshold: share of the training images that are less unusual than an image with a
             warning, 0-1; None where the checkpoint has none.
 
@@ -91,7 +86,7 @@ def model_card(
         num_resamples=examination.num_resamples,
         figures=[
             _estimate(name, estimate)
-            for key, name in _METRICS.items()
+            for key, name in _NAMES.items()
             for estimate in [_find(examination, key)]
         ],
         subtypes=[
@@ -104,10 +99,10 @@ def model_card(
         reached=(number(point.sensitivity), number(point.specificity)),
         temperature=f"{trained.temperature:.3f}",
         calibration=_shown(_find(examination, "expected_calibration_error")),
-        robustness=[
-            (change, *(_shown(own[name]) for name in ("auc", "sensitivity", "specificity")))
-            for change, own in (robustness or {}).items()
-        ],
+        calibrated_on=trained.calibrated_on,
+        stressed=(number(point.stressed_sensitivity), number(point.stressed_specificity)),
+        robustness=_robustness(trained.robustness),
+        num_stressed=trained.robustness.num_images if trained.robustness else 0,
         unusual_threshold=None if unusual_threshold is None else f"{unusual_threshold:.1%}",
         int8=_int8(trained),
         failures=_failures(trained, examination),
@@ -144,7 +139,7 @@ def _text(value: object) -> str:
 
 def _examine(trained: Checkpoint) -> Examination:
     """The figures of the validation images."""
-    table = trained.validation
+    table = trained.clean_validation
     return metrics.examine(
         np.asarray(table["label"]),
         metrics.probabilities(np.asarray(table["logit"]), trained.temperature),
@@ -152,6 +147,18 @@ def _examine(trained: Checkpoint) -> Examination:
         subtypes=table["subtype"].to_pylist(),
         operating_point=trained.operating_point,
     )
+
+
+def _robustness(robustness: Robustness | None) -> list[Row]:
+    """The images as they are, under each change, and the mean over the changes."""
+    if robustness is None:
+        return []
+    figures = {
+        "none": robustness.clean,
+        **robustness.changes,
+        "mean": robustness.mean,
+    }
+    return [(name, *(_shown(own[key]) for key in METRICS)) for name, own in figures.items()]
 
 
 def _find(examination: Examination, name: str) -> Estimate:
@@ -241,8 +248,9 @@ def _int8(trained: Checkpoint) -> list[Row]:
 def _failures(trained: Checkpoint, examination: Examination) -> list[str]:
     """What the validation images say of its errors."""
     confusion = examination.at_operating_point.confusion
-    y_true = np.asarray(trained.validation["label"])
-    probs = metrics.probabilities(np.asarray(trained.validation["logit"]), trained.temperature)
+    table = trained.clean_validation
+    y_true = np.asarray(table["label"])
+    probs = metrics.probabilities(np.asarray(table["logit"]), trained.temperature)
     wrong = np.where(y_true == 1, 1 - probs, probs)[
         trained.operating_point.predict(probs) != (y_true == 1)
     ]

@@ -4,7 +4,19 @@ A listing travels, the bytes of the images do not: workers open each file where 
 """
 
 from cxr.sources.archives import SEPARATOR, Reader, Step, archive_kind, is_sequential
-from cxr.sources.inputs import INVENTORY, Inputs, in_words, list_archive, list_inputs
+from cxr.sources.digests import Digests, digest
+from cxr.sources.inputs import (
+    INVENTORY,
+    Entry,
+    InputPages,
+    Inputs,
+    Page,
+    archive_pages,
+    in_words,
+    join_entries,
+    list_archive,
+    list_inputs,
+)
 from cxr.sources.labeled import LISTING, LabeledSet, column, list_radiographs, list_set
 from cxr.sources.names import passed_over
 from cxr.sources.patients import PatientSource
@@ -13,14 +25,21 @@ __all__ = [
     "INVENTORY",
     "LISTING",
     "SEPARATOR",
+    "Digests",
+    "Entry",
+    "InputPages",
     "Inputs",
     "LabeledSet",
+    "Page",
     "PatientSource",
     "Reader",
     "Step",
     "archive_kind",
+    "archive_pages",
     "column",
+    "digest",
     "in_words",
+    "join_entries",
     "is_sequential",
     "list_archive",
     "list_inputs",

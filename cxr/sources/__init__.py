@@ -7,6 +7,7 @@ from cxr.sources.archives import SEPARATOR, Reader, Step, archive_kind, is_seque
 from cxr.sources.digests import Digests, digest
 from cxr.sources.inputs import (
     INVENTORY,
+    NO_ENTRY,
     Entry,
     InputPages,
     Inputs,
@@ -16,6 +17,7 @@ from cxr.sources.inputs import (
     join_entries,
     list_archive,
     list_inputs,
+    member_address,
 )
 from cxr.sources.labeled import LISTING, LabeledSet, column, list_radiographs, list_set
 from cxr.sources.names import passed_over
@@ -24,6 +26,7 @@ from cxr.sources.patients import PatientSource
 __all__ = [
     "INVENTORY",
     "LISTING",
+    "NO_ENTRY",
     "SEPARATOR",
     "Digests",
     "Entry",
@@ -39,11 +42,12 @@ __all__ = [
     "column",
     "digest",
     "in_words",
-    "join_entries",
     "is_sequential",
+    "join_entries",
     "list_archive",
     "list_inputs",
     "list_radiographs",
     "list_set",
+    "member_address",
     "passed_over",
 ]

@@ -69,7 +69,7 @@ class Entry(NamedTuple):
     manifest_row: int
 
 
-_NO_ENTRY: Final = Entry("", "", -1)
+NO_ENTRY: Final = Entry("", "", -1)
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Page:
                 self.requests.append(_request(uri, path))
             else:
                 uris[listed] = uri
-            yield f"{listed}{SEPARATOR}{plain(path)}" if path else listed
+            yield member_address(listed, path)
         new = choose_new(list(uris))
         self.files += [_problem(uri, problems[uri]) for uri in new if uri in problems]
         self.files += storage.for_all(_look_up, [uris[uri] for uri in new if uri not in problems])
@@ -360,7 +360,7 @@ def _find_entry(uri: str, file: str, entries: Mapping[str, Entry]) -> Entry:
         address = max(address.rpartition("/")[0].removesuffix("!"), file, key=len)
         if entry := entries.get(address):
             return entry._replace(written="")
-    return _NO_ENTRY
+    return NO_ENTRY
 
 
 def in_words(skipped: Counter[str]) -> str:
@@ -384,14 +384,17 @@ def entry_address(manifest: str, text: str) -> str:
         StorageError: there is no such address.
     """
     file, path = split_address(text)
-    file = storage.printable(beside(manifest, file))
-    return f"{file}{SEPARATOR}{plain(path)}" if path else file
+    return member_address(storage.printable(beside(manifest, file)), path)
 
 
 def address_in_listing(uri: str, file: str) -> str:
     """The address of a listed file or member, in the form of `entry_address`."""
-    member = uri[len(file) + len(SEPARATOR) :]
-    return f"{file}{SEPARATOR}{plain(member)}" if member else file
+    return member_address(file, uri[len(file) + len(SEPARATOR) :])
+
+
+def member_address(file: str, path: str) -> str:
+    """The address of a path in a file, in the form of `entry_address`; empty for the file."""
+    return f"{file}{SEPARATOR}{plain(path)}" if path else file
 
 
 def _path_or_uri(uri: str) -> str:
@@ -597,7 +600,7 @@ class _ArchiveLister:
                 "uri": f"{self.file}{SEPARATOR}{path}" if path else self.file, "file": self.file,
                 "place": [step._asdict() for step in steps], "size": size,
                 "modified_ns": self.modified_ns, "status": status, "reason": reason,
-                "warnings": list(warnings), **_NO_ENTRY._asdict(),
+                "warnings": list(warnings), **NO_ENTRY._asdict(),
             }
         )  # fmt: skip
 
@@ -621,7 +624,7 @@ def _file_table(files: Iterable[File]) -> pa.Table:
         "status": [status for status, _ in states],
         "reason": [reason for _, reason in states],
         "warnings": [[]] * len(files),
-        **{name: [value] * len(files) for name, value in _NO_ENTRY._asdict().items()},
+        **{name: [value] * len(files) for name, value in NO_ENTRY._asdict().items()},
     }
     return pa.table(columns, schema=INVENTORY)
 

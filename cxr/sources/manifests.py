@@ -176,9 +176,7 @@ class ManifestReader:
         self.uri = uri
         self._given = parse_columns(columns)
         self._is_parquet = uri.lower().endswith(".parquet")
-        self._sheet = (
-            list(_records(uri, self._given)) if uri.lower().endswith(".xlsx") else None
-        )
+        self._sheet = list(_records(uri, self._given)) if uri.lower().endswith(".xlsx") else None
         if self._is_parquet:
             with _open_parquet(uri) as file:
                 names = _unique_names(file.schema_arrow.names)
@@ -304,9 +302,7 @@ def _open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _parquet_batches(
-    uri: str, columns: dict[str, str], file: pq.ParquetFile
-) -> Iterator[Manifest]:
+def _parquet_batches(uri: str, columns: dict[str, str], file: pq.ParquetFile) -> Iterator[Manifest]:
     batches, first_row = file.iter_batches(BATCH_ROWS), 0
     while True:
         try:

@@ -96,9 +96,11 @@ def score(
         resumed = check_output(output, settings)
         cluster.check_reach([output])
         manifest = Manifest(output)
-        is_listed = manifest.is_complete and not update
-        lister = None if is_listed else RowLister(settings.inputs, columns)
-        kept = _choose_kept(output, manifest, lister)
+        kept = manifest.kept_columns()
+        lister = None
+        if kept is None or update or not manifest.is_complete:
+            lister = RowLister(settings.inputs, columns)
+            kept = manifest.check_kept(lister.kept)
         schema = scores_schema(uid_columns, kept)
         group = choose_group(columns, kept)
         folder = storage.join(output, "scores")
@@ -139,23 +141,6 @@ def score(
                 rates.num_rows, rates.facts(),
             )
         )  # fmt: skip
-
-
-def _choose_kept(output: str, manifest: Manifest, lister: RowLister | None) -> list[str]:
-    """The columns of manifests that the scores keep.
-
-    Raises:
-        SettingsError: those of the folder are not those that a new listing would keep.
-    """
-    kept = manifest.kept_columns()
-    if lister is None:
-        return kept or []
-    if kept is not None and lister.kept != kept:
-        raise SettingsError(
-            f"{output}: keeps columns {', '.join(kept)}, and the manifests now give"
-            f" {', '.join(lister.kept)}. Name those to keep, and choose another --output."
-        )
-    return lister.kept
 
 
 def _kept(work: Work, rates: "Rates") -> str:

@@ -177,6 +177,21 @@ class Manifest:
                 return kept_columns(rows)
         return None
 
+    def check_kept(self, kept: list[str]) -> list[str]:
+        """Accept the columns that a new listing keeps.
+
+        Raises:
+            SettingsError: the rows keep others.
+        """
+        before = self.kept_columns()
+        if before is not None and kept != before:
+            raise SettingsError(
+                f"{posixpath.dirname(self.folder)}: keeps columns {', '.join(before)}, and the"
+                f" manifests now give {', '.join(kept)}. Name those to keep, and choose another"
+                " --output."
+            )
+        return kept
+
     def write(
         self, number: int, rows: pa.Table, parts: NDArray[np.int64], first_part: int, max_cost: int
     ) -> ManifestFile:

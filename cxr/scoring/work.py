@@ -160,6 +160,7 @@ class Work(threading.Thread):
                 uri = self._manifest.uri(number)
                 print(f"{uri}: damaged or missing; the inputs are listed again", flush=True)
             lister = self._lister or RowLister(self._settings.inputs, self._settings.columns)
+            self._manifest.check_kept(lister.kept)
             for file in self._list(lister, files, lost):
                 files[file.number] = file
                 self._put(self._check_new(file))

@@ -22,7 +22,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cxr import sources
+from cxr import sources, storage
 from cxr.images import decoding
 from cxr.images.resize import resize
 from cxr.models import checkpoint, transforms
@@ -333,6 +333,17 @@ def changed(folder: Path, gone: Iterable[str], new: Iterable[int]) -> Iterator[N
             (aside / name).rename(folder / name)
         for path in added:
             path.unlink()
+
+
+def test_two_jobs_do_not_write_to_the_same_output(
+    copied: Path, archive: Path, small_checkpoint: str
+) -> None:
+    with storage.lock_folder(str(copied)):
+        ended = score(small_checkpoint, copied, "--input", str(archive))
+        assert ended.code == 1
+        assert "another job is writing to it (process " in ended.own_err[0]
+        assert len(ended.own_err) == 1
+    assert score(small_checkpoint, copied, "--input", str(archive)).code == 0
 
 
 def test_too_many_failures_are_an_exit_code_of_their_own(

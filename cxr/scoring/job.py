@@ -26,7 +26,6 @@ import numpy as np
 
 from cxr import cli, cluster, storage
 from cxr.cluster.crew import Crew, read_ahead
-from cxr.errors import SettingsError
 from cxr.inference.engine import CPU_THREADS
 from cxr.inference.networks import send_classifier
 from cxr.metrics import OperatingPoint

@@ -17,12 +17,12 @@ is started again lists what was not listed, and computes the parts that have no 
 holds the rows of one or two files of the manifest, whatever the size of the archive.
 """
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from cxr import cli, cluster, storage
 from cxr.cluster.crew import Crew, read_ahead
@@ -110,22 +110,7 @@ def score(
         with Work(
             output, settings, manifest, schema, lister, resumed=resumed, update=update
         ) as work:
-            batches = work.tasks()
-            first = next(batches, None)
-            if first is not None:
-                with (
-                    cli.on_interrupt(lambda: _kept(work, rates)),
-                    Progress(f"scoring with {checkpoint.recipe.name}", work.total) as progress,
-                ):
-                    counts = _run(
-                        itertools.chain([first], batches), checkpoint, operating_point, folder,
-                        reading, rates, gpu=gpu,
-                    )  # fmt: skip
-                    for count in counts:
-                        lock.check()
-                        rates.add(count)
-                        progress.add(count)
-                        progress.total = work.total
+            _compute(work, lock, checkpoint, operating_point, folder, reading, rates, gpu=gpu)
         listing = work.listing
         assert listing is not None
         _remove_others(folder, listing)
@@ -147,8 +132,37 @@ def _kept(work: Work, rates: "Rates") -> str:
     return f"{work.num_done + rates.num_rows:,} of {of} rows are kept; the same command continues"
 
 
+def _compute(
+    work: Work,
+    lock: storage.Lock,
+    checkpoint: Checkpoint,
+    point: OperatingPoint,
+    folder: str,
+    reading: ReadSettings,
+    rates: "Rates",
+    *,
+    gpu: bool,
+) -> None:
+    """Compute what is missing."""
+    batches = work.tasks()
+    first = next(batches, None)
+    if first is None:
+        return
+    with (
+        cli.on_interrupt(lambda: _kept(work, rates)),
+        Progress(f"scoring with {checkpoint.recipe.name}", work.total) as progress,
+    ):
+        cluster.check_reach([], first[0][0]["file"].to_pylist()[:1])
+        for count in _run(first, batches, checkpoint, point, folder, reading, rates, gpu=gpu):
+            lock.check()
+            rates.add(count)
+            progress.add(count)
+            progress.total = work.total
+
+
 def _run(
-    batches: Iterator[list[list[Any]] | None],
+    first: list[list[pa.Table]],
+    batches: Iterator[list[list[pa.Table]] | None],
     checkpoint: Checkpoint,
     point: OperatingPoint,
     folder: str,
@@ -157,13 +171,11 @@ def _run(
     *,
     gpu: bool,
 ) -> Iterator[int]:
-    """Compute parts; yields how many rows were done.
+    """Start actors, and give them the calls of the first batch and of those to come.
 
-    Args:
-        batches: calls, each the rows of some parts; the first ones are there.
+    Yields:
+        The rows of each part that is done.
     """
-    first = next(batches) or []
-    cluster.check_reach([], first[0][0]["file"].to_pylist()[:1])
     network = send_classifier(checkpoint, gpu=gpu)
     args = (network, CPU_THREADS, reading, folder, checkpoint.temperature, point.threshold)
     crew = Crew(PartPredictor, args, len(first), CPU_THREADS, gpu=gpu)

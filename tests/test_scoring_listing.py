@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,6 +242,32 @@ def test_scoring_begins_before_the_listing_has_ended(
         goes_on.set()
         num_rows = sum(len(rows) for batch in [first, *batches] for t in batch or [] for rows in t)
     assert num_rows == found.total == 27
+
+
+def test_a_listing_ends_with_its_job_and_writes_no_rows_of_a_piece(
+    inputs: tuple[str, ...], tmp_path: Path
+) -> None:
+    class Endless(RowLister):
+        def pages(self) -> Iterator[pa.Table]:
+            for page in super().pages():
+                yield page
+                yield page.slice(0, 0)
+            while True:
+                time.sleep(0.01)
+                yield page.slice(0, 0)
+
+    asked, lister = settings(inputs), Endless(inputs, ASKED)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Work(str(tmp_path), asked, Manifest(str(tmp_path)), SCORES, lister, resumed=False,
+             update=False) as found,
+    ):  # fmt: skip
+        while found.num_listed < 21:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert not found.is_alive()
+    assert [len(table) for table in tables(tmp_path)] == [7, 7, 7]
+    assert not (tmp_path / "listing.json").exists()
 
 
 def test_inputs_that_name_nothing_leave_nothing(tmp_path: Path) -> None:

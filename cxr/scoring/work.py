@@ -56,6 +56,13 @@ class Checked:
 
 _END: Final = object()
 
+STOP_S: Final = 10.0
+"""Longest time that a job which ends early waits for the listing to end; it may wait for a store."""
+
+
+class _StoppedError(Exception):
+    """The job has ended before the listing did."""
+
 
 class Work(threading.Thread):
     """A context that lists and finds; the parts are taken with `tasks`."""
@@ -112,7 +119,7 @@ class Work(threading.Thread):
         trace: TracebackType | None,
     ) -> None:
         self._stopped.set()
-        self.join()
+        self.join(STOP_S)
 
     def tasks(self) -> Iterator[list[list[pa.Table]] | None]:
         """The parts to be computed, those of one file of the manifest at a time.
@@ -147,7 +154,7 @@ class Work(threading.Thread):
         except BaseException as error:
             self._queue.put(error)
 
-    def _find_and_list(self) -> Listing | None:
+    def _find_and_list(self) -> Listing:
         files: dict[int, ManifestFile] = {}
         for number, checked in self._check_files():
             if checked.file:
@@ -164,8 +171,6 @@ class Work(threading.Thread):
             for file in self._list(lister, files, lost):
                 files[file.number] = file
                 self._put(self._check_new(file))
-                if self._stopped.is_set():
-                    return None
             in_order = [files[number] for number in sorted(files)]
             listing = self._manifest.finish(in_order, dict(lister.skipped))
         if self._num_damaged:
@@ -195,8 +200,7 @@ class Work(threading.Thread):
         for number, stream in zip(numbers, streams, strict=True):
             for reference in stream:
                 yield number, ray.get(reference)
-            if self._stopped.is_set():
-                return
+            self._check_stopped()
 
     def _check_new(self, file: ManifestFile) -> Checked:
         """A file that was just written; of a folder that was begun, parts of it may be there."""
@@ -221,7 +225,7 @@ class Work(threading.Thread):
         former = {file.number: file for file in listing.files} if listing else {}
         lost = deque(lost_numbers)
         sizes = [former[number].num_rows if number in former else FILE_ROWS for number in lost]
-        new = _NewRows(lister.pages(), self._digests(files.values()))
+        new = _NewRows(self._pages(lister), self._digests(files.values()))
         for rows in in_files(new, itertools.chain(sizes, itertools.repeat(FILE_ROWS))):
             number = lost.popleft() if lost else max(files, default=-1) + 1
             if not files and not self._resumed:
@@ -242,6 +246,15 @@ class Work(threading.Thread):
         else:
             seconds = time.monotonic() - began
             print(f"listed {new.num_new + new.num_again:,} images in {seconds:.1f} s", flush=True)
+
+    def _pages(self, lister: RowLister) -> Iterator[pa.Table]:
+        for page in lister.pages():
+            self._check_stopped()
+            yield page
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise _StoppedError
 
     def _digests(self, files: Collection[ManifestFile]) -> sources.Digests:
         """Of what the files list, by tasks."""

@@ -254,7 +254,7 @@ def test_the_scores_open_as_one_table_where_people_work(scored: tuple[Ended, Pat
     tables = {
         "pandas": list(pandas.read_parquet(folder)["uri"]),
         "Polars": polars.read_parquet(folder)["uri"].to_list(),
-        "DuckDB": list(duckdb.sql(f"SELECT uri FROM '{folder}/*.parquet'").df()["uri"]),
+        "DuckDB": list(duckdb.execute(f"SELECT uri FROM '{folder}/*.parquet'").df()["uri"]),
         "Ray Data": [row["uri"] for row in ray.data.read_parquet(str(folder)).take_all()],
     }
     assert {library: sorted(uris) for library, uris in tables.items()} == dict.fromkeys(

@@ -20,6 +20,7 @@ from cxr.scoring.listing import RowLister
 from cxr.scoring.manifest import Manifest, ScoreSettings, check_output
 from cxr.scoring.parts import SCORES, by_part, part_file
 from cxr.scoring.work import Work
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
@@ -256,15 +257,12 @@ def test_a_listing_ends_with_its_job_and_writes_no_rows_of_a_piece(
                 time.sleep(0.01)
                 yield page.slice(0, 0)
 
-    asked, lister = settings(inputs), Endless(inputs, ASKED)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Work(str(tmp_path), asked, Manifest(str(tmp_path)), SCORES, lister, resumed=False,
-             update=False) as found,
-    ):  # fmt: skip
-        while found.num_listed < 21:
-            time.sleep(0.01)
-        raise KeyboardInterrupt
+    found = Work(
+        str(tmp_path), settings(inputs), Manifest(str(tmp_path)), SCORES, Endless(inputs, ASKED),
+        resumed=False, update=False,
+    )  # fmt: skip
+    with found:
+        wait_until(lambda: found.num_listed == 21, 60)
     assert not found.is_alive()
     assert [len(table) for table in tables(tmp_path)] == [7, 7, 7]
     assert not (tmp_path / "listing.json").exists()

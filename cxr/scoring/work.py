@@ -57,7 +57,7 @@ class Checked:
 _END: Final = object()
 
 STOP_S: Final = 10.0
-"""Longest time that a job which ends early waits for the listing to end; it may wait for a store."""
+"""Longest time that a job which ends early waits for its listing, which may wait for a store."""
 
 
 class _StoppedError(Exception):

@@ -91,14 +91,20 @@ class Page:
         """The files, of schema `INVENTORY`."""
         return join_entries(_file_table(self.files), self.entries)
 
-    def _add_named(
+    def add_named(
         self, addresses: Iterable[str], manifest: str, choose_new: "_ChooseNew"
-    ) -> Iterator[str]:
+    ) -> list[str]:
         """Add files and archive members that were named themselves, whatever their names.
 
-        Yields:
-            For each address that which a listing has.
+        Args:
+            addresses: absolute, or relative to the manifest's folder.
+            manifest: path or URI of the manifest that names them.
+            choose_new: those of the files that were not listed before.
+
+        Returns:
+            The addresses, as a listing has them.
         """
+        in_listing: list[str] = []
         uris: dict[str, str] = {}
         problems: dict[str, StorageError] = {}
         for address in addresses:
@@ -108,17 +114,18 @@ class Page:
             except StorageError as error:
                 uris[text] = text
                 problems[text] = error
-                yield text
+                in_listing.append(text)
                 continue
             listed = storage.printable(uri)
             if archive_kind(uri):
                 self.requests.append(_request(uri, path))
             else:
                 uris[listed] = uri
-            yield member_address(listed, path)
+            in_listing.append(member_address(listed, path))
         new = choose_new(list(uris))
         self.files += [_problem(uri, problems[uri]) for uri in new if uri in problems]
         self.files += storage.for_all(_look_up, [uris[uri] for uri in new if uri not in problems])
+        return in_listing
 
 
 _ChooseNew = Callable[[list[str]], list[str]]
@@ -191,7 +198,7 @@ class InputPages:
                 yield self._manifest_page(batch)
         named = Page(requests=[_request(uri, path) for uri, path in self._archives])
         for uri in self._files:
-            list(named._add_named([uri], uri, self._choose_new))
+            named.add_named([uri], uri, self._choose_new)
         yield named
         for uri in self._folders:
             is_folder = storage.kind(uri) == "folder"
@@ -205,7 +212,7 @@ class InputPages:
     def _manifest_page(self, batch: Manifest) -> Page:
         page = Page(manifest=batch)
         written = batch.table[batch.columns["uri"]].to_pylist()
-        addresses = page._add_named(batch.required_texts("uri"), batch.uri, self._choose_new)
+        addresses = page.add_named(batch.required_texts("uri"), batch.uri, self._choose_new)
         for row, address in enumerate(addresses):
             page.entries.setdefault(address, Entry(written[row], batch.uri, batch.first_row + row))
         return page
@@ -294,7 +301,7 @@ class Inputs:
             manifest: path or URI of the manifest that names them.
         """
         page = Page()
-        list(page._add_named(addresses, manifest, list))
+        page.add_named(addresses, manifest, list)
         self.add_page(page)
 
     def add_page(self, page: Page) -> None:

@@ -86,13 +86,14 @@ class Crew:
         self._load: dict[ActorHandle[Any], int] = {}
         self._running: dict[Any, tuple[ActorHandle[Any], _Call]] = {}
         self._left_over: deque[_Call] = deque()
-        if is_joined():
-            request_resources(bundles=[share.bundle] * min(num_calls, MAX_REQUESTED))
+        self._bundle = share.bundle
+        self._request()
         self._resize()
 
     def expect(self, num_calls: int) -> None:
         """Make room for more calls than were known at the start."""
         self._num_calls += num_calls
+        self._request()
 
     def run(self, method: str, calls: Iterable[Sequence[object] | None]) -> Iterator[Any]:
         """Make calls; yields what they yield, in the order in which it comes.
@@ -121,6 +122,11 @@ class Crew:
                     self._resize()
         finally:
             self._end()
+
+    def _request(self) -> None:
+        """Ask an autoscaler to make room."""
+        if is_joined():
+            request_resources(bundles=[self._bundle] * min(self._num_calls, MAX_REQUESTED))
 
     def _wait(self, timeout_s: float) -> list[Any]:
         if not (waited_for := [*self._starting, *self._running]):

@@ -172,7 +172,9 @@ def scores(output: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for file in storage.list_files(storage.join(output, "scores")):
         rows += storage.read_table(file.uri).to_pylist()
-    listed = storage.read_table(storage.join(output, "manifest.parquet"))["uri"].to_pylist()
+    listed: list[str] = []
+    for file in storage.list_files(storage.join(output, "manifest")):
+        listed += storage.read_table(file.uri, ["uri"])["uri"].to_pylist()
     if sorted(row["uri"] for row in rows) != sorted(listed):
         raise RuntimeError(f"{output}: {len(rows)} rows, {len(listed)} listed")
     return sorted(rows, key=lambda row: str(row["uri"]))

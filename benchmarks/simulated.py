@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
@@ -199,11 +198,11 @@ def remove_nodes(
         nodes.remove_node(gpu_node)
         add_gpu_node(nodes)
 
-    manifest = output / "manifest.parquet"
-    while not manifest.exists():
+    listing = output / "listing.json"
+    while not listing.exists():
         if ended.wait(0.2):
             return
-    num_parts = len(pc.unique(storage.read_table(str(manifest), ["part"])["part"]))
+    num_parts = sum(file["num_parts"] for file in storage.read_json(str(listing))["files"])
     for count, step in ((num_parts // 4, remove_cpu_node), (num_parts // 2, replace_gpu_node)):
         while len(list((output / "scores").glob("*.parquet"))) < count:
             if ended.wait(0.2):

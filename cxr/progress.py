@@ -89,7 +89,7 @@ class Progress:
         while not self._stopped.wait(BAR_EVERY_S if self.draws_bar else LINE_EVERY_S):
             added = self.added()
             if self.draws_bar:
-                self._bar.n = self.before + added
+                self._bar.n, self._bar.total = self.before + added, self.total
                 self._bar.refresh()
             else:
                 state = self.state(added, time.monotonic() - self._started)

@@ -32,7 +32,7 @@ def main() -> None:
     choice = cli.peek(RecipeChoice)
     jobs = [cli.parse(TrainJob, __doc__, TrainJob(fields=base)) for base in choice.read()]
     # Imported once the command line is known to be right: Ray and PyTorch take seconds.
-    from cxr import cluster
+    from cxr import cluster, storage
     from cxr.cluster.settings import CacheSettings
 
     cluster.connect(importing=IMPORTS)
@@ -44,7 +44,10 @@ def main() -> None:
         recipes, settings = run.reopen(resume, int8=jobs[0].settings.int8)
     else:
         settings = run.begin(recipes, jobs[0].settings)
-    with cli.on_interrupt(lambda: run.how_to_resume(settings.folder)):
+    with (
+        storage.lock_folder(settings.folder),
+        cli.on_interrupt(lambda: run.how_to_resume(settings.folder)),
+    ):
         finished = run.train(recipes, settings)
     print(comparison_table(finished.results, finished.remarks))
     print(f"report: {finished.report}")

@@ -56,7 +56,7 @@ def main() -> None:
     [base] = cli.peek(BaseChoice).read()
     job = cli.parse(TuneJob, __doc__, TuneJob(fields=base))
     # Imported once the command line is known to be right: Ray and PyTorch take seconds.
-    from cxr import cluster
+    from cxr import cluster, storage
     from cxr.cluster.settings import CacheSettings
 
     asked = space.parse(job.search, job.trials, job.sampler)
@@ -64,7 +64,10 @@ def main() -> None:
     from cxr.tuning import results, search
 
     settings = resolve(job.settings, [job.fields], "-tune")
-    with cli.on_interrupt(lambda: search.how_to_resume(settings.folder)):
+    with (
+        storage.lock_folder(settings.folder),
+        cli.on_interrupt(lambda: search.how_to_resume(settings.folder)),
+    ):
         finished = search.search(job.fields, asked, settings)
     print(results.table(finished))
     for answer in finished.answers:

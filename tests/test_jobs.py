@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cxr import storage
 from cxr.datasets.shards import load_shards
 from cxr.metrics import probabilities
 from cxr.models import checkpoint
@@ -63,6 +64,13 @@ def test_a_run_leaves_what_its_docstring_lists(finished: Path) -> None:
     settings = json.loads((finished / "run.json").read_text())
     assert settings["recipes"][0]["epochs"] == 10
     assert settings["settings"]["folds"] == 3
+
+
+def test_a_run_that_another_job_writes_is_not_resumed(finished: Path, run_job: Run) -> None:
+    with storage.lock_folder(str(finished)):
+        ended = run_job("train", "--resume", str(finished))
+    assert ended.code == 1
+    assert "another job is writing to it (process " in ended.own_err[0]
 
 
 def test_scores_are_the_validation_logits(

@@ -27,6 +27,7 @@ from cxr.metrics.results import (
 )
 from cxr.reports.figures import model
 from cxr.reports.figures.drawing import PALETTE
+from cxr.scoring.totals import bin_scores
 
 PACKAGE = Path(reports.__file__).parent
 
@@ -158,7 +159,7 @@ def scoring(**changes: Any) -> reports.ScoringReport:
         "num_listed": 1_317,
         "num_refused": 15,
         "num_unreadable": 2,
-        "probs": np.repeat([0.02, 0.98], [1_000, 300]),
+        "histogram": [1_000, *[0] * 18, 300],
         "num_predicted": 300,
         "operating_point": metrics.OperatingPoint("sensitivity=0.95", 0.437, 0.951, 0.884, 1_046),
         "suspicious": [
@@ -173,6 +174,7 @@ def scoring(**changes: Any) -> reports.ScoringReport:
                 "s3://bucket/xrays/a.zip!/p2/y.png", 0.321, False, [], reports.thumbnail(pixels)
             ),
         ],
+        "nearest": [],
         "failures": [
             reports.FailureGroup("unreadable", "the file is empty", 2, ["more.zip!/n.png"]),
             reports.FailureGroup(
@@ -650,6 +652,15 @@ def test_scoring_page_shows_the_most_suspicious() -> None:
     assert page.count("data:image/jpeg;base64,") == 2
     titles = [attributes.get("title") for name, attributes in read(page).tags if name == "figure"]
     assert "s3://bucket/xrays/a.zip!/p1/x.dcm" in titles
+    assert "Nearest to the threshold" not in page
+
+
+def test_scoring_page_shows_the_images_nearest_to_the_threshold() -> None:
+    page = reports.scoring_page(scoring(nearest=scoring().suspicious[1:]))
+    shown = words_of(page).partition("Nearest to the threshold")[2]
+    assert "The 1 image whose calibrated probability is nearest to 0.437" in shown
+    assert "0.321 predicted normal p2/y.png" in shown.partition("Not scored")[0]
+    assert page.count("data:image/jpeg;base64,") == 3
 
 
 def test_scoring_page_is_self_contained_and_the_same_each_time() -> None:
@@ -678,7 +689,7 @@ def test_scoring_page_with_hostile_names() -> None:
 
 @pytest.mark.parametrize("num_listed", [0, 17])
 def test_scoring_page_of_nothing_scored(num_listed: int) -> None:
-    changes: dict[str, Any] = {"probs": [], "num_predicted": 0, "suspicious": []}
+    changes: dict[str, Any] = {"histogram": [0] * 20, "num_predicted": 0, "suspicious": []}
     if not num_listed:
         changes |= {"num_refused": 0, "num_unreadable": 0, "failures": []}
     report = scoring(num_listed=num_listed, **changes)
@@ -714,7 +725,7 @@ def test_scoring_page_hides_no_image() -> None:
 
 def histogram(probs: list[float]) -> tuple[str, list[float]]:
     """The histogram on the page and the heights of its bars, from the left."""
-    page = reports.scoring_page(scoring(probs=np.array(probs)))
+    page = reports.scoring_page(scoring(histogram=bin_scores(np.array(probs))))
     drawn = page[page.index("<svg") : page.index("</svg>")]
     bars = re.findall(r'd="M ([^"]*)z " clip-path="[^"]*" style="fill: var\(--accent\)', drawn)
     ends = [[float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", bar)] for bar in bars]

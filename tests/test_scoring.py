@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from cxr import sources
+from cxr import sources, storage
 from cxr.images import decoding
 from cxr.images.resize import resize
 from cxr.models import checkpoint, transforms
@@ -158,12 +159,16 @@ def test_scores_are_what_the_checkpoints_model_gives(
         assert found[uri]["prediction"] == ("PNEUMONIA" if called else "NORMAL")
 
 
-def test_the_csv_is_the_parts_sorted_by_uri(undisturbed: tuple[Ended, Path]) -> None:
+def test_the_csv_is_the_parts_in_the_order_of_the_manifest(
+    undisturbed: tuple[Ended, Path],
+) -> None:
     output = undisturbed[1]
     with (output / "scores.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     found = rows(output)
-    assert [line["uri"] for line in lines] == sorted(found)
+    [listed] = (output / "manifest").iterdir()
+    assert [line["uri"] for line in lines] == pq.read_table(listed)["uri"].to_pylist()
+    assert lines[0].keys() == next(iter(found.values())).keys()
     for line in lines:
         row = found[line["uri"]]
         assert line["status"] == row["status"]
@@ -221,7 +226,7 @@ def test_a_job_goes_on_where_it_was_stopped_and_explains_what_has_vanished(
     wrong = bytearray(damaged.read_bytes())
     wrong[40:60] = bytes(byte ^ 0x55 for byte in wrong[40:60])
     damaged.write_bytes(wrong)
-    others[0].with_name("part-0000999.parquet").write_bytes(data)
+    others[0].with_name("part-000000999.parquet").write_bytes(data)
     others[-1].write_bytes(data)
     (copied / "summary.json").unlink()
     with changed(vanished.parent, [vanished.name], []):
@@ -330,6 +335,17 @@ def changed(folder: Path, gone: Iterable[str], new: Iterable[int]) -> Iterator[N
             path.unlink()
 
 
+def test_two_jobs_do_not_write_to_the_same_output(
+    copied: Path, archive: Path, small_checkpoint: str
+) -> None:
+    with storage.lock_folder(str(copied)):
+        ended = score(small_checkpoint, copied, "--input", str(archive))
+        assert ended.code == 1
+        assert "another job is writing to it (process " in ended.own_err[0]
+        assert len(ended.own_err) == 1
+    assert score(small_checkpoint, copied, "--input", str(archive)).code == 0
+
+
 def test_too_many_failures_are_an_exit_code_of_their_own(
     copied: Path, archive: Path, small_checkpoint: str
 ) -> None:
@@ -423,7 +439,7 @@ def listing(num_loose: int, num_in_tar: int, kind: str = "tar.gz", status: str =
 @pytest.mark.parametrize(("num_loose", "num_in_tar"), [(1, 0), (7, 3), (500, 0), (300, 700)])
 def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_tar: int) -> None:
     table = listing(num_loose, num_in_tar)
-    numbers = manifest.number_parts(table)
+    numbers = manifest.number_parts(table, manifest.max_part_cost(table))
     assert numbers[0] == 0
     assert set(np.diff(numbers)) <= {0, 1}
     assert np.bincount(numbers).max() <= manifest.PART_IMAGES
@@ -445,12 +461,13 @@ def test_every_row_is_in_one_task_and_parts_stay_whole(num_loose: int, num_in_ta
 
 
 def test_rows_without_pixels_share_large_parts_and_images_do_not() -> None:
+    def sizes_of_parts(table: pa.Table) -> NDArray[np.int64]:
+        return np.bincount(manifest.number_parts(table, manifest.max_part_cost(table)))
+
     known = listing(10_000, 0, status="unreadable")
-    assert np.bincount(manifest.number_parts(known)).tolist() == [1250] * 8  # Four for each CPU.
-    many = manifest.number_parts(pa.concat_tables([known, known, known]))
-    assert np.bincount(many).max() == 2048
-    mixed = pa.concat_tables([listing(500, 0), known])
-    sizes = np.bincount(manifest.number_parts(mixed))
+    assert sizes_of_parts(known).tolist() == [1250] * 8  # Four for each CPU.
+    assert sizes_of_parts(pa.concat_tables([known, known, known])).max() == 2048
+    sizes = sizes_of_parts(pa.concat_tables([listing(500, 0), known]))
     assert sizes[:7].tolist() == [64] * 7
     assert sizes.sum() == 10_500
 

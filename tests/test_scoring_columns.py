@@ -13,7 +13,7 @@ from cxr.images.read import Image, read_image
 from cxr.metrics import OperatingPoint
 from cxr.scoring import columns
 from cxr.scoring.columns import ColumnSettings, UidColumns
-from cxr.scoring.studies import group_scores
+from cxr.scoring.studies import group_scores, merge_groups, partial_groups
 from tests.support.radiographs import dicom, drawn, radiograph
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -122,14 +122,17 @@ MANIFESTS = {
 }
 
 
+NAMES = {uri: table.column_names for uri, table in MANIFESTS.items()}
+
+
 def test_all_keeps_every_column_but_the_addresses() -> None:
     for keep, kept in (
         (("all",), ["Site", "PatientID", "Age"]),
         (("PatientID", "PatientID"), ["PatientID"]),
         ((), []),
     ):
-        assert columns.choose_kept(ColumnSettings(keep_columns=keep), MANIFESTS) == kept
-    files = {"/d.csv": pa.table({"File": ["1.png"], "Site": ["N"]})}
+        assert columns.choose_kept(ColumnSettings(keep_columns=keep), NAMES) == kept
+    files = {"/d.csv": ["File", "Site"]}
     asked = ColumnSettings(columns=("uri=File",), keep_columns=("all",))
     assert columns.choose_kept(asked, files) == ["Site"]
 
@@ -139,19 +142,19 @@ def test_all_keeps_every_column_but_the_addresses() -> None:
     [
         (
             ("Site",),
-            MANIFESTS,
+            NAMES,
             r"/b\.csv: no column Site to keep\. Choices: uri, Pat.*, Age\.$",
         ),
         (("Site",), {}, "keep_columns: no input is a manifest"),
         (
             ("all",),
-            {"/c.csv": pa.table({"uri": ["1"], "status": ["done"]})},
+            {"/c.csv": ["uri", "status"]},
             "keep_columns: status is a column of the scores themselves",
         ),
     ],
 )
 def test_columns_that_cannot_be_kept_are_refused(
-    keep: tuple[str, ...], manifests: dict[str, pa.Table], message: str
+    keep: tuple[str, ...], manifests: dict[str, list[str]], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         columns.choose_kept(ColumnSettings(keep_columns=keep), manifests)
@@ -164,20 +167,18 @@ def test_a_name_of_ours_is_refused_before_anything_is_read(name: str) -> None:
 
 
 def test_kept_columns_stand_in_the_row_that_names_the_file() -> None:
-    table = pa.table(
-        {
-            "uri": ["/3.png", "/x/free.png", "/2.png"],
-            "manifest": ["/b.csv", "", "/a.csv"],
-            "manifest_row": [0, -1, 1],
-        }
-    )
-    kept = columns.append_kept(table, MANIFESTS, ["Site", "Age"])
+    table = pa.table({"uri": ["/2.png", "/x/free.png", "/1.png"], "manifest_row": [11, -1, 10]})
+    kept = columns.append_kept(table, ["Site", "Age"], MANIFESTS["/a.csv"], first_row=10)
     assert kept["kept"].to_pylist() == [
-        {"Site": None, "Age": "007"},
-        None,
         {"Site": "", "Age": None},
+        None,
+        {"Site": "N", "Age": None},
     ]
     assert kept.drop_columns(["kept"]).equals(table)
+    unnamed = columns.append_kept(table, ["Site", "Age"])
+    assert unnamed["kept"].to_pylist() == [None] * 3
+    assert unnamed.schema == kept.schema
+    assert columns.append_kept(table, []) is table
 
 
 def test_the_group_is_the_study_else_a_kept_patient() -> None:
@@ -226,6 +227,18 @@ def test_studies_count_every_image_and_take_the_frontal_ones() -> None:
             "prediction": "NORMAL",
         },
     ]  # fmt: skip
+
+
+def test_studies_in_several_files_are_those_of_one() -> None:
+    """Divided between images of a study, and with probabilities whose sums are exact."""
+    rows = [
+        {"who": f"{i % 3}", "status": "scored", "view": "", "prob_pneumonia": i / 16}
+        for i in range(16)
+    ]
+    rows.append({"who": "x", "status": "refused", "view": "", "prob_pneumonia": None})
+    scores = pa.Table.from_pylist(rows)
+    partial = [partial_groups(scores.slice(*part), "who") for part in ((0, 5), (5, 1), (6, 11))]
+    assert merge_groups(partial, "who", POINT).equals(group_scores(scores, "who", POINT))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -47,6 +48,7 @@ FORMATS[3] = {
         "hash_key", "checkpoint_name",
     ],
 }  # fmt: skip
+FORMATS[4] = FORMATS[3]  # The manifest is a folder of files.
 """What is on disk in each format. Another column is another format, and has an entry of its own."""
 
 SETTINGS = ScoreSettings(
@@ -105,9 +107,8 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def test_finished_parts_are_taken_as_they_are(folder: Path, listed: dict[int, pa.Table]) -> None:
     before = everything(folder)
-    done = parts.open_parts(str(folder / "scores"), listed, SCORES)
-    assert sorted(done) == [0, 1, 2, 3]
-    assert done[2].equals(scores("2a", "2b"))
+    assert parts.find_missing(str(folder / "scores"), listed, SCORES) == ([], 0)
+    assert parts.remove_others(str(folder / "scores"), np.ones(4, dtype=bool)) == 0
     assert everything(folder) == before
     assert parts.read_parts(str(folder / "scores"), {3: listed[3]}, SCORES)[3].equals(
         scores("3a", "3b")
@@ -117,37 +118,46 @@ def test_finished_parts_are_taken_as_they_are(folder: Path, listed: dict[int, pa
 def test_a_folder_that_is_not_there_has_no_parts(
     tmp_path: Path, listed: dict[int, pa.Table]
 ) -> None:
-    assert parts.open_parts(str(tmp_path / "scores"), listed, SCORES) == {}
+    assert parts.find_missing(str(tmp_path / "scores"), listed, SCORES) == ([0, 1, 2, 3], 0)
     assert parts.read_parts(str(tmp_path / "scores"), listed, SCORES) == {}
+    assert parts.remove_others(str(tmp_path / "scores"), np.ones(4, dtype=bool)) == 0
+
+
+def test_only_the_parts_of_a_file_of_the_manifest_are_looked_at(
+    folder: Path, listed: dict[int, pa.Table]
+) -> None:
+    for name in ("000000000", "000000003", "000000010", "000000011"):
+        (folder / "scores" / f"part-{name}.parquet").write_bytes(b"damaged")
+    two = {part: listed[part] for part in (1, 2)}
+    assert parts.find_missing(str(folder / "scores"), two, SCORES) == ([], 0)
+    assert not (folder / "damaged").exists()
 
 
 def test_damaged_parts_are_moved_and_nothing_is_lost(
-    folder: Path, listed: dict[int, pa.Table], capsys: pytest.CaptureFixture[str]
+    folder: Path, listed: dict[int, pa.Table]
 ) -> None:
     """A file cut short, another part's rows, and a part that the manifest does not have."""
     first, second, third, _ = sorted((folder / "scores").iterdir())
     first.write_bytes(first.read_bytes()[:300])
     second.write_bytes(third.read_bytes())
-    third.with_name("part-0000999.parquet").write_bytes(third.read_bytes())
-    third.with_name("part-0000002.parquet.12ab34cd.part").write_bytes(b"half")
+    unknown = folder / "scores" / "part-000000999.parquet"
+    unknown.write_bytes(third.read_bytes())
     (folder / "scores" / "notes.txt").write_text("mine")
+    unfinished = folder / "scores" / "part-000000001.parquet.0123abcd.part"
+    unfinished.write_bytes(b"cut")
     before = everything(folder)
-    done = parts.open_parts(str(folder / "scores"), listed, SCORES)
-    assert sorted(done) == [2, 3]
-    assert "damaged: 3 parts, moved to " in capsys.readouterr().out
-    kept = {path.name for path in (folder / "scores").iterdir()}
-    assert kept == {"part-0000002.parquet", "part-0000003.parquet", "notes.txt"}
-    moved = {path.name[:20]: path.read_bytes() for path in (folder / "damaged").iterdir()}
-    assert moved == {
-        name: before[f"scores/{name}"]
-        for name in ("part-0000000.parquet", "part-0000001.parquet", "part-0000999.parquet")
-    }
+    assert parts.find_missing(str(folder / "scores"), listed, SCORES) == ([0, 1], 2)
+    assert parts.remove_others(str(folder / "scores"), np.ones(4, dtype=bool)) == 1
+    names = {path.name for path in (folder / "scores").iterdir()}
+    assert names == {"part-000000002.parquet", "part-000000003.parquet", "notes.txt"}
+    moved = {path.name[:22]: path.read_bytes() for path in (folder / "damaged").iterdir()}
+    assert moved == {path.name: before[f"scores/{path.name}"] for path in (first, second, unknown)}
 
 
 def test_a_part_damaged_twice_is_kept_twice(folder: Path, listed: dict[int, pa.Table]) -> None:
     for data in (b"one", b"two"):
-        (folder / "scores" / "part-0000001.parquet").write_bytes(data)
-        parts.open_parts(str(folder / "scores"), listed, SCORES)
+        (folder / "scores" / "part-000000001.parquet").write_bytes(data)
+        assert parts.find_missing(str(folder / "scores"), listed, SCORES) == ([1], 1)
     assert sorted(path.read_bytes() for path in (folder / "damaged").iterdir()) == [b"one", b"two"]
 
 
@@ -163,14 +173,14 @@ def test_a_part_damaged_twice_is_kept_twice(folder: Path, listed: dict[int, pa.T
 def test_a_part_with_other_columns_is_refused_and_kept(
     folder: Path, listed: dict[int, pa.Table], change: object
 ) -> None:
-    path = folder / "scores" / "part-0000002.parquet"
+    path = folder / "scores" / "part-000000002.parquet"
     pq.write_table(change(pq.read_table(path)), path)  # type: ignore[operator]
     before = everything(folder)
     message = (
-        rf"part-0000002\.parquet: does not have the columns of scores of format {FORMAT}\. Choose"
+        rf"part-000000002\.parquet: does not have the columns of scores of format {FORMAT}\. Choose"
     )
     with pytest.raises(SettingsError, match=message):
-        parts.open_parts(str(folder / "scores"), listed, SCORES)
+        parts.find_missing(str(folder / "scores"), listed, SCORES)
     assert everything(folder) == before
 
 
@@ -188,8 +198,8 @@ def test_a_folder_of_another_format_is_refused_and_kept(folder: Path, format: in
 
 
 def test_a_folder_of_the_same_settings_is_resumed(folder: Path, tmp_path: Path) -> None:
-    check_output(str(folder), SETTINGS)
-    check_output(str(tmp_path / "new"), SETTINGS)
+    assert check_output(str(folder), SETTINGS)
+    assert not check_output(str(tmp_path / "new"), SETTINGS)
     for option, other in (
         ("any_body_part", dataclasses.replace(SETTINGS, any_body_part=True)),
         ("any_view", dataclasses.replace(SETTINGS, any_view=True)),

@@ -13,10 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cxr.errors import SettingsError
 from cxr.models import checkpoint
-from cxr.scoring.columns import ColumnSettings
-from cxr.scoring.manifest import ScoreSettings, open_manifest
 from tests.support.jobs import ROOT, Ended, execute
 from tests.support.radiographs import PATIENT, dicom, drawn, radiograph
 
@@ -111,7 +108,10 @@ def test_rows_have_the_address_as_written_and_where_it_was_read(
         assert (rows[uri]["file"], rows[uri]["Site"]) == (uri, None)
     assert rows["gone.jpeg"]["status"] == "unreadable"
     lines = list(csv.DictReader((output / "scores.csv").open(newline="")))
-    assert [line["uri"] for line in lines] == sorted(rows)
+    # As the manifest has them, then folders, then archives.
+    assert [line["uri"] for line in lines] == [
+        *(uri for uri in named if uri != "old.zip!/3.jpeg"), *sorted(listed), "old.zip!/3.jpeg",
+    ]  # fmt: skip
     assert {line["uri"]: line["Site"] for line in lines} == {
         uri: row["Site"] or "" for uri, row in rows.items()
     }
@@ -205,22 +205,21 @@ def test_another_key_is_refused(
     assert KEY[::-1] not in ended.err
 
 
-def test_an_update_keeps_the_columns_that_the_folder_has(tmp_path: Path) -> None:
+def test_an_update_keeps_the_columns_that_the_folder_has(
+    small_checkpoint: str, tmp_path: Path
+) -> None:
     (tmp_path / "1.jpeg").write_bytes(radiograph())
     (tmp_path / "list.csv").write_text("uri,Site\n1.jpeg,Nord\n")
-    settings = ScoreSettings(
-        (str(tmp_path / "list.csv"),), any_body_part=False, any_view=False, checkpoint="abc",
-        operating_point="youden", columns=ColumnSettings(keep_columns=("all",)),
-    )  # fmt: skip
-    output = str(tmp_path / "out")
-    listed, _ = open_manifest(output, settings, update=False)
-    assert listed["kept"].to_pylist() == [{"Site": "Nord"}]
+    words = (
+        *("--checkpoint", small_checkpoint, "--output", str(tmp_path / "out")),
+        *("--input", str(tmp_path / "list.csv"), "--keep-columns", "all"),
+    )
+    assert execute("score", *words).code == 0
     (tmp_path / "list.csv").write_text("uri,Site,Ward\n1.jpeg,Nord,3\n")
-    with pytest.raises(
-        SettingsError, match=r"keeps columns Site, and the manifests .* Site, Ward\."
-    ):
-        open_manifest(output, settings, update=True)
-    assert open_manifest(output, settings, update=False)[0].equals(listed)
+    ended = execute("score", *words, "--update")
+    assert ended.code == 1
+    assert re.search(r"keeps columns Site, and the manifests .* Site, Ward\.", ended.err)
+    assert "nothing to do" in execute("score", *words).out
 
 
 def documented(title: str) -> str:
@@ -239,6 +238,28 @@ def where_the_docs_are(
     (tmp_path / "list.csv").symlink_to(data / "list.csv")
     (tmp_path / "scores").symlink_to(scored[1])
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_scores_open_as_one_table_where_people_work(scored: tuple[Ended, Path]) -> None:
+    import duckdb
+    import pandas
+    import polars
+    import ray.data
+
+    folder = scored[1] / "scores"
+    expected = sorted(pq.read_table(folder)["uri"].to_pylist())
+    assert len(expected) == 8
+    files = {path.suffix for path in folder.rglob("*")}
+    assert files == {".parquet"}
+    tables = {
+        "pandas": list(pandas.read_parquet(folder)["uri"]),
+        "Polars": polars.read_parquet(folder)["uri"].to_list(),
+        "DuckDB": list(duckdb.execute(f"SELECT uri FROM '{folder}/*.parquet'").df()["uri"]),
+        "Ray Data": [row["uri"] for row in ray.data.read_parquet(str(folder)).take_all()],
+    }
+    assert {library: sorted(uris) for library, uris in tables.items()} == dict.fromkeys(
+        tables, expected
+    )
 
 
 @pytest.mark.parametrize("library", ["pandas", "DuckDB"])

@@ -2,8 +2,10 @@
 
 from cxr.cluster.connection import ENVIRONMENT, connect, own_address
 from cxr.cluster.execution import execute
+from cxr.cluster.ordered import run_in_order
 from cxr.cluster.reach import check_reach
 from cxr.cluster.resources import (
+    SPARE_CPUS,
     Pool,
     Share,
     UseGpu,
@@ -18,6 +20,7 @@ from cxr.cluster.resources import (
 
 __all__ = [
     "ENVIRONMENT",
+    "SPARE_CPUS",
     "Pool",
     "Share",
     "UseGpu",
@@ -29,6 +32,7 @@ __all__ = [
     "own_address",
     "parse_workers",
     "pool",
+    "run_in_order",
     "share",
     "use_gpu",
     "wait_for",

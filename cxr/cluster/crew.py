@@ -4,18 +4,18 @@ Plain actors of Ray, without Ray Data: to import that takes a second in the driv
 process, and the driver spends more on a task of it than a small part of an archive costs.
 """
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Final, NoReturn
 
 import ray
 from ray.actor import ActorHandle
 from ray.autoscaler.sdk import request_resources
 
-from cxr.cluster.resources import is_joined, pool
+from cxr.cluster.resources import SPARE_CPUS, Share, is_joined, pool
 from cxr.errors import CxrError
 
 GPU_CALLS: Final = 2
@@ -33,6 +33,11 @@ RESIZE_EVERY_S: Final = 5.0
 MAX_REQUESTED: Final = 1000
 """Actors that an autoscaler is asked to make room for at once."""
 
+LOOK_S: Final = 0.1
+"""Seconds between two looks for calls that are still to come."""
+
+_END: Final = object()
+
 
 @dataclass
 class _Call:
@@ -40,6 +45,17 @@ class _Call:
     """What is left of it: its method yields once for each."""
     deaths: int = 0
     """Actors that died in it."""
+
+
+class _Fed(Enum):
+    """How far calls have been given to actors."""
+
+    ALL = auto()
+    """There are no more calls."""
+    ALL_THAT_CAME = auto()
+    """There may be more."""
+    EVERY_ACTOR = auto()
+    """No actor is free."""
 
 
 class Crew:
@@ -53,17 +69,16 @@ class Crew:
         Args:
             actor: a class with a method `ready`, which is called first, and one that makes calls.
             args: of its constructor.
-            num_calls: no more actors than these.
+            num_calls: no more actors than these; see `expect`.
             threads: of each actor, where it computes on CPUs.
             gpu: a GPU for each.
         """
         self._num_calls, self._threads, self._gpu = num_calls, threads, gpu
-        first = pool(num_calls, threads, gpu=gpu)
-        self.num_first = first.min_size
+        self.num_first = pool(num_calls, threads, gpu=gpu).min_size
         """Actors that there is room for at the start."""
         # On a GPU an actor claims no CPU: those are for the tasks that read for it, which would
         # never start on a node with as many GPUs as CPUs.
-        share = dataclasses.replace(first.share, num_cpus=0) if gpu else first.share
+        share = Share(threads, 0 if gpu else threads - SPARE_CPUS, int(gpu))
         self._class: Any = ray.remote(actor).options(**share.claim)
         self._args = args
         self._num_failed_starts = 0
@@ -71,16 +86,22 @@ class Crew:
         self._load: dict[ActorHandle[Any], int] = {}
         self._running: dict[Any, tuple[ActorHandle[Any], _Call]] = {}
         self._left_over: deque[_Call] = deque()
-        if is_joined():
-            request_resources(bundles=[share.bundle] * min(num_calls, MAX_REQUESTED))
+        self._bundle = share.bundle
+        self._request()
         self._resize()
 
-    def run(self, method: str, calls: Iterable[Sequence[object]]) -> Iterator[Any]:
+    def expect(self, num_calls: int) -> None:
+        """Make room for more calls than were known at the start."""
+        self._num_calls += num_calls
+        self._request()
+
+    def run(self, method: str, calls: Iterable[Sequence[object] | None]) -> Iterator[Any]:
         """Make calls; yields what they yield, in the order in which it comes.
 
         Args:
             method: of the actor: takes the items of a call, and yields once for each of them.
-            calls: their items. The next ones are taken when an actor is free for them.
+            calls: their items. The next ones are taken when an actor is free for them; None says
+                that there is none yet.
 
         Raises:
             CxrError: of an actor, unchanged; or a call ended `MAX_DEATHS` actors.
@@ -88,11 +109,10 @@ class Crew:
         coming = iter(calls)
         try:
             while True:
-                self._feed(method, coming)
-                if not self._running and not self._left_over and self._load:
+                fed = self._feed(method, coming)
+                if fed is _Fed.ALL and not self._running and not self._left_over and self._load:
                     return
-                waited_for = [*self._starting, *self._running]
-                ready, _ = ray.wait(waited_for, timeout=RESIZE_EVERY_S, fetch_local=False)
+                ready = self._wait(LOOK_S if fed is _Fed.ALL_THAT_CAME else RESIZE_EVERY_S)
                 for waitable in ready:
                     if waitable in self._starting:
                         self._welcome(waitable)
@@ -102,6 +122,18 @@ class Crew:
                     self._resize()
         finally:
             self._end()
+
+    def _request(self) -> None:
+        """Ask an autoscaler to make room."""
+        if is_joined():
+            request_resources(bundles=[self._bundle] * min(self._num_calls, MAX_REQUESTED))
+
+    def _wait(self, timeout_s: float) -> list[Any]:
+        if not (waited_for := [*self._starting, *self._running]):
+            time.sleep(timeout_s)
+            return []
+        ready, _ = ray.wait(waited_for, timeout=timeout_s, fetch_local=False)
+        return list(ready)
 
     def _resize(self) -> None:
         self._resized = time.monotonic()
@@ -124,19 +156,23 @@ class Crew:
         self._num_failed_starts = 0
         self._load[actor] = 0
 
-    def _feed(self, method: str, coming: Iterator[Sequence[object]]) -> None:
+    def _feed(self, method: str, coming: Iterator[Sequence[object] | None]) -> "_Fed":
         for rank in range(GPU_CALLS if self._gpu else 1):
             for actor in [actor for actor, load in self._load.items() if load == rank]:
                 if self._left_over:
                     call = self._left_over.popleft()
-                elif (items := next(coming, None)) is not None:
-                    call = _Call(items)
                 else:
-                    return
+                    items: Any = next(coming, _END)
+                    if items is _END:
+                        return _Fed.ALL
+                    if items is None:
+                        return _Fed.ALL_THAT_CAME
+                    call = _Call(items)
                 bound = getattr(actor, method)
                 stream = bound.options(num_returns="streaming").remote(*call.items)
                 self._running[stream] = actor, call
                 self._load[actor] += 1
+        return _Fed.EVERY_ACTOR
 
     def _collect(self, stream: Any) -> Iterator[Any]:
         """What has come of a call; takes note of its end, and of the death of its actor."""
@@ -170,19 +206,21 @@ class Crew:
 
 
 def read_ahead(
-    function: Callable[..., Iterator[Any]], calls: Iterable[Sequence[object]], num_cpus: float
-) -> "Iterator[ray.ObjectRef[Any]]":
+    function: Callable[..., Iterator[Any]],
+    calls: Iterable[Sequence[object] | None],
+    num_cpus: float,
+) -> "Iterator[ray.ObjectRef[Any] | None]":
     """Call a generator function in tasks of the cluster, for whoever takes what they yield.
 
     The first tasks start with this call, and others as their results are taken.
 
     Args:
         function: yields what is taken, by `yield` and not from another iterator: Ray sends values.
-        calls: its arguments.
+        calls: its arguments; None says that there are none yet.
         num_cpus: that a task claims.
 
     Yields:
-        A reference to each result, in the order in which they come.
+        A reference to each result, in the order in which they come; None if there is none yet.
     """
     task: Any = ray.remote(function).options(
         num_cpus=num_cpus, num_returns="streaming", max_retries=-1,
@@ -191,22 +229,30 @@ def read_ahead(
     coming = iter(calls)
     running: list[Any] = []
 
-    def start_more() -> None:
+    def start_more() -> bool:
+        """Whether there may be more calls."""
         room = int(ray.cluster_resources().get("CPU", 1) / num_cpus) + GPU_CALLS
-        while len(running) < room and (args := next(coming, None)) is not None:
+        while len(running) < room:
+            args: Any = next(coming, _END)
+            if args is _END or args is None:
+                return args is None
             running.append(task.remote(*args))
+        return True
 
-    def take() -> "Iterator[ray.ObjectRef[Any]]":
-        while running:
+    def take(may_be_more: bool) -> "Iterator[ray.ObjectRef[Any] | None]":
+        while running or may_be_more:
+            if not running:
+                yield None
+                may_be_more = start_more()
+                continue
             stream: Any = ray.wait(running, fetch_local=False)[0][0]
             try:
                 yield next(stream)
             except StopIteration:
                 running.remove(stream)
-                start_more()
+                may_be_more = start_more()
 
-    start_more()
-    return take()
+    return take(start_more())
 
 
 def _give_up(error: "ray.exceptions.RayError") -> NoReturn:

@@ -14,7 +14,7 @@ from cxr.reports.rendering import render
 
 @dataclass(frozen=True)
 class SuspiciousImage:
-    """A scored image with a high probability of pneumonia."""
+    """A scored image that is shown."""
 
     uri: str
     """Its last two parts are shown, all of it on hovering: `s3://b/archive.zip!/a/b.dcm`."""
@@ -55,13 +55,16 @@ class ScoringReport:
     """Images that were decoded but not accepted as a chest radiograph."""
     num_unreadable: int
     """Files that could not be decoded."""
-    probs: npt.ArrayLike
-    """Calibrated probabilities of pneumonia of the scored images, 0-1, (N,); may be empty."""
+    histogram: npt.ArrayLike
+    """Scored images in bins of equal width of the calibrated probability of pneumonia, 0-1,
+    (bins,)."""
     num_predicted: int
     """Scored images that were predicted as pneumonia at the operating point."""
     operating_point: OperatingPoint
     suspicious: Sequence[SuspiciousImage]
     """The most suspicious first; may be empty."""
+    nearest: Sequence[SuspiciousImage]
+    """Those whose probability is nearest to the threshold, the nearest first; may be empty."""
     failures: Sequence[FailureGroup]
     """May be empty; shown with the most frequent first."""
     warnings: Mapping[str, int]
@@ -73,7 +76,7 @@ class ScoringReport:
 
     @property
     def num_scored(self) -> int:
-        return int(np.size(self.probs))
+        return int(np.sum(self.histogram))
 
     @property
     def num_failed(self) -> int:
@@ -86,8 +89,8 @@ def scoring_page(report: ScoringReport) -> str:
         "scoring.html",
         title=report.title,
         report=report,
-        histogram=model.score_histogram(report.probs, report.operating_point)
+        histogram=model.score_histogram(report.histogram, report.operating_point)
         if report.num_scored
         else None,
-        num_score_bins=model.SCORE_BINS,
+        num_score_bins=np.size(report.histogram),
     )

@@ -138,12 +138,12 @@ def scores_schema(uid_columns: UidColumns | None, kept: Sequence[str]) -> pa.Sch
     return pa.schema([*SCORES, *((name, pa.string()) for name in names)])
 
 
-def choose_kept(settings: ColumnSettings, manifests: Mapping[str, pa.Table]) -> list[str]:
+def choose_kept(settings: ColumnSettings, manifests: Mapping[str, Sequence[str]]) -> list[str]:
     """The names of the columns to keep; all are those of every manifest but of the addresses.
 
     Args:
         settings: name the columns.
-        manifests: as they were read, by URI.
+        manifests: the columns of each, by URI.
 
     Raises:
         SettingsError: there is no manifest, a manifest lacks a column, or it is named as one of
@@ -155,17 +155,17 @@ def choose_kept(settings: ColumnSettings, manifests: Mapping[str, pa.Table]) -> 
     if not manifests:
         raise SettingsError("keep_columns: no input is a manifest, so there are none to keep.")
     if keep_columns != (ALL,):
-        for uri, table in manifests.items():
-            choices = ", ".join(table.column_names)
+        for uri, names in manifests.items():
+            choices = ", ".join(names)
             for name in keep_columns:
-                if name not in table.column_names:
+                if name not in names:
                     raise SettingsError(f"{uri}: no column {name} to keep. Choices: {choices}.")
         return list(dict.fromkeys(keep_columns))
     uri_column = parse_columns(settings.columns).get("uri", "uri")
     kept: dict[str, None] = {}
-    for table in manifests.values():
-        address = find_column(table.column_names, uri_column)
-        kept |= dict.fromkeys(name for name in table.column_names if name != address)
+    for names in manifests.values():
+        address = find_column(names, uri_column)
+        kept |= dict.fromkeys(name for name in names if name != address)
     for name in kept:
         refuse_own_name(name)
     return list(kept)
@@ -189,38 +189,29 @@ def choose_group(settings: ColumnSettings, kept: Sequence[str]) -> str:
 
 
 def append_kept(
-    table: pa.Table, manifests: Mapping[str, pa.Table], kept: Sequence[str]
+    table: pa.Table, kept: Sequence[str], cells: pa.Table | None = None, first_row: int = 0
 ) -> pa.Table:
     """Append `kept`, a struct of the columns to keep, null for rows that no manifest names.
 
     A struct, so that no name of a manifest meets one of an inventory.
 
     Args:
-        table: schema `sources.INVENTORY`.
-        manifests: as they were read, by URI.
-        kept: names of columns; null where a manifest lacks one.
+        table: has a column `manifest_row`.
+        kept: names of columns; null where a manifest lacks one. Without any, nothing is appended.
+        cells: the rows of a manifest that name those of the table; None if none does.
+        first_row: the number of the first of these rows.
     """
-    first, start = {}, 0
-    for uri, rows in manifests.items():
-        first[uri] = start
-        start += len(rows)
-    indices = [
-        first[manifest] + row if manifest else None
-        for manifest, row in zip(
-            table["manifest"].to_pylist(), table["manifest_row"].to_pylist(), strict=True
-        )
-    ]
+    if not kept:
+        return table
+    if cells is None:
+        types = pa.struct([(name, pa.string()) for name in kept])
+        return table.append_column("kept", pa.nulls(len(table), types))
     columns = [
-        pa.concat_arrays(
-            chunk
-            for rows in manifests.values()
-            for chunk in (
-                rows[name].chunks
-                if name in rows.column_names
-                else [pa.nulls(len(rows), pa.string())]
-            )
-        )
+        cells[name].combine_chunks()
+        if name in cells.column_names
+        else pa.nulls(len(cells), pa.string())
         for name in kept
     ]
     structs = pa.StructArray.from_arrays(columns, list(kept))
-    return table.append_column("kept", structs.take(pa.array(indices, pa.int64())))
+    rows = [row - first_row if row >= 0 else None for row in table["manifest_row"].to_pylist()]
+    return table.append_column("kept", structs.take(pa.array(rows, pa.int64())))

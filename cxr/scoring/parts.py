@@ -8,19 +8,20 @@ names alone say what is done.
 import posixpath
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cxr import storage
 from cxr.errors import CxrError, SettingsError, UnavailableError
 
-FORMAT: Final = 3
-"""Raised when the columns of the scores or of the manifest change, or the settings: a folder of
-another format is refused."""
+FORMAT: Final = 4
+"""Raised when the columns of the scores or of the manifest change, or the settings, or where they
+are: a folder of another format is refused."""
 
 SCORES: Final = pa.schema(
     [
@@ -46,9 +47,11 @@ other inputs the same; `sha256` is of the file's bytes, empty if they could not 
 `prediction` is the class at the operating point; `width` and `height` of the original in pixels;
 `view` is `frontal`, `lateral`, `oblique`, or empty if the header does not say."""
 
-_NAME: Final = re.compile(r"part-(\d{7,})\.parquet")
+_SUFFIX: Final = ".parquet"
 
-_UNFINISHED: Final = re.compile(r"part-\d{7,}\.parquet\.\w+\.part")
+_NAME: Final = re.compile(r"part-(\d{9})\.parquet")
+
+_UNFINISHED: Final = re.compile(r"part-\d{9}\.parquet\.\w+\.part")
 """What a killed process leaves of a local file that it was writing."""
 
 READERS: Final = 8
@@ -81,8 +84,8 @@ def by_part(manifest: pa.Table) -> dict[int, pa.Table]:
 
 
 def part_name(part: int) -> str:
-    """Name of the file of a part's scores."""
-    return f"part-{part:07}.parquet"
+    """Name of the file of a part's scores; in the order of names, parts are in order."""
+    return f"part-{part:09}{_SUFFIX}"
 
 
 def part_file(folder: str, part: int) -> str:
@@ -90,45 +93,79 @@ def part_file(folder: str, part: int) -> str:
     return storage.join(folder, part_name(part))
 
 
-def open_parts(
+def move_aside(uri: str, folder: str) -> None:
+    """Move a damaged file to a folder, under a name that no other one has there."""
+    unique = f"{posixpath.basename(uri)}.{uuid.uuid4().hex[:8]}"
+    storage.move_file(uri, storage.join(folder, unique))
+
+
+def find_missing(
     folder: str, listed: Mapping[int, pa.Table], schema: pa.Schema
-) -> dict[int, pa.Table]:
-    """The scores that earlier jobs have computed; nothing that was computed is deleted.
+) -> tuple[list[int], int]:
+    """Find the parts that have no scores; nothing that was computed is deleted.
 
     Files that cannot be read, or that hold other rows than the manifest's, are moved to the folder
     `damaged` beside this one.
 
     Args:
         folder: of the parts.
-        listed: the rows of each part.
+        listed: the rows of each part of a run of numbers, in order.
         schema: of the folder's scores.
 
     Returns:
-        The scores of each part that is complete.
+        The numbers of the parts, and how many damaged files were moved.
 
     Raises:
         SettingsError: a file has other columns.
     """
-    names = [file.uri.rsplit("/", 1)[1] for file in storage.list_files(folder)]
-    numbers = {int(match[1]): name for name in names if (match := _NAME.fullmatch(name))}
-    done = read_parts(folder, {part: listed[part] for part in numbers if part in listed}, schema)
-    for name in names:
-        if _UNFINISHED.fullmatch(name):
-            storage.delete_file(storage.join(folder, name))
-    damaged = [name for part, name in numbers.items() if part not in done]
-    aside = storage.join(posixpath.dirname(folder), "damaged")
-    for name in damaged:
-        unique = f"{name}.{uuid.uuid4().hex[:8]}"
-        storage.move_file(storage.join(folder, name), storage.join(aside, unique))
-    if damaged:
-        print(f"damaged: {len(damaged):,} parts, moved to {aside} and computed again", flush=True)
-    return done
+    if not listed:
+        return [], 0
+    there = set(part_numbers(folder, min(listed), max(listed)))
+    done = read_parts(folder, {part: listed[part] for part in there & listed.keys()}, schema)
+    damaged = sorted(there - done.keys())
+    for part in damaged:
+        move_aside(part_file(folder, part), damaged_folder(folder))
+    return [part for part in listed if part not in done], len(damaged)
 
 
-def count_rows(folder: str, listed: Mapping[int, pa.Table]) -> int:
-    """Rows of the listed parts that have a file."""
-    names = {file.uri.rsplit("/", 1)[1] for file in storage.list_files(folder)}
-    return sum(len(rows) for part, rows in listed.items() if part_name(part) in names)
+def part_numbers(folder: str, first: int, last: int) -> Iterator[int]:
+    """The parts between two numbers that have a file."""
+    after = storage.join(folder, part_name(first)[: -len(_SUFFIX)])
+    for page in storage.list_pages(folder, after=after):
+        for file in page:
+            match = _NAME.fullmatch(posixpath.basename(file.uri))
+            if match and int(match[1]) > last:
+                return
+            if match:
+                yield int(match[1])
+
+
+def remove_others(folder: str, is_part: NDArray[np.bool_]) -> int:
+    """Delete what killed processes have left, and move parts that no manifest has to `damaged`.
+
+    Args:
+        folder: of the parts, none of which is being written.
+        is_part: whether the manifest has a part of each number, (N,), from 0 on.
+
+    Returns:
+        How many were moved.
+    """
+    num_moved = 0
+    for page in storage.list_pages(folder):
+        for file in page:
+            name = posixpath.basename(file.uri)
+            match = _NAME.fullmatch(name)
+            if _UNFINISHED.fullmatch(name):
+                storage.delete_file(storage.join(folder, name))
+            elif match and not is_part[int(match[1]) : int(match[1]) + 1].any():
+                move_aside(storage.join(folder, name), damaged_folder(folder))
+                num_moved += 1
+    return num_moved
+
+
+def damaged_folder(folder: str) -> str:
+    """The folder of damaged files beside that of the parts."""
+    return storage.join(posixpath.dirname(folder), "damaged")
 
 
 def read_parts(

@@ -84,6 +84,11 @@ def stream_of(row: Mapping[str, Any]) -> str:
     return str(row["file"]) if sources.is_sequential(steps) else ""
 
 
+def is_seekable(kind: str) -> bool:
+    """Whether the members of an archive of this kind are read in any order."""
+    return not sources.is_sequential([sources.Step(kind, 0, 0, 0, 0, 0)])
+
+
 def num_cpus() -> int:
     """CPUs of the cluster."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,88 +1,158 @@
-"""The results of a scores folder: one table, a summary, a page."""
+"""The results of a scores folder: one CSV, a summary, a page; made from the parts by tasks."""
 
-from collections import Counter as Counts
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import csv
+import pyarrow.parquet as pq
+import ray
 
-from cxr import storage
-from cxr.images.read import read_all, without_numbers
+from cxr import cluster, storage
+from cxr.errors import CxrError
+from cxr.images.read import read_all
 from cxr.labels import CLASSES
 from cxr.metrics import OperatingPoint
 from cxr.models.checkpoint import Checkpoint, package_versions
 from cxr.reports import FailureGroup, ScoringReport, SuspiciousImage, scoring_page, thumbnail
-from cxr.scoring.columns import choose_group
-from cxr.scoring.manifest import ScoreSettings, kept_columns
-from cxr.scoring.studies import group_scores
-from cxr.scoring.summary import Summary
+from cxr.scoring.manifest import Listing, Manifest, ScoreSettings
+from cxr.scoring.studies import merge_groups, studies_schema
+from cxr.scoring.summary import Summary, summarize
+from cxr.scoring.totals import Shown, Totals, count_file, csv_lines
 
-NUM_SUSPICIOUS: Final = 12
-"""Images of the highest scores that are shown."""
+MAX_CSV_ROWS: Final = 1_000_000
+"""Rows of `scores.csv`; more are written to `scores.csv.gz`."""
 
-NUM_EXAMPLES: Final = 3
-"""Files that are named for a reason."""
+PARTITION_ROWS: Final = 1_000_000
+"""Images whose studies or patients are grouped by one task, about."""
+
+MAX_PARTITIONS: Final = 256
+
+TASK_CPUS: Final = 1
+"""CPUs of a task, when no actor is left that holds them."""
 
 
 def write(
     output: str,
-    scores: pa.Table,
-    summary: Summary,
-    skipped: dict[str, int],
+    listing: Listing,
+    manifest: Manifest,
+    schema: pa.Schema,
+    group: str,
     checkpoint: Checkpoint,
     point: OperatingPoint,
     settings: ScoreSettings,
-    manifest: pa.Table,
+    computed: int,
     rates: dict[str, Any],
-) -> None:
+) -> Summary:
     """Write `scores.csv`, `studies.parquet` if there is what to group by, `summary.json`, a page.
 
     Args:
         output: the scores folder.
-        scores: all rows, of the folder's schema, by uri.
-        summary: of the scores.
-        skipped: files that the listing passed over, by type.
+        listing: what was scored.
+        manifest: its files.
+        schema: of the scores.
+        group: the column of studies or patients; empty if there is none.
         checkpoint: that the scores are from.
         point: the operating point of the predictions.
         settings: of the folder.
-        manifest: the listed files, to read thumbnails from.
+        computed: rows that this job has computed.
         rates: seconds and images per second.
+
+    Raises:
+        CxrError: parts are missing.
     """
-    _write_csv(output, scores)
-    facts = _facts(scores, summary, skipped, checkpoint, point, settings, rates)
-    if group := choose_group(settings.columns, kept_columns(manifest)):
-        studies = group_scores(scores, group, point)
-        storage.write_table(storage.join(output, "studies.parquet"), studies)
-        in_studies = pc.sum(studies["num_images"]).as_py() or 0
-        facts["studies"] = {
-            "by": group,
-            "rows": len(studies),
-            "images_without": len(scores) - in_studies,
-        }
+    num_partitions = min(-(-listing.num_rows // PARTITION_ROWS), MAX_PARTITIONS) if group else 0
+    totals, partitions = _count(output, listing, manifest, schema, group, num_partitions, point)
+    summary = summarize(totals.statuses, computed)
+    facts = _facts(totals, summary, listing.skipped, checkpoint, point, settings, rates)
+    if group:
+        facts["studies"] = _write_studies(output, partitions, group, point, summary.num_listed)
     storage.write_json(storage.join(output, "summary.json"), facts)
-    page = _page(scores, summary, skipped, checkpoint, point, settings, manifest, facts)
+    page = _page(totals, summary, listing.skipped, checkpoint, point, settings, facts)
     storage.write_bytes(storage.join(output, "index.html"), page.encode())
+    return summary
 
 
-def is_written(output: str, num_listed: int) -> bool:
-    """Whether the results of so many listed files are written."""
+def written(output: str, num_listed: int) -> Summary | None:
+    """The summary of the results that are written, if they are of so many listed files."""
     summary_uri = storage.join(output, "summary.json")
-    is_file = storage.kind(summary_uri) == "file"
-    return is_file and storage.read_json(summary_uri)["listed"] == num_listed
+    if storage.kind(summary_uri) != "file":
+        return None
+    facts = storage.read_json(summary_uri)
+    if facts["listed"] != num_listed:
+        return None
+    return summarize({name: facts[name] for name in ("scored", "refused", "unreadable")}, 0)
 
 
-def _write_csv(output: str, scores: pa.Table) -> None:
-    joined = pc.binary_join(scores["warnings"].combine_chunks(), "; ")
-    flat = scores.set_column(scores.column_names.index("warnings"), "warnings", joined)
-    sink = pa.BufferOutputStream()
-    csv.write_csv(flat, sink)
-    storage.write_bytes(storage.join(output, "scores.csv"), sink.getvalue().to_pybytes())
+def _count(
+    output: str,
+    listing: Listing,
+    manifest: Manifest,
+    schema: pa.Schema,
+    group: str,
+    num_partitions: int,
+    point: OperatingPoint,
+) -> tuple[Totals, list[list[Any]]]:
+    """Write `scores.csv` in the order of the manifest.
+
+    Returns:
+        What the scores add up to, and references to the tables of each partition of the groups.
+    """
+    compressed = listing.num_rows > MAX_CSV_ROWS
+    names = ("scores.csv.gz", "scores.csv") if compressed else ("scores.csv", "scores.csv.gz")
+    csv_uri, other_uri = (storage.join(output, name) for name in names)
+    folder = storage.join(output, "scores")
+    totals = Totals(point.threshold)
+    partitions: list[list[Any]] = [[] for _ in range(num_partitions)]
+    fixed = (folder, schema, point.threshold, group, num_partitions, compressed)
+    calls = ((manifest.uri(file.number), *fixed) for file in listing.files)
+    with storage.write_stream(csv_uri) as lines:
+        lines.write(csv_lines(schema.empty_table(), compressed=compressed, header=True))
+        here = len(listing.files) == 1
+        for stream in cluster.run_in_order(count_file, calls, TASK_CPUS, here=here):
+            totals.add(ray.get(next(stream)))
+            if totals.missing:
+                raise CxrError(
+                    f"{folder}: {len(totals.missing)} parts are missing. Run the same command"
+                    " again."
+                )
+            for tables in partitions:
+                tables.append(next(stream))
+            for reference in stream:
+                lines.write(ray.get(reference))
+    storage.delete_file(other_uri)
+    return totals, partitions
+
+
+def _write_studies(
+    output: str,
+    partitions: Sequence[Sequence[Any]],
+    group: str,
+    point: OperatingPoint,
+    num_rows: int,
+) -> dict[str, Any]:
+    """Write `studies.parquet`, one partition after the other; what the summary says of it."""
+    num_groups = num_images = 0
+    calls = ((group, point, tables) for tables in partitions)
+    here = len(partitions) == 1
+    with (
+        storage.write_stream(storage.join(output, "studies.parquet")) as file,
+        pq.ParquetWriter(file, studies_schema(group), write_page_checksum=True) as writer,
+    ):
+        for stream in cluster.run_in_order(_merge, calls, TASK_CPUS, here=here):
+            for reference in stream:
+                studies = ray.get(reference)
+                writer.write_table(studies)
+                num_groups += len(studies)
+                num_images += sum(studies["num_images"].to_pylist())
+    return {"by": group, "rows": num_groups, "images_without": num_rows - num_images}
+
+
+def _merge(group: str, point: OperatingPoint, tables: Sequence[Any]) -> Iterator[pa.Table]:
+    yield merge_groups(ray.get(list(tables)), group, point)
 
 
 def _facts(
-    scores: pa.Table,
+    totals: Totals,
     summary: Summary,
     skipped: dict[str, int],
     checkpoint: Checkpoint,
@@ -91,7 +161,7 @@ def _facts(
     rates: dict[str, Any],
 ) -> dict[str, Any]:
     reasons: dict[str, dict[str, int]] = {}
-    for failed in _failures(scores):
+    for failed in _failures(totals):
         reasons.setdefault(failed.status, {})[failed.reason] = failed.count
     return {
         "listed": summary.num_listed,
@@ -99,10 +169,10 @@ def _facts(
         "refused": summary.num_refused,
         "unreadable": summary.num_unreadable,
         "reasons": reasons,
-        "warnings": _warnings(scores),
+        "warnings": dict(totals.warnings.most_common()),
         "skipped": skipped,
-        "formats": dict(Counts(scores["format"].to_pylist())),
-        "called_pneumonia": scores["prediction"].to_pylist().count(CLASSES[1]),
+        "formats": dict(totals.formats),
+        "called_pneumonia": totals.num_predicted,
         "computed_by_this_job": summary.computed,
         **rates,
         "checkpoint": {
@@ -118,18 +188,17 @@ def _facts(
 
 
 def _page(
-    scores: pa.Table,
+    totals: Totals,
     summary: Summary,
     skipped: dict[str, int],
     checkpoint: Checkpoint,
     point: OperatingPoint,
     settings: ScoreSettings,
-    manifest: pa.Table,
     facts: dict[str, Any],
 ) -> str:
-    scored = scores.filter(pc.equal(scores["status"], "scored"))
     names = ("studies", "computed_by_this_job", "seconds", "start_up_seconds", "images_per_second",
              "checkpoint", "formats", "versions")  # fmt: skip
+    thumbnails = _thumbnails([*totals.highest, *totals.nearest], checkpoint, settings)
     return scoring_page(
         ScoringReport(
             title=f"{summary.num_scored:,} radiographs scored",
@@ -137,12 +206,13 @@ def _page(
             num_listed=summary.num_listed,
             num_refused=summary.num_refused,
             num_unreadable=summary.num_unreadable,
-            probs=np.asarray(scored["prob_pneumonia"]),
+            histogram=totals.histogram,
             num_predicted=facts["called_pneumonia"],
             operating_point=point,
-            suspicious=_suspicious(scored, manifest, checkpoint.recipe.image_px, settings),
-            failures=_failures(scores),
-            warnings=_warnings(scores),
+            suspicious=_show(totals.highest, thumbnails),
+            nearest=_show(totals.nearest, thumbnails),
+            failures=_failures(totals),
+            warnings=facts["warnings"],
             skipped=skipped,
             facts={
                 name: round(value, 1) if isinstance(value, float) else value
@@ -153,48 +223,38 @@ def _page(
     )
 
 
-def _failures(scores: pa.Table) -> list[FailureGroup]:
+def _failures(totals: Totals) -> list[FailureGroup]:
     """The files without a score by reason, the most frequent first."""
-    failed = scores.filter(pc.not_equal(scores["status"], "scored"))
-    uris: dict[tuple[str, str], list[str]] = {}
-    for status, reason, uri in zip(
-        *(failed[name].to_pylist() for name in ("status", "reason", "file")), strict=True
-    ):
-        uris.setdefault((status, without_numbers(reason)), []).append(uri)
     return [
-        FailureGroup(status, reason, len(named), named[:NUM_EXAMPLES])
-        for (status, reason), named in sorted(uris.items(), key=lambda item: -len(item[1]))
+        FailureGroup(status, reason, failures.count, failures.examples)
+        for (status, reason), failures in sorted(
+            totals.failures.items(), key=lambda item: -item[1].count
+        )
     ]
 
 
-def _warnings(scores: pa.Table) -> dict[str, int]:
-    scored = scores.filter(pc.equal(scores["status"], "scored"))
-    return dict(
-        Counts(
-            without_numbers(warning) for row in scored["warnings"].to_pylist() for warning in row
-        ).most_common()
-    )
-
-
-def _suspicious(
-    scored: pa.Table, manifest: pa.Table, image_px: int, settings: ScoreSettings
-) -> list[SuspiciousImage]:
-    """The images of the highest scores, read again for their thumbnails."""
-    top = scored.take(pc.select_k_unstable(scored, NUM_SUSPICIOUS, [("logit", "descending")]))
-    listed = manifest.filter(pc.is_in(manifest["uri"], top["file"])).to_pylist()
-    images = read_all(
-        listed, image_px, any_body_part=settings.any_body_part, any_view=settings.any_view
-    )
-    thumbnails = {
-        row["uri"]: thumbnail(image.pixels)
-        for row, image in zip(listed, images, strict=True)
+def _thumbnails(
+    images: Sequence[Shown], checkpoint: Checkpoint, settings: ScoreSettings
+) -> dict[str, bytes]:
+    """Thumbnails of images, which are read again, by file."""
+    listed = {image.listed["uri"]: image.listed for image in images}
+    read = read_all(
+        list(listed.values()), checkpoint.recipe.image_px,
+        any_body_part=settings.any_body_part, any_view=settings.any_view,
+    )  # fmt: skip
+    return {
+        uri: thumbnail(image.pixels)
+        for uri, image in zip(listed, read, strict=True)
         if image.pixels is not None
     }
+
+
+def _show(images: Sequence[Shown], thumbnails: dict[str, bytes]) -> list[SuspiciousImage]:
     return [
         SuspiciousImage(
             row["file"], row["prob_pneumonia"], row["prediction"] == CLASSES[1], row["warnings"],
             thumbnails[row["file"]],
         )
-        for row in top.to_pylist()
+        for row in (image.score for image in images)
         if row["file"] in thumbnails
     ]  # fmt: skip

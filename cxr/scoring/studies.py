@@ -1,5 +1,6 @@
 """From the scores of images to those of their studies, or of their patients."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -25,6 +26,9 @@ are neither lateral nor oblique by their header; the probabilities are theirs, n
 none; `prediction` is the class of the highest at the operating point."""
 
 
+_SUMS: Final = ("num_images", "num_scored", "num_refused", "num_unreadable", "num_frontal")
+
+
 def group_scores(scores: pa.Table, group: str, point: OperatingPoint) -> pa.Table:
     """A row for each study or patient, sorted by it; images without one are left out.
 
@@ -35,6 +39,20 @@ def group_scores(scores: pa.Table, group: str, point: OperatingPoint) -> pa.Tabl
 
     Returns:
         The column `group`, and those of `STUDIES`.
+    """
+    return merge_groups([partial_groups(scores, group)], group, point)
+
+
+def partial_groups(scores: pa.Table, group: str) -> pa.Table:
+    """What some images add to their studies or patients, a row for each.
+
+    Args:
+        scores: schema `SCORES` and a column `group`.
+        group: name of the column.
+
+    Returns:
+        The column `group`, sums of images, and `highest` and `sum` of the probabilities of the
+        frontal ones, null if there is none.
     """
     scored = pc.equal(scores["status"], "scored")
     # As everywhere, a projection that is not given is taken as frontal.
@@ -48,24 +66,44 @@ def group_scores(scores: pa.Table, group: str, point: OperatingPoint) -> pa.Tabl
     }
     prob = pc.if_else(frontal, scores["prob_pneumonia"], pa.scalar(None, pa.float64()))
     columns = {name: pc.cast(mark, pa.int64()) for name, mark in marks.items()}
-    table = pa.table({group: scores[group], "prob": prob, **columns})
-    known = pc.fill_null(pc.not_equal(table[group], ""), False)
-    grouped = (
-        table.filter(known)
-        # One thread: a mean is a sum, whose last digits depend on the order.
-        .group_by(group, use_threads=False)
-        .aggregate([("prob", "max"), ("prob", "mean"), *((name, "sum") for name in columns)])
-        .sort_by(group)
-    )
-    highest = grouped["prob_max"]
+    table = pa.table({group: scores[group], "highest": prob, "sum": prob, **columns})
+    return _aggregate(table.filter(pc.fill_null(pc.not_equal(table[group], ""), False)), group)
+
+
+def merge_groups(partial: Sequence[pa.Table], group: str, point: OperatingPoint) -> pa.Table:
+    """A row for each study or patient, sorted by it.
+
+    Args:
+        partial: as `partial_groups` gives them, in the order of the manifest.
+        group: name of the column.
+        point: the operating point.
+
+    Returns:
+        The column `group`, and those of `STUDIES`.
+    """
+    merged = _aggregate(pa.concat_tables(partial), group).sort_by(group)
+    highest = merged["highest"]
     classes = pc.if_else(pc.greater_equal(highest, point.threshold), CLASSES[1], CLASSES[0])
+    means = pc.divide(merged["sum"], pc.cast(merged["num_frontal"], pa.float64()))
     return pa.table(
-        [
-            grouped[group],
-            *(grouped[f"{name}_sum"] for name in columns),
-            highest,
-            grouped["prob_mean"],
-            classes,
-        ],
-        schema=pa.schema([(group, pa.string()), *STUDIES]),
+        [merged[group], *(merged[name] for name in _SUMS), highest, means, classes],
+        schema=studies_schema(group),
+    )
+
+
+def studies_schema(group: str) -> pa.Schema:
+    """The columns of `studies.parquet`."""
+    return pa.schema([(group, pa.string()), *STUDIES])
+
+
+def _aggregate(table: pa.Table, group: str) -> pa.Table:
+    # One thread: the last digits of a sum depend on the order.
+    sums = [(name, "sum") for name in ("sum", *_SUMS)]
+    grouped = table.group_by(group, use_threads=False).aggregate([("highest", "max"), *sums])
+    return pa.table(
+        {
+            group: grouped[group],
+            "highest": grouped["highest_max"],
+            **{name: grouped[f"{name}_sum"] for name, _ in sums},
+        }
     )

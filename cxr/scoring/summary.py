@@ -1,9 +1,7 @@
 """How many of the listed files were scored."""
 
-from collections import Counter as Counts
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,9 @@ class Summary:
         return 1 - self.num_scored / max(self.num_listed, 1)
 
 
-def summarize(scores: pa.Table, computed: int) -> Summary:
-    """Count the rows by their status; `computed` of them are this job's."""
-    counts = Counts(scores["status"].to_pylist())
-    return Summary(len(scores), counts["scored"], counts["refused"], counts["unreadable"], computed)
+def summarize(statuses: Mapping[str, int], computed: int) -> Summary:
+    """Of the number of rows of each status; `computed` of them are this job's."""
+    scored, refused, unreadable = (
+        statuses.get(name, 0) for name in ("scored", "refused", "unreadable")
+    )
+    return Summary(sum(statuses.values()), scored, refused, unreadable, computed)

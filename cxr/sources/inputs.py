@@ -5,9 +5,10 @@ reason. Files that are evidently no images are counted by type.
 """
 
 import fnmatch
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +18,8 @@ from cxr import storage
 from cxr.errors import DataError, StorageError, UnavailableError
 from cxr.sources.archives import SEPARATOR, Member, Reader, Step, archive_kind, check_size
 from cxr.sources.archives import printable as printable_name
-from cxr.sources.manifests import SUFFIXES, Manifest, beside, is_manifest, read_manifest
+from cxr.sources.digests import Digests, digest
+from cxr.sources.manifests import SUFFIXES, Manifest, ManifestReader, beside, is_manifest
 from cxr.sources.names import passed_over, unread_archive
 from cxr.storage import File, s3
 
@@ -48,10 +50,14 @@ INVENTORY: Final = pa.schema(
 `place` holds the `Step`s from there to the bytes, none for the file itself; `size` in bytes, -1 if
 unknown; `modified_ns` is of the file; `status` and `reason` are set if it is already known that
 there is nothing to decode. `manifest` is the manifest that names it, empty if none does, and
-`manifest_row` the row of that in `Inputs.manifests`, -1 if none; `written` is the text of its cell,
+`manifest_row` the row of that from 0, -1 if none; `written` is the text of its cell,
 empty also if the manifest names an archive or a folder of one that it is in."""
 
 _GLOB: Final = re.compile(r"[*?\[]")
+
+
+PAGE_MEMBERS: Final = 10_000
+"""Members of an archive that are listed at a time."""
 
 
 class Entry(NamedTuple):
@@ -63,12 +69,195 @@ class Entry(NamedTuple):
     manifest_row: int
 
 
-_NO_ENTRY: Final = Entry("", "", -1)
+NO_ENTRY: Final = Entry("", "", -1)
+
+
+@dataclass
+class Page:
+    """A piece of a listing; archives are named, not yet opened."""
+
+    files: list[File] = field(default_factory=list)
+    """Files that may be images."""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """The URI of an archive and a path in it, empty for all of it."""
+    other_files: list[tuple[str, str]] = field(default_factory=list)
+    """The URI of a file that is evidently no image, and its type."""
+    manifest: Manifest | None = None
+    """The rows that name the files and paths, if the page is of a manifest."""
+    entries: dict[str, Entry] = field(default_factory=dict)
+    """What these rows name, by the address that a listing has."""
+
+    def table(self) -> pa.Table:
+        """The files, of schema `INVENTORY`."""
+        return join_entries(_file_table(self.files), self.entries)
+
+    def add_named(
+        self, addresses: Iterable[str], manifest: str, choose_new: "_ChooseNew"
+    ) -> list[str]:
+        """Add files and archive members that were named themselves, whatever their names.
+
+        Args:
+            addresses: absolute, or relative to the manifest's folder.
+            manifest: path or URI of the manifest that names them.
+            choose_new: those of the files that were not listed before.
+
+        Returns:
+            The addresses, as a listing has them.
+        """
+        in_listing: list[str] = []
+        uris: dict[str, str] = {}
+        problems: dict[str, StorageError] = {}
+        for address in addresses:
+            text, path = split_address(address)
+            try:
+                uri = beside(manifest, text)
+            except StorageError as error:
+                uris[text] = text
+                problems[text] = error
+                in_listing.append(text)
+                continue
+            listed = storage.printable(uri)
+            if archive_kind(uri):
+                self.requests.append(_request(uri, path))
+            else:
+                uris[listed] = uri
+            in_listing.append(member_address(listed, path))
+        new = choose_new(list(uris))
+        self.files += [_problem(uri, problems[uri]) for uri in new if uri in problems]
+        self.files += storage.for_all(_look_up, [uris[uri] for uri in new if uri not in problems])
+        return in_listing
+
+
+_ChooseNew = Callable[[list[str]], list[str]]
+"""Of URIs, those that were not listed before."""
+
+
+class InputPages:
+    """What inputs name, page by page: manifests first, then files, then folders and buckets.
+
+    The order depends on nothing but the inputs and the names in them. Each file is listed once, at
+    its first place; memory grows by `digests.DIGEST_BYTES` for each file if there are several
+    inputs or a manifest, and else by nothing.
+    """
+
+    def __init__(self, inputs: Sequence[str], columns: Sequence[str] = ()) -> None:
+        """Look at each input; manifests are checked.
+
+        Args:
+            inputs: files, folders, globs, bucket prefixes, archives, `archive.zip!/path` addresses,
+                and manifests with a column uri, in any combination.
+            columns: what manifests call their columns, each as `NAME=COLUMN`; see `read_manifest`.
+
+        Raises:
+            DataError: an input does not exist, or a manifest cannot be read.
+            SettingsError: `columns` are not what they should be.
+            StorageError: a store cannot be reached.
+        """
+        self.manifests: dict[str, ManifestReader] = {}
+        """By URI."""
+        self._files: list[str] = []
+        self._archives: list[tuple[str, str]] = []
+        self._folders: list[str] = []
+        for address in inputs:
+            self._add(address, columns)
+        # A folder, or what is named once, cannot be listed twice.
+        self._seen = Digests() if len(inputs) > 1 or self.manifests else None
+
+    def _add(self, address: str, columns: Sequence[str]) -> None:
+        archive, path = split_address(address)
+        if archive != address and storage.kind(archive) == "file":
+            self._archives.append((archive, path))
+            return
+        uri = storage.absolute(address)
+        match storage.kind(uri):
+            case "file" if archive_kind(uri):
+                self._archives.append((uri, ""))
+            case "file" if is_manifest(uri):
+                self.manifests.setdefault(uri, ManifestReader(uri, columns))
+            case "file":
+                self._files.append(uri)
+            case "folder":
+                self._folders.append(uri)
+            case _ if _GLOB.search(uri, len(s3.root(uri))):
+                self._folders.append(uri)
+            case _:
+                raise DataError(
+                    f"{uri}: not found. Give files, folders, bucket prefixes, archives, globs, or"
+                    f" a manifest ({', '.join(SUFFIXES)})."
+                )
+
+    def __iter__(self) -> Iterator[Page]:
+        """List, from the beginning.
+
+        Raises:
+            DataError: a manifest cannot be read, or nothing matches a glob.
+            StorageError: a folder or bucket cannot be listed.
+        """
+        for reader in self.manifests.values():
+            for batch in reader.batches():
+                yield self._manifest_page(batch)
+        named = Page(requests=[_request(uri, path) for uri, path in self._archives])
+        for uri in self._files:
+            named.add_named([uri], uri, self._choose_new)
+        yield named
+        for uri in self._folders:
+            is_folder = storage.kind(uri) == "folder"
+            yield from self._folder_pages(uri) if is_folder else self._matching_pages(uri)
+
+    def _choose_new(self, uris: list[str]) -> list[str]:
+        if self._seen is None or not uris:
+            return uris
+        return list(itertools.compress(uris, self._seen.add(digest(uris))))
+
+    def _manifest_page(self, batch: Manifest) -> Page:
+        page = Page(manifest=batch)
+        written = batch.table[batch.columns["uri"]].to_pylist()
+        addresses = page.add_named(batch.required_texts("uri"), batch.uri, self._choose_new)
+        for row, address in enumerate(addresses):
+            page.entries.setdefault(address, Entry(written[row], batch.uri, batch.first_row + row))
+        return page
+
+    def _folder_pages(self, root: str) -> Iterator[Page]:
+        for files in storage.list_pages(root):
+            yield self._listed_page(files, root)
+
+    def _matching_pages(self, glob: str) -> Iterator[Page]:
+        bucket = s3.root(glob)
+        path = _GLOB.split(glob[len(bucket) :], maxsplit=1)[0]
+        root = bucket + path.rpartition("/")[0] or "/"
+        whole, above = _translate(glob, bucket), _translate_above(glob, root)
+        matches = False
+        for files in storage.list_pages(root, lambda folder: bool(above.fullmatch(folder))):
+            # A folder that cannot be listed may contain matches.
+            matching = [
+                file
+                for file in files
+                if file.uri.endswith("/") or whole.fullmatch(_path_or_uri(file.uri))
+            ]
+            matches |= bool(matching)
+            yield self._listed_page(matching, root)
+        if not matches:
+            raise DataError(f"{glob}: no file matches.")
+
+    def _listed_page(self, files: Sequence[File], root: str) -> Page:
+        page = Page()
+        new = set(self._choose_new([file.uri for file in files]))
+        for file in files:
+            if file.uri not in new:
+                continue
+            path = _path_or_uri(file.uri)[len(root) :]
+            if other_type := passed_over(path):
+                page.other_files.append((file.uri, other_type))
+            elif archive_kind(path) and not file.problem:
+                page.requests.append(_request(file.uri, ""))
+            else:
+                page.files.append(file)
+        return page
 
 
 @dataclass
 class Inputs:
-    """What inputs name; archives are named, not yet opened."""
+    """All that inputs name; archives are named, not yet opened."""
 
     files: dict[str, File] = field(default_factory=dict)
     """Files that may be images, by URI."""
@@ -80,8 +269,6 @@ class Inputs:
     """The rows of each manifest, all columns as text, by URI."""
     entries: dict[str, Entry] = field(default_factory=dict)
     """What manifests name, by the address that a listing has."""
-    columns: Sequence[str] = ()
-    """What manifests call their columns, see `read_manifest`."""
 
     @property
     def skipped(self) -> Counter[str]:
@@ -90,33 +277,11 @@ class Inputs:
 
     def table(self) -> pa.Table:
         """The files, of schema `INVENTORY`."""
-        return self.join_entries(_table(_file_row(file) for file in self.files.values()))
+        return self.join_entries(_file_table(self.files.values()))
 
     def join_entries(self, table: pa.Table) -> pa.Table:
-        """Fill in which row of which manifest names each file or member.
-
-        Args:
-            table: of schema `INVENTORY`, as `list_archive` gives it.
-        """
-        if not self.entries:
-            return table
-        addresses = zip(table["uri"].to_pylist(), table["file"].to_pylist(), strict=True)
-        entries = [self._entry(uri, file) for uri, file in addresses]
-        for name in Entry._fields:
-            column = INVENTORY.field(name)
-            cells = pa.array([getattr(entry, name) for entry in entries], column.type)
-            table = table.set_column(INVENTORY.get_field_index(name), column, cells)
-        return table
-
-    def _entry(self, uri: str, file: str) -> Entry:
-        address = address_in_listing(uri, file)
-        if entry := self.entries.get(address):
-            return entry
-        while address != file:  # A folder of an archive, or the archive.
-            address = max(address.rpartition("/")[0].removesuffix("!"), file, key=len)
-            if entry := self.entries.get(address):
-                return entry._replace(written="")
-        return _NO_ENTRY
+        """Fill in which row of which manifest names each file or member, see `join_entries`."""
+        return join_entries(table, self.entries)
 
     def add(self, address: str) -> None:
         """Add what one input names.
@@ -125,27 +290,8 @@ class Inputs:
             DataError: it is not there, or a manifest that cannot be read or has no column uri.
             StorageError: a folder or bucket cannot be listed.
         """
-        archive, path = split_address(address)
-        if archive != address and storage.kind(archive) == "file":
-            self._add_archive(archive, path)
-            return
-        uri = storage.absolute(address)
-        match storage.kind(uri):
-            case "file" if archive_kind(uri):
-                self._add_archive(uri, "")
-            case "file" if is_manifest(uri):
-                self._add_manifest(read_manifest(uri, self.columns))
-            case "file":
-                self.add_named([uri], uri)
-            case "folder":
-                self._add_listed(storage.list_files(uri), uri)
-            case _ if _GLOB.search(uri, len(s3.root(uri))):
-                self._add_matching(uri)
-            case _:
-                raise DataError(
-                    f"{uri}: not found. Give files, folders, bucket prefixes, archives, globs, or"
-                    f" a manifest ({', '.join(SUFFIXES)})."
-                )
+        for page in InputPages([address]):
+            self.add_page(page)
 
     def add_named(self, addresses: Iterable[str], manifest: str) -> None:
         """Add files and archive members that were named themselves, whatever their names.
@@ -154,76 +300,31 @@ class Inputs:
             addresses: absolute, or relative to the manifest's folder.
             manifest: path or URI of the manifest that names them.
         """
-        files = []
-        for address in addresses:
-            uri, path = split_address(address)
-            try:
-                uri = beside(manifest, uri)
-            except StorageError as error:
-                self.files[uri] = _problem(uri, error)
-                continue
-            if archive_kind(uri):
-                self._add_archive(uri, path)
+        page = Page()
+        page.add_named(addresses, manifest, list)
+        self.add_page(page)
+
+    def add_page(self, page: Page) -> None:
+        """Add a piece of a listing."""
+        self.files |= {file.uri: file for file in page.files}
+        self.other_files |= page.other_files
+        for uri, path in page.requests:
+            paths = self.archives.setdefault(uri, [])
+            if not path or paths is None:
+                self.archives[uri] = None
             else:
-                files.append(uri)
-        for file in storage.for_all(_look_up, files):
-            self.files[file.uri] = file
-
-    def _add_manifest(self, manifest: Manifest) -> None:
-        texts = manifest.required_texts("uri")
-        self.manifests[manifest.uri] = manifest.table
-        written = manifest.table[manifest.columns["uri"]].to_pylist()
-        for row, text in enumerate(texts):
-            try:
-                address = entry_address(manifest.uri, text)
-            except StorageError:
-                address = split_address(text)[0]
-            self.entries.setdefault(address, Entry(written[row], manifest.uri, row))
-        self.add_named(texts, manifest.uri)
-
-    def _add_archive(self, archive: str, path: str) -> None:
-        uri = storage.printable(storage.absolute(archive))
-        paths = self.archives.setdefault(uri, [])
-        if not path or paths is None:
-            self.archives[uri] = None
-        else:
-            paths.append(printable_name(path))
-
-    def _add_listed(self, files: Iterable[File], root: str) -> None:
-        for file in files:
-            path = storage.absolute(file.uri)[len(root) :]
-            if file.uri.endswith("/"):  # A folder, whatever its suffix.
-                path += "/"
-            if other_type := passed_over(path):
-                self.other_files[file.uri] = other_type
-            elif archive_kind(path) and not file.problem:
-                self._add_archive(file.uri, "")
-            else:
-                self.files[file.uri] = file
-
-    def _add_matching(self, glob: str) -> None:
-        bucket = s3.root(glob)
-        path = _GLOB.split(glob[len(bucket) :], maxsplit=1)[0]
-        root = bucket + path.rpartition("/")[0] or "/"
-        whole, above = _translate(glob, bucket), _translate_above(glob, root)
-        files = storage.list_files(root, enter=lambda folder: bool(above.fullmatch(folder)))
-        # A folder that cannot be listed may contain matches.
-        matching = [
-            file
-            for file in files
-            if whole.fullmatch(storage.absolute(file.uri)) or file.uri.endswith("/")
-        ]
-        if not matching:
-            raise DataError(f"{glob}: no file matches.")
-        self._add_listed(matching, root)
+                paths.append(path)
+        self.entries = page.entries | self.entries
+        if page.manifest:
+            uri, rows = page.manifest.uri, page.manifest.table
+            self.manifests[uri] = pa.concat_tables([*filter(None, [self.manifests.get(uri)]), rows])
 
 
 def list_inputs(inputs: Sequence[str], columns: Sequence[str] = ()) -> Inputs:
     """List every file that the inputs name; archives are not opened.
 
     Args:
-        inputs: files, folders, globs, bucket prefixes, archives, `archive.zip!/path` addresses, and
-            manifests with a column uri, in any combination.
+        inputs: see `InputPages`.
         columns: what manifests call their columns, each as `NAME=COLUMN`; see `read_manifest`.
 
     Raises:
@@ -232,12 +333,41 @@ def list_inputs(inputs: Sequence[str], columns: Sequence[str] = ()) -> Inputs:
         SettingsError: `columns` are not what they should be.
         StorageError: a folder or bucket cannot be listed.
     """
-    listed = Inputs(columns=columns)
-    for address in inputs:
-        listed.add(address)
+    listed = Inputs()
+    for page in InputPages(inputs, columns):
+        listed.add_page(page)
     if not listed.files and not listed.archives:
         raise DataError(f"{', '.join(inputs)}: no radiographs found. {in_words(listed.skipped)}")
     return listed
+
+
+def join_entries(table: pa.Table, entries: Mapping[str, Entry]) -> pa.Table:
+    """Fill in which row of which manifest names each file or member.
+
+    Args:
+        table: of schema `INVENTORY`.
+        entries: rows of manifests, by the address that a listing has.
+    """
+    if not entries:
+        return table
+    addresses = zip(table["uri"].to_pylist(), table["file"].to_pylist(), strict=True)
+    rows = [_find_entry(uri, file, entries) for uri, file in addresses]
+    for name in Entry._fields:
+        column = INVENTORY.field(name)
+        cells = pa.array([getattr(entry, name) for entry in rows], column.type)
+        table = table.set_column(INVENTORY.get_field_index(name), column, cells)
+    return table
+
+
+def _find_entry(uri: str, file: str, entries: Mapping[str, Entry]) -> Entry:
+    address = address_in_listing(uri, file)
+    if entry := entries.get(address):
+        return entry
+    while address != file:  # A folder of an archive, or the archive.
+        address = max(address.rpartition("/")[0].removesuffix("!"), file, key=len)
+        if entry := entries.get(address):
+            return entry._replace(written="")
+    return NO_ENTRY
 
 
 def in_words(skipped: Counter[str]) -> str:
@@ -261,14 +391,27 @@ def entry_address(manifest: str, text: str) -> str:
         StorageError: there is no such address.
     """
     file, path = split_address(text)
-    file = storage.printable(beside(manifest, file))
-    return f"{file}{SEPARATOR}{plain(path)}" if path else file
+    return member_address(storage.printable(beside(manifest, file)), path)
 
 
 def address_in_listing(uri: str, file: str) -> str:
     """The address of a listed file or member, in the form of `entry_address`."""
-    member = uri[len(file) + len(SEPARATOR) :]
-    return f"{file}{SEPARATOR}{plain(member)}" if member else file
+    return member_address(file, uri[len(file) + len(SEPARATOR) :])
+
+
+def member_address(file: str, path: str) -> str:
+    """The address of a path in a file, in the form of `entry_address`; empty for the file."""
+    return f"{file}{SEPARATOR}{plain(path)}" if path else file
+
+
+def _path_or_uri(uri: str) -> str:
+    """A URI of a listing as its folder is written: only a name that is not UTF-8 is a URI there."""
+    return storage.absolute(uri) if uri.startswith("file://") else uri
+
+
+def _request(archive: str, path: str) -> tuple[str, str]:
+    uri = storage.printable(storage.absolute(archive))
+    return uri, printable_name(path) if path else ""
 
 
 def _look_up(uri: str) -> File:
@@ -311,24 +454,35 @@ def _expression(glob: str) -> str:
 
 
 def list_archive(file: str, paths: Sequence[str] | None) -> tuple[pa.Table, Counter[str]]:
+    """List the members of an archive that may be images: `archive_pages` in one table."""
+    pages, skipped = zip(*archive_pages(file, paths), strict=True)
+    return pa.concat_tables(pages), sum(skipped, Counter())
+
+
+def archive_pages(
+    file: str, paths: Sequence[str] | None
+) -> Iterator[tuple[pa.Table, Counter[str]]]:
     """List the members of an archive that may be images, also of archives within it.
 
     Args:
         file: path or URI of a zip or tar archive.
         paths: requested paths in it, members or folders; None for all.
 
-    Returns:
-        A table of schema `INVENTORY` in the archive's order, and the number of members that were
-        passed over by type. Whatever the archive holds, no exception is raised for it.
+    Yields:
+        A table of schema `INVENTORY` with at most `PAGE_MEMBERS` rows in the archive's order, and
+        the number of members that were passed over by type. Whatever the archive holds, no
+        exception is raised for it.
 
     Raises:
         UnavailableError: the object store cannot be reached.
     """
     with Reader() as reader:
         lister = _ArchiveLister(file, paths, reader)
-        lister.walk((), "", archive_kind(file))
+        for _ in lister.walk((), "", archive_kind(file)):
+            if len(lister.rows) >= PAGE_MEMBERS:
+                yield lister.take()
     lister.explain_missing()
-    return _table(lister.rows), lister.skipped
+    yield lister.take()
 
 
 class _ArchiveLister:
@@ -350,8 +504,17 @@ class _ArchiveLister:
         self.rows: list[dict[str, Any]] = []
         self.skipped: Counter[str] = Counter()
 
-    def walk(self, steps: tuple[Step, ...], archive: str, kind: str) -> None:
-        """List an archive: the file itself, or the one that the steps lead to, at a path in it."""
+    def take(self) -> tuple[pa.Table, Counter[str]]:
+        """The rows that were added since, and the numbers of members that were passed over."""
+        taken = _table(self.rows), self.skipped
+        self.rows, self.skipped = [], Counter()
+        return taken
+
+    def walk(self, steps: tuple[Step, ...], archive: str, kind: str) -> Iterator[None]:
+        """List an archive: the file itself, or the one that the steps lead to, at a path in it.
+
+        Yields after each member.
+        """
         nested: list[tuple[tuple[Step, ...], str, str]] = []
         try:
             for member in self.reader.members(self.file, steps, kind):
@@ -360,6 +523,7 @@ class _ArchiveLister:
                     continue
                 if inner := self.add_member(member, steps, archive):
                     nested.append(inner)
+                yield
         except UnavailableError:
             raise
         except (DataError, StorageError) as error:
@@ -370,7 +534,7 @@ class _ArchiveLister:
             self.add_row(archive, steps, -1, "unreadable", reason)
         # After the outer archive, which is listed in one pass if it is compressed.
         for inner in nested:
-            self.walk(*inner)
+            yield from self.walk(*inner)
 
     def add_member(
         self, member: Member, steps: tuple[Step, ...], archive: str
@@ -443,7 +607,7 @@ class _ArchiveLister:
                 "uri": f"{self.file}{SEPARATOR}{path}" if path else self.file, "file": self.file,
                 "place": [step._asdict() for step in steps], "size": size,
                 "modified_ns": self.modified_ns, "status": status, "reason": reason,
-                "warnings": list(warnings), **_NO_ENTRY._asdict(),
+                "warnings": list(warnings), **NO_ENTRY._asdict(),
             }
         )  # fmt: skip
 
@@ -453,19 +617,34 @@ def plain(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _file_row(file: File) -> dict[str, Any]:
-    status, reason = ("unreadable", file.problem) if file.problem else ("", "")
+def _file_table(files: Iterable[File]) -> pa.Table:
+    """The files, of schema `INVENTORY`: by columns, which takes a fifth of the time of rows."""
+    files = list(files)
+    uris = [file.uri for file in files]
+    states = [_state(file) for file in files]
+    columns: dict[str, Any] = {
+        "uri": uris,
+        "file": uris,
+        "place": [[]] * len(files),
+        "size": [file.size for file in files],
+        "modified_ns": [file.modified_ns for file in files],
+        "status": [status for status, _ in states],
+        "reason": [reason for _, reason in states],
+        "warnings": [[]] * len(files),
+        **{name: [value] * len(files) for name, value in NO_ENTRY._asdict().items()},
+    }
+    return pa.table(columns, schema=INVENTORY)
+
+
+def _state(file: File) -> tuple[str, str]:
+    """Status and reason of a file; empty if it may be an image."""
     if file.size == 0:
-        status, reason = "unreadable", "the file is empty"
-    elif archive := unread_archive(file.uri):
-        status, reason = "unreadable", archive
-    elif too_large := check_size(file.size):
-        status, reason = "refused", too_large
-    return {
-        "uri": file.uri, "file": file.uri, "place": [], "size": file.size,
-        "modified_ns": file.modified_ns, "status": status, "reason": reason, "warnings": [],
-        **_NO_ENTRY._asdict(),
-    }  # fmt: skip
+        return "unreadable", "the file is empty"
+    if archive := unread_archive(file.uri):
+        return "unreadable", archive
+    if too_large := check_size(file.size):
+        return "refused", too_large
+    return ("unreadable", file.problem) if file.problem else ("", "")
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:

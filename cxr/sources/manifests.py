@@ -7,19 +7,22 @@ short.
 
 import codecs
 import csv
+import dataclasses
 import gzip
 import io
+import itertools
 import math
 import posixpath
 import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, TextIO, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cxr import storage
 from cxr.errors import DataError, StorageError
@@ -35,6 +38,16 @@ NUM_NAMED_ROWS: Final = 3
 
 NUM_NAMED_COLUMNS: Final = 40
 """Columns named in a message; the widest public tables of radiographs have fewer."""
+
+BATCH_ROWS: Final = 10_000
+"""Rows that a `ManifestReader` reads at a time."""
+
+MAX_CELL: Final = 64 * 2**20
+"""Characters of the longest cell. A quotation mark that is not closed makes one cell of the rest of
+a file, however long that is."""
+
+HEAD: Final = 2**20
+"""Characters in which the names of columns are looked for."""
 
 _NO_MANIFEST: Final = "not a folder, an archive or a manifest"
 
@@ -64,6 +77,8 @@ class Manifest:
     """The columns that mean something to us, by our names: uri, label, patient, ..."""
     lines: Sequence[int]
     """The line of the file, or the row of the sheet, where each row begins; empty for Parquet."""
+    first_row: int = 0
+    """Rows of the file before these, if they were read in batches."""
 
     def texts(self, name: str) -> list[str]:
         """The cells of one of our columns, stripped; all empty if there is no such column."""
@@ -92,7 +107,8 @@ class Manifest:
         """
         unit = "sheet row" if self.uri.lower().endswith(".xlsx") else "line"
         named = [
-            f"row {row + 1}" + (f" ({unit} {self.lines[row]})" if len(self.lines) else "")
+            f"row {self.first_row + row + 1}"
+            + (f" ({unit} {self.lines[row]})" if len(self.lines) else "")
             for row in rows[:NUM_NAMED_ROWS]
         ]
         more = f" and {len(rows) - NUM_NAMED_ROWS:,} more" if len(rows) > NUM_NAMED_ROWS else ""
@@ -130,18 +146,74 @@ def read_manifest(
     if lower.endswith(".parquet"):
         table = _text_table(storage.read_table(uri))
         return Manifest(uri, table, _find_columns(uri, table.column_names, given, required), ())
-    data = storage.read_bytes(uri)
-    if lower.endswith(".xlsx"):
-        records = _sheet_records(uri, data)
-    else:
-        records = _text_records(uri, _decompress(uri, data), {**_BY_OUR_NAMES, **given}.values())
-    records = (record for record in records if any(map(str.strip, record[1])))
-    _, header = next(records, (0, []))
-    if not header:
-        raise DataError(f"{uri}: {_NO_MANIFEST}: it is empty.")
-    names = _unique_names(header)
+    records = _records(uri, given)
+    names = _header(uri, records)
     found = _find_columns(uri, names, given, required)
-    return _collect(uri, names, found, records)
+    manifest = _collect(uri, names, found, records)
+    table = manifest.table.drop_columns(sorted(_empty_columns(manifest.table)))
+    return dataclasses.replace(manifest, table=table)
+
+
+class ManifestReader:
+    """A manifest that is read in batches, as often as asked: `read_manifest` for those of any size.
+
+    All of it is checked before the first batch. A workbook is held in memory.
+    """
+
+    def __init__(self, uri: str, columns: Sequence[str] = ()) -> None:
+        """Check a manifest.
+
+        Args:
+            uri: path or URI.
+            columns: what it calls our columns, see `read_manifest`.
+
+        Raises:
+            DataError: it cannot be read, lacks a column, or has a row with more cells than columns
+                or without a uri.
+            SettingsError: `columns` are not what they should be.
+            StorageError: the file cannot be read.
+        """
+        self.uri = uri
+        self._given = parse_columns(columns)
+        self._is_parquet = uri.lower().endswith(".parquet")
+        self._sheet = list(_records(uri, self._given)) if uri.lower().endswith(".xlsx") else None
+        if self._is_parquet:
+            with _open_parquet(uri) as file:
+                names = _unique_names(file.schema_arrow.names)
+        else:
+            names = _header(uri, self._records())
+        self.columns = _find_columns(uri, names, self._given, ("uri",))
+        """Our columns, see `Manifest`."""
+        empty = set() if self._is_parquet else _unnamed(names)
+        for batch in self._batches():
+            batch.required_texts("uri")
+            empty &= _empty_columns(batch.table)
+        self.names = [name for name in names if name not in empty]
+        """All its columns."""
+
+    def batches(self) -> Iterator[Manifest]:
+        """Its rows, at most `BATCH_ROWS` at a time.
+
+        Raises:
+            DataError: it has changed, or is damaged.
+            StorageError: it cannot be read.
+        """
+        for batch in self._batches():
+            yield dataclasses.replace(batch, table=batch.table.select(self.names))
+
+    def _batches(self) -> Iterator[Manifest]:
+        if self._is_parquet:
+            with _open_parquet(self.uri) as file:
+                yield from _parquet_batches(self.uri, self.columns, file)
+            return
+        records, first_row = self._records(), 0
+        names = _header(self.uri, records)
+        while chunk := list(itertools.islice(records, BATCH_ROWS)):
+            yield _collect(self.uri, names, self.columns, chunk, first_row)
+            first_row += len(chunk)
+
+    def _records(self) -> Iterator[Record]:
+        return _records(self.uri, self._given) if self._sheet is None else iter(self._sheet)
 
 
 def beside(manifest: str, uri: str) -> str:
@@ -220,8 +292,70 @@ def _unique_names(header: Sequence[str]) -> list[str]:
     return names
 
 
+@contextmanager
+def _open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    with storage.open_file(uri) as stream:
+        try:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"{uri}: not a Parquet file: {str(error).strip()}") from None
+        yield file
+
+
+def _parquet_batches(uri: str, columns: dict[str, str], file: pq.ParquetFile) -> Iterator[Manifest]:
+    batches, first_row = file.iter_batches(BATCH_ROWS), 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"{uri}: not a Parquet file: {str(error).strip()}") from None
+        if batch is None:
+            return
+        yield Manifest(uri, _text_table(pa.Table.from_batches([batch])), columns, (), first_row)
+        first_row += len(batch)
+
+
+def _records(uri: str, given: dict[str, str]) -> Iterator[Record]:
+    """The rows of a text or workbook that are not empty, the names of columns first."""
+    if uri.lower().endswith(".xlsx"):
+        records = _sheet_records(uri, storage.read_bytes(uri))
+    else:
+        records = _text_records(uri, {**_BY_OUR_NAMES, **given}.values())
+    return (record for record in records if any(map(str.strip, record[1])))
+
+
+def _header(uri: str, records: Iterator[Record]) -> list[str]:
+    """The names of columns, from the first row.
+
+    Raises:
+        DataError: there is none.
+    """
+    _, header = next(records, (0, []))
+    if not header:
+        raise DataError(f"{uri}: {_NO_MANIFEST}: it is empty.")
+    return _unique_names(header)
+
+
+def _unnamed(names: Sequence[str]) -> set[str]:
+    """The columns that have no name in the file."""
+    return {name for number, name in enumerate(names, 1) if name == f"column {number}"}
+
+
+def _empty_columns(table: pa.Table) -> set[str]:
+    """Columns without name and cells, as Excel leaves them behind."""
+    return {
+        name
+        for name in _unnamed(table.column_names)
+        if not any(map(str.strip, table[name].to_pylist()))
+    }
+
+
 def _collect(
-    uri: str, names: Sequence[str], columns: dict[str, str], records: Iterable[Record]
+    uri: str,
+    names: Sequence[str],
+    columns: dict[str, str],
+    records: Iterable[Record],
+    first_row: int = 0,
 ) -> Manifest:
     """The manifest of rows that are as wide as their columns, or shorter where cells are empty.
 
@@ -238,13 +372,8 @@ def _collect(
         for texts, cell in zip(cells_of, cells + [""] * (width - len(cells)), strict=False):
             texts.append(cell)
         lines.append(line)
-    arrays = {
-        name: pa.array(texts, pa.string()) for name, texts in zip(names, cells_of, strict=True)
-    }
-    for number, name in enumerate(names, 1):
-        if name == f"column {number}" and not any(map(str.strip, cells_of[number - 1])):
-            del arrays[name]  # As Excel leaves them behind.
-    manifest = Manifest(uri, pa.table(arrays), columns, lines)
+    arrays = [pa.array(texts, pa.string()) for texts in cells_of]
+    manifest = Manifest(uri, pa.table(arrays, names=list(names)), columns, lines, first_row)
     if too_wide:
         raise DataError(
             f"{uri}: more cells than columns in {manifest.locate(too_wide)}. Put quotation marks"
@@ -277,17 +406,31 @@ def _text(value: Any) -> str:
 # Text ---------------------------------------------------------------------------------------------
 
 
-def _decompress(uri: str, data: bytes) -> str:
-    if uri.lower().endswith(".gz"):
+@contextmanager
+def _open_text(uri: str) -> Iterator[TextIO]:
+    """A file as text; compressed by gzip if its name says so.
+
+    Raises:
+        DataError: it is no text, or no gzip file.
+        StorageError: it cannot be read.
+    """
+    is_compressed = uri.lower().endswith(".gz")
+    with storage.open_file(uri) as file:
+        stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_compressed else file
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error):
+            encoding = _find_encoding(uri, stream)
+            stream.seek(0)
+            with io.TextIOWrapper(stream, encoding, newline="") as text:
+                yield text
+        except (gzip.BadGzipFile, EOFError, zlib.error):
             raise DataError(f"{uri}: not a gzip file, or damaged.") from None
-    return _decode(uri, data)
+        except OSError as error:
+            raise StorageError(f"{uri}: cannot be read: {error.strerror or error}.") from None
 
 
-def _decode(uri: str, data: bytes) -> str:
-    """The text of a file: UTF-8, UTF-16, or Windows-1252 as Excel writes it in Europe."""
+def _find_encoding(uri: str, stream: BinaryIO) -> str:
+    """The encoding of a file: UTF-8, UTF-16, or Windows-1252 as Excel writes it in Europe."""
+    data = stream.read(_START)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encodings = ["utf-16"]
     elif len(data) > 1 and 0 in data[:2] and any(data[:2]):  # UTF-16 without its mark.
@@ -296,34 +439,43 @@ def _decode(uri: str, data: bytes) -> str:
         encodings = ["utf-8-sig", "cp1252"]
     for encoding in encodings:
         with suppress(UnicodeDecodeError):
-            text = data.decode(encoding)
-            if encoding != "cp1252" or not _CONTROL.search(text, 0, _START):
-                return text
+            stream.seek(0)
+            decoder = codecs.getincrementaldecoder(encoding)()
+            start = decoder.decode(stream.read(_START))
+            while chunk := stream.read(HEAD):
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+            if encoding != "cp1252" or not _CONTROL.search(start):
+                return encoding
     raise DataError(f"{uri}: {_NO_MANIFEST}: it is not text in UTF-8, UTF-16 or Windows-1252.")
 
 
-def _text_records(uri: str, text: str, wanted: Iterable[str]) -> Iterator[Record]:
+def _text_records(uri: str, wanted: Iterable[str]) -> Iterator[Record]:
     """The rows of a text, each with its line.
 
     Raises:
         DataError: a quotation mark is not closed, or stands in a cell alone.
     """
-    # The limit is of the module, and a quoted line break may make one cell of a whole file.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    # The limit is of the module.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     first = 1
-    try:
-        delimiter, start = _find_delimiter(text, wanted)
-        first += text.count("\n", 0, start)
-        line = first
-        reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
-        for cells in reader:
-            yield first, cells
-            first = line + reader.line_num
-    except csv.Error:
-        raise DataError(
-            f"{uri}: the row that begins in line {first} is not CSV: a quotation mark is not"
-            " closed, or not doubled within a cell."
-        ) from None
+    with _open_text(uri) as stream:
+        try:
+            head = stream.read(HEAD)
+            delimiter, start = _find_delimiter(head, wanted)
+            stream.seek(0)
+            stream.read(start)
+            first += head.count("\n", 0, start)
+            line = first
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+            for cells in reader:
+                yield first, cells
+                first = line + reader.line_num
+        except csv.Error:
+            raise DataError(
+                f"{uri}: the row that begins in line {first} is not CSV: a quotation mark is not"
+                " closed, or not doubled within a cell."
+            ) from None
 
 
 def _find_delimiter(text: str, wanted: Iterable[str]) -> tuple[str, int]:

@@ -17,6 +17,7 @@ from cxr.storage.files import (
     read_table,
     write_bytes,
     write_json,
+    write_stream,
     write_table,
 )
 from cxr.storage.listing import (
@@ -73,5 +74,6 @@ __all__ = [
     "scratch",
     "write_bytes",
     "write_json",
+    "write_stream",
     "write_table",
 ]

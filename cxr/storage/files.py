@@ -73,11 +73,22 @@ def write_bytes(uri: str, data: bytes) -> None:
     Raises:
         StorageError: it cannot be written.
     """
+    with write_stream(uri) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def write_stream(uri: str) -> Iterator[BinaryIO]:
+    """Write a file piece by piece, atomically: it appears once all of it is written.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     with (
         _atomic_target(uri) as (system, path),
         system.open_output_stream(path, compression=None) as stream,
     ):
-        stream.write(data)
+        yield stream
 
 
 def move_in(file: Path, uri: str) -> None:
@@ -186,8 +197,9 @@ def _atomic_target(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
             yield system, target
             if local:
                 system.move(target, path)
-        except BaseException:
-            if local:
+        except BaseException as error:
+            # In a store, closing the stream has completed the file. One that failed has none.
+            if local or not isinstance(error, OSError):
                 with suppress(OSError):
                     system.delete_file(target)
             raise

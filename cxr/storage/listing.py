@@ -227,7 +227,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def _local_file(path: str) -> File:
     uri = printable(path)
     try:
-        info = Path(path).stat()
+        info = os.stat(path)  # noqa: PTH116 - a third of the time, for each listed file.
     except (OSError, ValueError) as error:
         return File(uri, -1, 0, f"cannot be read: {cause(error)}")
     if not status.S_ISREG(info.st_mode):

@@ -65,7 +65,8 @@ class Lock:
 
 @contextmanager
 def lock_folder(uri: str) -> Iterator[Lock]:
-    """Hold the lock of an output folder, path or URI; a local folder is created.
+    """Hold the lock of an output folder, path or URI; a local folder is created, and deleted in the
+    end if nothing was written to it.
 
     Raises:
         StorageError: another job holds it, or the folder cannot be written.
@@ -127,6 +128,7 @@ def _parse(data: bytes) -> dict[str, Any]:
 @contextmanager
 def _held_by_kernel(folder: str) -> Iterator[Lock]:
     path = Path(resolve(folder)[1], NAME)
+    is_new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path, folder)
@@ -138,6 +140,8 @@ def _held_by_kernel(folder: str) -> Iterator[Lock]:
         # Deleted while it is locked: whoever waits for it sees that its file has gone.
         with suppress(OSError):
             path.unlink()
+            if is_new:
+                path.parent.rmdir()  # Unless something was written.
         file.close()
 
 

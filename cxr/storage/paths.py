@@ -1,7 +1,9 @@
 """Paths and URIs, their file systems, and what a failed request means."""
 
+import functools
 import os
 import posixpath
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +13,9 @@ from pyarrow import fs
 
 from cxr.errors import SettingsError, StorageError
 from cxr.storage import s3
+
+_UNUSUAL: Final = re.compile(r"//|/\.{0,2}$|/\.{1,2}/")
+"""What an absolute path has if it can be written shorter."""
 
 SUBMITTED_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable that Ray sets for the program of a submitted job, and for no other process."""
@@ -39,6 +44,8 @@ def absolute(uri: str) -> str:
         uri = unquote(parts.path, errors="surrogateescape")
     if "://" in uri:
         return s3.canonical(uri).rstrip("/")
+    if uri.startswith("/") and not _UNUSUAL.search(uri):  # A tenth of the time, for listings.
+        return uri
     path = Path(uri)
     with suppress(RuntimeError):  # `~name` is a file, not the home of a user.
         path = path.expanduser()
@@ -86,7 +93,12 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         raise StorageError(
             f"{uri}: scheme {scheme!r} is not supported. Give a path or an s3:// URI."
         )
-    return fs.LocalFileSystem(), uri
+    return _local(), uri
+
+
+@functools.cache
+def _local() -> fs.FileSystem:
+    return fs.LocalFileSystem()
 
 
 def run_storage(uri: str) -> dict[str, Any]:

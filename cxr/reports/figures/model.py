@@ -12,9 +12,6 @@ from cxr import metrics
 from cxr.metrics import OperatingPoint
 from cxr.reports.figures.drawing import PALETTE, WIDE, figure
 
-SCORE_BINS = 20
-"""Bins of a histogram of probabilities, of equal width."""
-
 _MAX_LINEAR_RATIO = 40
 """Highest over lowest bar on a linear axis; beyond it the lowest would be a hairline."""
 
@@ -64,23 +61,23 @@ def reliability_diagram(y_true: npt.ArrayLike, probs: npt.ArrayLike) -> Markup:
     return figure("reliability", "Reliability diagram with the images in each bin", draw)
 
 
-def score_histogram(probs: npt.ArrayLike, point: OperatingPoint) -> Markup:
+def score_histogram(images: npt.ArrayLike, point: OperatingPoint) -> Markup:
     """The number of images by probability; every bar of a bin that is not empty is visible.
 
     Args:
-        probs: calibrated probabilities of pneumonia, 0-1, (N,), not empty.
+        images: in bins of equal width of the calibrated probability of pneumonia, 0-1, (bins,); at
+            least one image.
         point: its threshold is marked.
     """
-    # 3 / 20 is the float nearest 0.15, as a score of 0.15 is; `linspace` gives the next one up.
-    edges = np.arange(SCORE_BINS + 1) / SCORE_BINS
-    counts, _ = np.histogram(np.asarray(probs, dtype=np.float64), edges)
+    counts = np.asarray(images)
+    num_bins = len(counts)
     filled = counts > 0
-    starts, counts = edges[:-1][filled], counts[filled]
+    starts, counts = (np.arange(num_bins) / num_bins)[filled], counts[filled]
     logarithmic = bool(counts.max() > _MAX_LINEAR_RATIO * counts.min())
 
     def draw(canvas: Figure) -> None:
         axes = canvas.subplots()
-        width = 1 / SCORE_BINS
+        width = 1 / num_bins
         axes.bar(starts + width / 2, counts, width * 0.86, color=PALETTE["accent"])
         axes.axvline(
             point.threshold,

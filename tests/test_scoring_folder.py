@@ -47,6 +47,9 @@ FORMATS[3] = {
         "hash_key", "checkpoint_name",
     ],
 }  # fmt: skip
+FORMATS[4] = FORMATS[3] | {
+    "scores": FORMATS[3]["scores"] | {"unusual": "double", "unusual_warning": "bool"}
+}
 """What is on disk in each format. Another column is another format, and has an entry of its own."""
 
 SETTINGS = ScoreSettings(

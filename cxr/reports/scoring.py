@@ -14,7 +14,7 @@ from cxr.reports.rendering import render
 
 @dataclass(frozen=True)
 class SuspiciousImage:
-    """A scored image with a high probability of pneumonia."""
+    """A scored image that stands out, such as one with a high probability of pneumonia."""
 
     uri: str
     """Its last two parts are shown, all of it on hovering: `s3://b/archive.zip!/a/b.dcm`."""
@@ -26,6 +26,8 @@ class SuspiciousImage:
     """What was odd about the file, as decoding words it; may be empty."""
     thumbnail: bytes
     """JPEG, from `thumbnail`."""
+    heatmap: bytes = b""
+    """JPEG, from `thumbnail` with a heatmap; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class ScoringReport:
     """Number of files that were not listed, by type: `".txt"`, `"hidden"` or the like."""
     facts: Mapping[str, Any]
     """Where the scores come from: checkpoint, versions, rates."""
+    undecided: Sequence[SuspiciousImage] = ()
+    """The nearest to the threshold first."""
+    unusual: Sequence[SuspiciousImage] = ()
+    """Of the images unlike the training images, the most unusual first."""
+    num_unusual: int | None = None
+    """Images unlike the training images; None if the checkpoint does not know these."""
 
     @property
     def num_scored(self) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
+import ray
 
 from cxr import cli, cluster, storage
 from cxr.cluster.crew import Crew, read_ahead
@@ -50,6 +51,7 @@ def score(
     any_body_part: bool = False,
     any_view: bool = False,
     update: bool = False,
+    heatmaps: bool = False,
     gpu: bool = False,
 ) -> Summary:
     """Score every image that the inputs name, or those that an earlier job has not scored yet.
@@ -63,6 +65,7 @@ def score(
         any_body_part: also score DICOM files of body parts other than the chest.
         any_view: also score DICOM files of lateral and oblique views.
         update: list the inputs again, and add what is new.
+        heatmaps: show on the page where the network looked.
         gpu: compute on GPUs.
 
     Raises:
@@ -86,6 +89,11 @@ def score(
         checkpoint_name=checkpoint.name,
     )
     check_output(output, settings)
+    if checkpoint.distribution is None:
+        print(
+            "unusual: the checkpoint does not know its training images (it is of an older version,"
+            " or had too few); the columns unusual and unusual_warning are empty"
+        )
     manifest, skipped = open_manifest(output, settings, update=update)
     schema = scores_schema(uid_columns, kept_columns(manifest))
     folder = storage.join(output, "scores")
@@ -114,7 +122,7 @@ def score(
             raise CxrError(f"{folder}: {len(lost)} parts are missing. Run the same command again.")
     from cxr.scoring import results  # Matplotlib takes a second, in which parts are scored.
 
-    if not missing and results.is_written(output, len(manifest)):
+    if not missing and not heatmaps and results.is_written(output, len(manifest)):
         print("nothing to do: every listed image has its row")
         return summarize(pa.concat_tables(done.values()), 0)
     scores = pa.concat_tables(done[part] for part in sorted(done)).sort_by(
@@ -122,8 +130,9 @@ def score(
     )
     summary = summarize(scores, num_missing)
     results.write(
-        output, scores, summary, skipped, checkpoint, operating_point, settings, manifest, rates
-    )
+        output, scores, summary, skipped, checkpoint, operating_point, settings, manifest, rates,
+        heatmaps=heatmaps,
+    )  # fmt: skip
     return summary
 
 
@@ -146,8 +155,10 @@ def _run(
     first = next(iter(missing.values()))
     cluster.check_reach([folder], first["file"].to_pylist()[:1])
     work = tasks(missing)
-    network = send_classifier(checkpoint, gpu=gpu)
-    args = (network, CPU_THREADS, reading, folder, checkpoint.temperature, point.threshold)
+    distribution = checkpoint.distribution
+    network = send_classifier(checkpoint, gpu=gpu, features=distribution is not None)
+    args = (network, CPU_THREADS, reading, folder, checkpoint.temperature, point.threshold,
+            ray.put(distribution))  # fmt: skip
     crew = Crew(PartPredictor, args, len(work), CPU_THREADS, gpu=gpu)
     packed = ([pack(rows) for rows in task] for task in work)
     if gpu:

@@ -1,6 +1,7 @@
 """The results of a scores folder: one table, a summary, a page."""
 
 from collections import Counter as Counts
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -13,14 +14,27 @@ from cxr.images.read import read_all, without_numbers
 from cxr.labels import CLASSES
 from cxr.metrics import OperatingPoint
 from cxr.models.checkpoint import Checkpoint, package_versions
-from cxr.reports import FailureGroup, ScoringReport, SuspiciousImage, scoring_page, thumbnail
+from cxr.reports import (
+    FailureGroup,
+    ScoringReport,
+    SuspiciousImage,
+    scoring_page,
+    thumbnail,
+)
 from cxr.scoring.columns import choose_group
+from cxr.scoring.explained import explain_pixels
 from cxr.scoring.manifest import ScoreSettings, kept_columns
 from cxr.scoring.studies import group_scores
 from cxr.scoring.summary import Summary
 
 NUM_SUSPICIOUS: Final = 12
 """Images of the highest scores that are shown."""
+
+NUM_UNDECIDED: Final = 6
+"""Images nearest to the threshold that are shown."""
+
+NUM_UNUSUAL: Final = 6
+"""Of the images that are unlike the training images, those that are shown."""
 
 NUM_EXAMPLES: Final = 3
 """Files that are named for a reason."""
@@ -36,6 +50,8 @@ def write(
     settings: ScoreSettings,
     manifest: pa.Table,
     rates: dict[str, Any],
+    *,
+    heatmaps: bool,
 ) -> None:
     """Write `scores.csv`, `studies.parquet` if there is what to group by, `summary.json`, a page.
 
@@ -49,6 +65,7 @@ def write(
         settings: of the folder.
         manifest: the listed files, to read thumbnails from.
         rates: seconds and images per second.
+        heatmaps: show where the network looked in the images on the page.
     """
     _write_csv(output, scores)
     facts = _facts(scores, summary, skipped, checkpoint, point, settings, rates)
@@ -62,7 +79,9 @@ def write(
             "images_without": len(scores) - in_studies,
         }
     storage.write_json(storage.join(output, "summary.json"), facts)
-    page = _page(scores, summary, skipped, checkpoint, point, settings, manifest, facts)
+    page = _page(
+        scores, summary, skipped, checkpoint, point, settings, manifest, facts, heatmaps=heatmaps
+    )
     storage.write_bytes(storage.join(output, "index.html"), page.encode())
 
 
@@ -103,6 +122,9 @@ def _facts(
         "skipped": skipped,
         "formats": dict(Counts(scores["format"].to_pylist())),
         "called_pneumonia": scores["prediction"].to_pylist().count(CLASSES[1]),
+        "unusual": None
+        if checkpoint.distribution is None
+        else pc.sum(scores["unusual_warning"]).as_py() or 0,
         "computed_by_this_job": summary.computed,
         **rates,
         "checkpoint": {
@@ -126,8 +148,13 @@ def _page(
     settings: ScoreSettings,
     manifest: pa.Table,
     facts: dict[str, Any],
+    *,
+    heatmaps: bool,
 ) -> str:
     scored = scores.filter(pc.equal(scores["status"], "scored"))
+    shown = _shown(scored, point)
+    pictures = _pictures(pa.concat_tables(shown), manifest, checkpoint, settings, heatmaps=heatmaps)
+    top, nearest, unusual = (_suspicious(rows, pictures) for rows in shown)
     names = ("studies", "computed_by_this_job", "seconds", "start_up_seconds", "images_per_second",
              "checkpoint", "formats", "versions")  # fmt: skip
     return scoring_page(
@@ -140,7 +167,10 @@ def _page(
             probs=np.asarray(scored["prob_pneumonia"]),
             num_predicted=facts["called_pneumonia"],
             operating_point=point,
-            suspicious=_suspicious(scored, manifest, checkpoint.recipe.image_px, settings),
+            suspicious=top,
+            undecided=nearest,
+            unusual=unusual,
+            num_unusual=facts["unusual"],
             failures=_failures(scores),
             warnings=_warnings(scores),
             skipped=skipped,
@@ -176,25 +206,56 @@ def _warnings(scores: pa.Table) -> dict[str, int]:
     )
 
 
-def _suspicious(
-    scored: pa.Table, manifest: pa.Table, image_px: int, settings: ScoreSettings
-) -> list[SuspiciousImage]:
-    """The images of the highest scores, read again for their thumbnails."""
-    top = scored.take(pc.select_k_unstable(scored, NUM_SUSPICIOUS, [("logit", "descending")]))
-    listed = manifest.filter(pc.is_in(manifest["uri"], top["file"])).to_pylist()
-    images = read_all(
-        listed, image_px, any_body_part=settings.any_body_part, any_view=settings.any_view
+def _shown(scored: pa.Table, point: OperatingPoint) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """The rows of the highest scores, of those nearest to the threshold, of the most unusual."""
+    top = pc.select_k_unstable(scored, NUM_SUSPICIOUS, [("logit", "descending")])
+    distance = pc.abs(pc.subtract(scored["prob_pneumonia"], point.threshold))
+    nearest = pc.select_k_unstable(
+        pa.table({"distance": distance}), NUM_UNDECIDED, [("distance", "ascending")]
     )
-    thumbnails = {
-        row["uri"]: thumbnail(image.pixels)
+    unusual = scored.filter(scored["unusual_warning"])
+    unusual = unusual.sort_by([("unusual", "descending"), ("uri", "ascending")])
+    return scored.take(top), scored.take(nearest), unusual.slice(0, NUM_UNUSUAL)
+
+
+def _pictures(
+    rows: pa.Table,
+    manifest: pa.Table,
+    checkpoint: Checkpoint,
+    settings: ScoreSettings,
+    *,
+    heatmaps: bool,
+) -> dict[str, tuple[bytes, bytes]]:
+    """Thumbnails of images, read again, and of their heatmaps, empty unless asked for; by file."""
+    listed = manifest.filter(pc.is_in(manifest["uri"], rows["file"])).to_pylist()
+    images = read_all(
+        listed,
+        checkpoint.recipe.image_px,
+        any_body_part=settings.any_body_part,
+        any_view=settings.any_view,
+    )
+    pixels = {
+        row["uri"]: image.pixels
         for row, image in zip(listed, images, strict=True)
         if image.pixels is not None
     }
+    overlays: dict[str, bytes] = {}
+    if heatmaps and pixels:
+        maps = explain_pixels(checkpoint, np.stack(list(pixels.values())))
+        overlays = {
+            uri: thumbnail(pixels[uri], heatmap) for uri, heatmap in zip(pixels, maps, strict=True)
+        }
+    return {uri: (thumbnail(image), overlays.get(uri, b"")) for uri, image in pixels.items()}
+
+
+def _suspicious(
+    rows: pa.Table, pictures: Mapping[str, tuple[bytes, bytes]]
+) -> list[SuspiciousImage]:
     return [
         SuspiciousImage(
             row["file"], row["prob_pneumonia"], row["prediction"] == CLASSES[1], row["warnings"],
-            thumbnails[row["file"]],
+            *pictures[row["file"]],
         )
-        for row in top.to_pylist()
-        if row["file"] in thumbnails
+        for row in rows.to_pylist()
+        if row["file"] in pictures
     ]  # fmt: skip

@@ -132,7 +132,13 @@ def evaluate(
         }
     )
     storage.write_table(storage.join(output, "predictions.parquet"), predictions)
+    distances = None if trained.distribution is None else np.asarray(table["distance"])
     facts = _facts(trained, pixels, split)
+    facts["unusual"] = (
+        None
+        if distances is None or trained.distribution is None
+        else float((distances > trained.distribution.threshold).mean())
+    )
     figures = examination.to_json() | {
         "subgroups": [group.to_json() for group in subgroups],
         "robustness": None if robustness is None else robustness.to_json(),
@@ -168,9 +174,9 @@ def evaluate(
             members=[part["history"] for part in trained.provenance.get("members", [])],
             recipe=dataclasses.asdict(trained.recipe),
             provenance=facts,
-            wrong=_most_wrong(
-                table, listing, y_true, probs, operating_point, trained.recipe.image_px
-            ),
+            distances=distances,
+            distribution=trained.distribution,
+            wrong=_most_wrong(table, listing, y_true, probs, operating_point, trained),
             notes=notes,
         )
     )
@@ -243,23 +249,34 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     """The logit of every image of decoded shards.
 
     Returns:
-        `pixels.table` with a column `logit`, float64.
+        `pixels.table` with the columns `logit` and `distance` (to the training images, null if the
+        checkpoint does not know them), float64.
     """
     num_images = len(pixels.table)
     num_tasks = sum(len(paths) for paths in pixels.parts.values())
     pool = cluster.pool(num_tasks, CPU_THREADS, gpu=gpu)
-    network = send_classifier(trained, gpu=gpu)
+    distribution = trained.distribution
+    network = send_classifier(trained, gpu=gpu, features=distribution is not None)
     with ClusterProgress(f"scoring with {trained.recipe.name}", num_images) as progress:
         dataset = pool.map(
             pixels.dataset(columns=("row", "x")),
             Predictor,
-            (network, trained.recipe.image_px, pool.share.threads, progress.counter),
+            (
+                network,
+                trained.recipe.image_px,
+                pool.share.threads,
+                progress.counter,
+                distribution,
+            ),
             batch_size(gpu),
         )
         parts = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     scored = pa.concat_tables(parts).sort_by("row")
     order = pc.index_in(pixels.table["row"], scored["row"])
-    return pixels.table.append_column("logit", scored["logit"].take(order))
+    table = pixels.table
+    for name in ("logit", "distance"):
+        table = table.append_column(name, scored[name].take(order))
+    return table
 
 
 def read_as_trained(given: SetSettings, trained: Checkpoint) -> SetSettings:
@@ -406,15 +423,33 @@ def _most_wrong(
     y_true: Any,
     probs: Any,
     point: OperatingPoint,
-    image_px: int,
+    trained: Checkpoint,
 ) -> list[WrongImage]:
     indices = metrics.most_wrong(y_true, probs, point, NUM_WRONG)
     uris = table["uri"].take(pa.array(indices, pa.int64()))
     rows = listing.take(pc.index_in(uris, listing["uri"])).to_pylist()
-    return [
-        WrongImage(row["uri"], int(y_true[index]), float(probs[index]), thumbnail(image.pixels))
-        for index, row, image in zip(indices, rows, read_all(rows, image_px), strict=True)
+    images = read_all(rows, trained.recipe.image_px)
+    read = [
+        (index, row["uri"], image.pixels)
+        for index, row, image in zip(indices, rows, images, strict=True)
         if image.pixels is not None
+    ]
+    if not read:
+        return []
+    # Not before: PyTorch takes seconds, and nothing else in this process needs it on CPUs.
+    from cxr.explanations.heatmaps import explain
+
+    pixels = np.stack([image for _, _, image in read])
+    heatmaps = explain(trained.model, trained.recipe.normalization, pixels)
+    return [
+        WrongImage(
+            uri,
+            int(y_true[index]),
+            float(probs[index]),
+            thumbnail(image),
+            thumbnail(image, heatmap),
+        )
+        for (index, uri, image), heatmap in zip(read, heatmaps, strict=True)
     ]
 
 

@@ -45,6 +45,8 @@ class ScoreJob:
     """Score DICOM files whose header names a lateral or oblique view, too."""
     update: bool = False
     """List the inputs again and score what is new in them."""
+    heatmaps: bool = False
+    """Show where the network looked in the images on the page; takes a few seconds at the end."""
     max_failed_fraction: float = 1.0
     """Exit with code 3 when more than this share of the listed images has no score."""
     columns: Annotated[ColumnSettings, cli.section("columns")] = dataclasses.field(
@@ -81,7 +83,7 @@ def main() -> None:
     done = score(
         job.input, trained, output, operating_point=point, columns=job.columns,
         any_body_part=job.any_body_part, any_view=job.any_view, update=job.update,
-        gpu=gpu,
+        heatmaps=job.heatmaps, gpu=gpu,
     )  # fmt: skip
     if job.operating_point:
         print(

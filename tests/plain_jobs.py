@@ -1,4 +1,4 @@
-"""Each of the six jobs once, as a program, on a small set that is drawn for it.
+"""Each of the seven jobs once, as a program, on a small set that is drawn for it.
 
     python -m tests.plain_jobs
 
@@ -83,6 +83,11 @@ def main() -> None:
         with (scored / "scores.csv").open(newline="") as file:
             assert [row["status"] for row in csv.DictReader(file)] == ["scored"] * 64
 
+        explained = root / "explained"
+        images = ("--input", archive, "--limit", 8)
+        succeed("explain", "--checkpoint", checkpoint, *images, "--output", explained)
+        assert len(list(explained.glob("*.map.npy"))) == 8
+
         search = (
             "--search",
             "class_weighting=none,balanced",
@@ -95,7 +100,7 @@ def main() -> None:
         trials = pq.read_table(root / "search" / "trials.parquet")
         assert trials["class_weighting"].to_pylist() == ["none", "balanced"]
         assert None not in trials["auc"].to_pylist()
-    print("all six jobs run on a plain installation")
+    print("all seven jobs run on a plain installation")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
-JOBS = ("download", "check", "train", "evaluate", "score", "tune")
+JOBS = ("download", "check", "train", "evaluate", "score", "explain", "tune")
 
 RAY_FLAGS = {"--address", "--no-wait"}
 """Flags of `ray job submit` that the text names."""
@@ -130,7 +130,8 @@ def test_every_flag_of_a_job_can_be_read_from_its_source(job: str) -> None:
     """What the checks below rest on."""
     expected = {
         "download": "--mirror", "check": "--folds", "train": "--normalization",
-        "evaluate": "--split", "score": "--update", "tune": "--trials",
+        "evaluate": "--split", "score": "--update",
+        "explain": "--method", "tune": "--trials",
     }  # fmt: skip
     assert expected[job] in flags_of(f"jobs/{job}.py")
 

@@ -944,3 +944,15 @@ def test_lateral_views_are_refused_unless_asked_for(tags: Tags, reason: str, war
 )
 def test_projections_of_a_text(text: str, views: set[str]) -> None:
     assert projections(text) == views
+
+
+@pytest.mark.parametrize(
+    ("age", "is_adult"),
+    [("018Y", True), ("093Y", True), ("017Y", False), ("230M", True), ("012Y", False),
+     ("006M", False), ("", False), (None, False)],
+)  # fmt: skip
+def test_an_adult_is_a_warning_and_the_age_is_not_kept(age: str | None, is_adult: bool) -> None:
+    image = decode(dicom(in_16_bits(), PatientAge=age))
+    assert image.status == "ok"
+    assert ("an adult, by the age in the file" in image.warnings) == is_adult
+    assert not any(character.isdigit() for warning in image.warnings for character in warning)

@@ -155,13 +155,14 @@ def test_a_row_without_pixels_has_no_logit_and_the_others_have_their_own(
     predictor = Predictor(unused, RECIPE.image_px, 1, unused)
     predictor.engine = open_engine("onnx", model)
     column = [None, *(image.tobytes() for image in pixels[:2]), None, pixels[2].tobytes()]
-    logits = predictor.logits(pa.chunked_array([column], pa.binary()))
+    logits, distances = predictor.predict(pa.chunked_array([column], pa.binary()))
     assert np.isnan(logits).tolist() == [True, False, False, True, False]
     outputs = one_by_one(model, pixels[:3], RECIPE.normalization)
     expected = outputs[:, 1] - outputs[:, 0]
     np.testing.assert_allclose(logits[[1, 2, 4]], expected, rtol=1e-4, atol=1e-5)
     empty = pa.chunked_array([[None, None]], pa.binary())
-    assert np.isnan(predictor.logits(empty)).all()
+    assert np.isnan(predictor.predict(empty)).all()
+    assert np.isnan(distances).all()  # No distribution.
 
 
 # Number formats -----------------------------------------------------------------------------------

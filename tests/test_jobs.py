@@ -80,9 +80,11 @@ def test_scores_are_the_validation_logits(
     saved = checkpoint.load(str(finished / "best" / "checkpoint"))
     ended = run_job(
         "score", "--checkpoint", str(finished / "best" / "checkpoint"),
-        "--input", str(small_set / "train"), "--output", str(tmp_path / "scores"),
+        "--input", str(small_set / "train"), "--output", str(tmp_path / "scores"), "--heatmaps",
     )  # fmt: skip
     assert ended.code == 0, ended.err
+    page = (tmp_path / "scores" / "index.html").read_text()
+    assert page.count('alt="heatmap of radiograph') == 12 + 6  # Highest, nearest to the threshold.
     assert "scored 48 of 48; refused 0; unreadable 0 -> " in ended.out
     scores = pq.read_table(tmp_path / "scores" / "scores").to_pydict()
     by_uri = dict(zip(scores["uri"], scores["logit"], strict=True))
@@ -126,6 +128,8 @@ def test_evaluation_writes_figures_predictions_and_a_page(
     assert figures["split"] == "test"
     page = (output / "report.html").read_text()
     assert "<script" not in page
+    num_wrong = int(pc.sum(pc.not_equal(predictions["y_true"], predictions["prediction"])).as_py())
+    assert page.count('alt="heatmap of radiograph') == num_wrong
 
 
 @pytest.fixture(scope="module")
@@ -366,11 +370,11 @@ def test_bad_input_to_training_ends_with_one_clear_message(
         assert ended.own_err[0].startswith("error: ")
 
 
-@pytest.mark.parametrize("job", ["score", "evaluate"])
+@pytest.mark.parametrize("job", ["score", "evaluate", "explain"])
 def test_no_checkpoint_is_one_clear_message(
     job: str, run_job: Run, small_set: Path, tmp_path: Path
 ) -> None:
-    flag = {"score": "--input", "evaluate": "--data"}[job]
+    flag = {"score": "--input", "evaluate": "--data", "explain": "--input"}[job]
     ended = run_job(
         job, "--checkpoint", str(tmp_path), flag, str(small_set), "--output", str(tmp_path / "o")
     )
@@ -378,7 +382,9 @@ def test_no_checkpoint_is_one_clear_message(
     assert "no checkpoint here" in ended.err
 
 
-@pytest.mark.parametrize("job", ["check", "train", "evaluate", "score", "tune", "download"])
+@pytest.mark.parametrize(
+    "job", ["check", "train", "evaluate", "score", "explain", "tune", "download"]
+)
 def test_help_tells_every_flag_and_gives_commands_to_copy(job: str, run_job: Run) -> None:
     ended = run_job(job, "--help")
     assert ended.code == 0
@@ -386,7 +392,8 @@ def test_help_tells_every_flag_and_gives_commands_to_copy(job: str, run_job: Run
         "check": ("--data", "--patients", "--test-fraction", "--folds", "--cache"),
         "train": ("--data", "--frozen"),
         "evaluate": ("--split", "--by"),
-        "score": ("--input",),
+        "score": ("--input", "--heatmaps"),
+        "explain": ("--input", "--method"),
         "tune": ("--search", "--trials"),
         "download": ("--what", "--to", "--url", "--features-only"),
     }

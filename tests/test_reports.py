@@ -25,6 +25,7 @@ from cxr.metrics.results import (
     TrialResult,
     VersionResult,
 )
+from cxr.models.unusual import fit_distribution
 from cxr.reports.figures import model
 from cxr.reports.figures.drawing import PALETTE
 from cxr.scoring.totals import bin_scores
@@ -285,7 +286,7 @@ def tuning_text(**changes: Any) -> str:
 def test_templates_escape_everything_but_our_figures() -> None:
     """Markup is made in one function, of a figure; no template turns escaping off."""
     templates = [path.read_text() for path in TEMPLATES.glob("*.html")]
-    assert len(templates) == 7
+    assert len(templates) == 8
     for text in templates:
         assert not re.search(r"\|\s*safe\b|autoescape|\bMarkup\b", text)
     makers = [path.name for path in PACKAGE.rglob("*.py") if "Markup(" in path.read_text()]
@@ -685,6 +686,97 @@ def test_scoring_page_with_hostile_names() -> None:
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert_self_contained(page)
+
+
+def test_images_beside_the_threshold_and_heatmaps_are_shown_where_there_are_some() -> None:
+    assert "Nearest to the threshold" not in scoring_text()
+    pixels, heatmap = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32)
+    shown = reports.SuspiciousImage(
+        "a/b.png", 0.44, True, [], reports.thumbnail(pixels), reports.thumbnail(pixels, heatmap)
+    )
+    page = reports.scoring_page(scoring(suspicious=[shown], nearest=[shown]))
+    assert "Nearest to the threshold" in page
+    assert page.count('alt="heatmap of radiograph, scored 0.440, a/b.png"') == 2
+    assert words_of(page).count("It shows neither where a disease is") == 1
+
+
+def test_pages_show_images_unlike_the_training_images_where_the_checkpoint_knows() -> None:
+    assert "Unlike the training images" not in scoring_text()
+    text = scoring_text(num_unusual=37)
+    assert "37 images of 1,300 scored" in text
+    assert "37 2.8% of scored" in text
+    features = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
+    distribution = fit_distribution(features[:200], features[200:])
+    assert distribution is not None
+    distances = np.append(distribution.distances(features[:57]), [50.0, 60.0, 70.0])
+    report = dataclasses.replace(evaluation(), distances=distances, distribution=distribution)
+    page = reports.evaluation_page(report)
+    assert_self_contained(page)
+    flagged = int((distances > distribution.threshold).sum())
+    assert f"{flagged} images of 60 ({flagged / 60:.1%})" in words_of(page)
+    assert "Histogram of distances to the training images" in page
+    assert "Histogram of distances" not in reports.evaluation_page(evaluation())
+
+
+def explanation(**changes: Any) -> reports.ExplanationReport:
+    pixels, heatmap = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32)
+    image = reports.ExplainedImage(
+        number="0001",
+        uri="a/b.png",
+        prob=0.437,
+        positive=True,
+        warnings=["no window in the file"],
+        thumbnail=reports.thumbnail(pixels),
+        heatmap=reports.thumbnail(pixels, heatmap),
+    )
+    values: dict[str, Any] = {
+        "title": "A title",
+        "inputs": ["s3://bucket/xrays/"],
+        "num_listed": 2,
+        "num_read": 2,
+        "method": "Occlusion.",
+        "operating_point": metrics.OperatingPoint("youden", 0.437, 0.951, 0.884, 1_046),
+        "images": [image],
+        "failures": [reports.FailureGroup("refused", "modality CT, not CR", 1, ["a/c.dcm"])],
+        "facts": {"method": "occlusion"},
+    }
+    return reports.ExplanationReport(**(values | changes))
+
+
+def test_explanation_page_says_what_a_heatmap_is_not_and_what_was_left_out() -> None:
+    page = reports.explanation_page(explanation())
+    assert_self_contained(page)
+    text = words_of(page)
+    assert "It shows neither where a disease is nor whether the score is right" in text
+    assert "0001: 0.437 predicted pneumonia" in text
+    assert "modality CT, not CR" in text
+    assert "--limit" not in text
+    cut = words_of(reports.explanation_page(explanation(num_listed=1_200)))
+    assert "1,200 images listed; only the first 2 were read" in cut
+
+
+def test_explanation_page_with_hostile_names_and_without_images() -> None:
+    [image] = explanation().images
+    hostile = dataclasses.replace(image, uri=HOSTILE, warnings=[HOSTILE])
+    page = reports.explanation_page(explanation(images=[hostile], inputs=[HOSTILE]))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert_self_contained(page)
+    empty = reports.explanation_page(explanation(images=[], failures=[]))
+    assert "No image was explained." in empty
+
+
+def test_an_overlay_is_the_radiograph_where_the_heatmap_is_zero() -> None:
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    heatmap = np.zeros((8, 8), np.float32)
+    heatmap[0, 0] = 1
+    mixed = reports.overlay(pixels, heatmap)
+    assert mixed.shape == (8, 8, 3)
+    assert mixed.dtype == np.uint8
+    changed = (mixed != pixels[..., None]).any(axis=2)
+    assert np.argwhere(changed).tolist() == [[0, 0]]
+    with Image.open(io.BytesIO(reports.thumbnail(pixels, heatmap))) as image:
+        assert image.mode == "RGB"
 
 
 @pytest.mark.parametrize("num_listed", [0, 17])

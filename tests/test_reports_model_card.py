@@ -11,6 +11,7 @@ import pytest
 
 from cxr.metrics import Estimate, OperatingPoint, Robustness
 from cxr.models.checkpoint import Checkpoint, Member
+from cxr.models.unusual import fit_distribution
 from cxr.recipes import RECIPES
 from cxr.reports import model_card
 
@@ -143,11 +144,15 @@ def test_robustness_is_in_the_card_where_it_is_known(trained: Checkpoint) -> Non
     stressed = dataclasses.replace(
         trained.operating_point, stressed_sensitivity=0.75, stressed_specificity=0.5
     )
+    features = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
     card = model_card(
         dataclasses.replace(
-            trained, robustness=table, operating_point=stressed, calibrated_on="stressed"
-        ),
-        0.99,
+            trained,
+            robustness=table,
+            operating_point=stressed,
+            calibrated_on="stressed",
+            distribution=fit_distribution(features[:200], features[200:]),
+        )
     )
     robustness = section(card, "Robustness")
     assert "| none | 0.950" in robustness
@@ -156,7 +161,8 @@ def test_robustness_is_in_the_card_where_it_is_known(trained: Checkpoint) -> Non
     half = "0.500 [0.250, 0.750]"
     assert f"| noise | 0.875 [0.250, 0.750] | {half} | undefined |" in robustness
     assert "| blur | 0.750" in robustness
-    assert "more unusual than 99.0% of the training" in section(card, "Unusual images")
+    unusual = section(card, "Unusual images")
+    assert "those of 200 training images than those of 99% of 100 validation images" in unusual
 
 
 def test_an_ensemble_says_whose_the_figures_are(trained: Checkpoint) -> None:

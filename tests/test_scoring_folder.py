@@ -48,7 +48,10 @@ FORMATS[3] = {
         "hash_key", "checkpoint_name",
     ],
 }  # fmt: skip
-FORMATS[4] = FORMATS[3]  # The manifest is a folder of files.
+# The manifest is a folder of files, too.
+FORMATS[4] = FORMATS[3] | {
+    "scores": FORMATS[3]["scores"] | {"unusual": "double", "unusual_warning": "bool"}
+}
 """What is on disk in each format. Another column is another format, and has an entry of its own."""
 
 SETTINGS = ScoreSettings(

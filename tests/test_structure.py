@@ -14,7 +14,7 @@ from tests.support.jobs import ROOT, run
 ORDER = (
     *("errors", "labels", "recipes", "cli", "progress", "storage", "sources", "images", "download"),
     *("metrics", "models", "cluster", "inference", "datasets", "phantoms", "reports"),
-    *("training", "checking", "evaluation", "scoring", "tuning"),
+    *("training", "checking", "explanations", "evaluation", "scoring", "tuning"),
 )
 """Every package and module at the top of `cxr`; it imports only those before it. This is the one
 list: the table in docs/structure.md shows it."""
@@ -23,7 +23,7 @@ SLOW = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "scipy", "panda
         "pydicom")  # fmt: skip
 """Libraries that a command line is read without: most take seconds to import."""
 
-JOBS = ("download", "check", "train", "tune", "evaluate", "score")
+JOBS = ("download", "check", "train", "tune", "evaluate", "score", "explain")
 
 
 @functools.cache

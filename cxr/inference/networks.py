@@ -33,12 +33,14 @@ class OnnxNetwork:
     """An ONNX file."""
     output: str
     """Name of the output that the engine returns."""
+    features: bool = False
+    """Whether the engine appends the features to it."""
 
     def open(self, threads: int) -> Engine:
         """As `Network.open`."""
         from cxr.inference.onnx_engine import OnnxEngine
 
-        return OnnxEngine(ray.get(self.content), self.output, threads)
+        return OnnxEngine(ray.get(self.content), self.output, threads, features=self.features)
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ class TorchNetwork:
     """Whether to compute on the GPU that Ray assigned to the process."""
     members: tuple[Recipe, ...] = ()
     """Of an ensemble."""
+    features: bool = False
+    """Of a whole classifier or ensemble: whether the engine appends its features to the logits."""
 
     def open(self, threads: int) -> Engine:
         """As `Network.open`."""
         import torch
 
-        from cxr.inference.torch_engine import TorchEngine
+        from cxr.inference.torch_engine import TorchEngine, WithFeatures
         from cxr.models import classifier, ensemble
 
         torch.set_num_threads(threads)
@@ -73,15 +77,25 @@ class TorchNetwork:
         else:
             model = classifier.restore(self.recipe, tensors)
             network = model.prefix if self.frozen else model
+        if self.features:
+            network = WithFeatures(network)
         return TorchEngine(network, self.recipe.normalization, gpu=self.gpu)
 
 
-def send_classifier(trained: "Checkpoint", *, gpu: bool) -> Network:
-    """Send a trained classifier, whose engine then returns logits (N, 2), to the cluster."""
+def send_classifier(trained: "Checkpoint", *, gpu: bool, features: bool = False) -> Network:
+    """Send a trained classifier, whose engine then returns logits (N, 2), to the cluster.
+
+    Args:
+        trained: the classifier.
+        gpu: compute on GPUs.
+        features: let the engine append the features: (N, 2 + D).
+    """
     if gpu:
         members = tuple(member.recipe for member in trained.members)
-        return send_model(trained.recipe, trained.model, members, gpu=True)
-    return OnnxNetwork(ray.put(trained.onnx), "logits")
+        state: ray.ObjectRef[State] = ray.put(trained.model.state())
+        return TorchNetwork(trained.recipe, state, frozen=False, gpu=True, members=members,
+                            features=features)  # fmt: skip
+    return OnnxNetwork(ray.put(trained.onnx), "logits", features)
 
 
 def send_model(

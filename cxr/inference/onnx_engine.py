@@ -13,7 +13,13 @@ class OnnxEngine:
     """Runs an ONNX file with the input `pixels`, uint8 (N, 1, S, S)."""
 
     def __init__(
-        self, content: bytes, output: str, threads: int, member: int | None = None
+        self,
+        content: bytes,
+        output: str,
+        threads: int,
+        member: int | None = None,
+        *,
+        features: bool = False,
     ) -> None:
         """Load the network.
 
@@ -22,12 +28,14 @@ class OnnxEngine:
             output: name of what `run` returns.
             threads: that compute a batch.
             member: whose part of the output `members` of an ensemble `run` returns.
+            features: append the columns of the output `features`.
 
         Raises:
             CheckpointError: ONNX Runtime cannot load it.
         """
         self.session = open_session(content, threads)
-        self.output, self.member = output, member
+        self.outputs = [output, "features"] if features else [output]
+        self.member = member
         self.batch_size = batch_size(gpu=False)
 
     def run(
@@ -37,7 +45,8 @@ class OnnxEngine:
         outputs: list[NDArray[np.float32]] = []
         for start in range(0, len(pixels), self.batch_size):
             batch = pixels[start : start + self.batch_size, None]
-            outputs += self.session.run([self.output], {"pixels": batch})
+            parts = self.session.run(self.outputs, {"pixels": batch})
+            outputs.append(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
             on_batch(len(batch))
         whole = np.concatenate(outputs)
         return whole if self.member is None else whole[:, self.member]

@@ -29,6 +29,24 @@ def forward(network: nn.Module, pixels: torch.Tensor, normalization: Normalizati
     return outputs
 
 
+class WithFeatures(nn.Module):
+    """A classifier or ensemble whose outputs are logits and features side by side, (N, 2 + D)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a model.
+
+        Args:
+            model: a `Classifier` or `Ensemble`.
+        """
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The first two of what the model's `score` returns."""
+        logits, features = self.model.score(images)[:2]  # type: ignore[operator]
+        return torch.cat([logits.float(), features.float()], dim=1)
+
+
 class TorchEngine:
     """Runs a whole network, or the frozen part of one, over any number of images in batches."""
 

@@ -9,6 +9,8 @@ validation.parquet   label, logit, subtype and a consecutive patient number of e
 splits.parquet       salted digests of the patients and images that were trained and validated on,
                      and of the patients that were held out; checkpoints of older versions have none
 model.onnx           the same network for ONNX Runtime, normalization included
+unusual.safetensors  the distribution of the network's features over the training images; there if
+                     they were enough, and checkpoints of older versions have none
 
 A precision that is added later has its own network, validation.parquet, temperature, operating
 point and fingerprint: model.int8.onnx, validation.int8.parquet, int8.json. The checkpoint itself,
@@ -39,6 +41,7 @@ from cxr.labels import CLASSES
 from cxr.metrics import CalibrateOn, OperatingPoint, Robustness
 from cxr.models import validation as validation_images
 from cxr.models.precision import ONNX_FILES, Precision
+from cxr.models.unusual import FeatureDistribution, read_distribution
 from cxr.models.validation import Calibration
 from cxr.recipes import Recipe
 
@@ -51,6 +54,8 @@ FORMAT: Final = 1
 
 ENSEMBLE_FORMAT: Final = 2
 """Of checkpoints with several members, which versions that know none would read wrongly."""
+UNUSUAL_FILE: Final = "unusual.safetensors"
+"""The file of `Checkpoint.distribution`."""
 
 # Packages whose versions a checkpoint records.
 PACKAGES: Final = (
@@ -98,6 +103,8 @@ class Checkpoint:
     """Figures on validation images under acquisition changes; None if they were not scored."""
     calibrated_on: CalibrateOn = "clean"
     """Which validation images chose temperature and operating point."""
+    distribution: FeatureDistribution | None = None
+    """Of the features of the training images, in float32; None in a checkpoint without it."""
 
     @property
     def clean_validation(self) -> pa.Table:
@@ -225,6 +232,7 @@ def save(
     splits: pa.Table | None = None,
     calibrate_on: CalibrateOn = "stressed",
     members: Sequence[Member] = (),
+    distribution: FeatureDistribution | None = None,
 ) -> Checkpoint:
     """Calibrate on the validation images, choose the operating point and write the folder.
 
@@ -241,6 +249,7 @@ def save(
         splits: of schema `datasets.splits.SPLITS`, which names no patient.
         calibrate_on: which validation images decide; the clean ones where there are no others.
         members: of an ensemble.
+        distribution: of the features of the training images.
 
     Raises:
         CheckpointError: the members differ in more than their seed.
@@ -268,10 +277,13 @@ def save(
         robustness=calibration.robustness,
         calibrated_on=calibration.calibrated_on,
         members=tuple(members),
+        distribution=distribution,
     )
     files = {"model.safetensors": saved.weights, "validation.parquet": _parquet(anonymous)}
     if splits is not None:
         files["splits.parquet"] = _parquet(splits)
+    if distribution is not None:
+        files[UNUSUAL_FILE] = distribution.to_bytes()
     try:
         files[ONNX_FILES["float32"]] = export(model, recipe, saved.describe())
     except CheckpointError as error:
@@ -493,6 +505,9 @@ def load(folder: str) -> Checkpoint:
             robustness=_read_robustness(content),
             calibrated_on=content.get("calibrated_on", "clean"),
             members=tuple(members),
+            distribution=(
+                read_distribution(files[UNUSUAL_FILE]) if UNUSUAL_FILE in files else None
+            ),
         )
         if loaded.network is None and (exported := _read_addition(loaded, "float32")):
             return dataclasses.replace(loaded, network=exported[1][ONNX_FILES["float32"]])

@@ -1,6 +1,6 @@
 """What a person reads: a page on a labeled set before training, a page on one model, a page and a
-table on several, a page on the scores of an archive, a page on a search over settings, and the
-model card of a checkpoint, in Markdown.
+table on several, a page on the scores of an archive, a page on explained images, a page on a search
+over settings, and the model card of a checkpoint, in Markdown.
 
 A page is one HTML file that loads nothing: its style sheet and figures (SVG) are inside it,
 thumbnails are base64 JPEG, and there is no script. It can be mailed, archived and opened without a
@@ -10,10 +10,11 @@ network. Its text is a template in `templates/`, its figures are functions in `f
 from cxr.reports.checking import CheckReport, Duplicates, Sample, Sizes, SplitCounts, checking_page
 from cxr.reports.comparison import comparison_page, comparison_table
 from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
+from cxr.reports.explanation import ExplainedImage, ExplanationReport, explanation_page
 from cxr.reports.figures.comparison import class_distribution
 from cxr.reports.model_card import MODEL_CARD, model_card
 from cxr.reports.scoring import FailureGroup, ScoringReport, SuspiciousImage, scoring_page
-from cxr.reports.thumbnails import thumbnail
+from cxr.reports.thumbnails import overlay, thumbnail
 from cxr.reports.tuning import TuningReport, tuning_page
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "CheckReport",
     "Duplicates",
     "EvaluationReport",
+    "ExplainedImage",
+    "ExplanationReport",
     "FailureGroup",
     "Sample",
     "ScoringReport",
@@ -34,7 +37,9 @@ __all__ = [
     "comparison_page",
     "comparison_table",
     "evaluation_page",
+    "explanation_page",
     "model_card",
+    "overlay",
     "scoring_page",
     "thumbnail",
     "tuning_page",

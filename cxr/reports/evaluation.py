@@ -11,7 +11,8 @@ import numpy.typing as npt
 from cxr.metrics import Examination, Robustness, Subgroup
 from cxr.metrics.results import History
 from cxr.metrics.subgroups import SMALL_GROUP
-from cxr.reports.figures import model, training
+from cxr.models.unusual import FeatureDistribution
+from cxr.reports.figures import model, training, unusual
 from cxr.reports.figures.robustness import under_changes
 from cxr.reports.rendering import count, render
 
@@ -34,6 +35,8 @@ class WrongImage:
     """Calibrated probability of pneumonia."""
     thumbnail: bytes
     """JPEG, from `thumbnail`."""
+    heatmap: bytes = b""
+    """JPEG, from `thumbnail` with a heatmap; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class EvaluationReport:
     """By change, what is changed and how much: `"exponent 0.6"`."""
     wrong: Sequence[WrongImage] = ()
     """The largest error first."""
+    distances: npt.NDArray[np.float64] | None = None
+    """Of the images to the training images, (N,); None if the checkpoint does not know these."""
+    distribution: FeatureDistribution | None = None
+    """That they are distances to."""
     notes: Sequence[str] = ()
     """What a reader must know, such as how many images were skipped and why."""
 
@@ -72,6 +79,7 @@ def evaluation_page(report: EvaluationReport) -> str:
     """The report as one HTML document that loads nothing."""
     examination, y_true, probs = report.examination, report.y_true, report.probs
     point = examination.operating_point
+    distances, distribution = report.distances, report.distribution
     both_classes = examination.num_normal > 0 and examination.num_pneumonia > 0
     return render(
         "evaluation.html",
@@ -97,4 +105,10 @@ def evaluation_page(report: EvaluationReport) -> str:
         precision_recall=model.precision_recall(y_true, probs, point) if both_classes else None,
         reliability=model.reliability_diagram(y_true, probs),
         training=training.training_curves(report.history) or training.member_curves(report.members),
+        distances=unusual.distances(distances, distribution)
+        if distances is not None and distribution is not None
+        else None,
+        num_unusual=int((distances > distribution.threshold).sum())
+        if distances is not None and distribution is not None
+        else 0,
     )

@@ -19,6 +19,7 @@ from cxr.labels import CLASSES
 from cxr.metrics import LEVEL, Estimate, Examination
 from cxr.metrics.robustness import METRICS, Robustness
 from cxr.models.checkpoint import Checkpoint
+from cxr.models.unusual import WARN_ABOVE
 from cxr.reports.rendering import count, interval, number
 
 MODEL_CARD: Final = "MODEL_CARD.md"
@@ -53,13 +54,11 @@ class _Code(str):
     """A text that is shown as it is, inside a block of code."""
 
 
-def model_card(trained: Checkpoint, unusual_threshold: float | None = None) -> str:
+def model_card(trained: Checkpoint) -> str:
     """The model card of a checkpoint.
 
     Args:
         trained: the checkpoint in float32.
-        unusual_threshold: share of the training images that are less unusual than an image with a
-            warning, 0-1; None where the checkpoint has none.
 
     Returns:
         Markdown, as GitHub renders it.
@@ -103,7 +102,8 @@ def model_card(trained: Checkpoint, unusual_threshold: float | None = None) -> s
         stressed=(number(point.stressed_sensitivity), number(point.stressed_specificity)),
         robustness=_robustness(trained.robustness),
         num_stressed=trained.robustness.num_images if trained.robustness else 0,
-        unusual_threshold=None if unusual_threshold is None else f"{unusual_threshold:.1%}",
+        distribution=trained.distribution,
+        warn_above=f"{WARN_ABOVE:g}%",
         int8=_int8(trained),
         failures=_failures(trained, examination),
         weights=_weights(facts.get("weights", {})),

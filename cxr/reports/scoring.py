@@ -26,6 +26,8 @@ class SuspiciousImage:
     """What was odd about the file, as decoding words it; may be empty."""
     thumbnail: bytes
     """JPEG, from `thumbnail`."""
+    heatmap: bytes = b""
+    """JPEG, from `thumbnail` with a heatmap; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class ScoringReport:
     """Number of files that were not listed, by type: `".txt"`, `"hidden"` or the like."""
     facts: Mapping[str, Any]
     """Where the scores come from: checkpoint, versions, rates."""
+    unusual: Sequence[SuspiciousImage] = ()
+    """Of the images unlike the training images, the most unusual first."""
+    num_unusual: int | None = None
+    """Images unlike the training images; None if the checkpoint does not know these."""
 
     @property
     def num_scored(self) -> int:

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from cxr import cli, cluster, storage
 from cxr.cluster.crew import Crew, read_ahead
@@ -54,6 +55,7 @@ def score(
     any_body_part: bool = False,
     any_view: bool = False,
     update: bool = False,
+    heatmaps: bool = False,
     gpu: bool = False,
 ) -> Summary:
     """Score every image that the inputs name, or those that an earlier job has not scored yet.
@@ -67,6 +69,7 @@ def score(
         any_body_part: also score DICOM files of body parts other than the chest.
         any_view: also score DICOM files of lateral and oblique views.
         update: list the inputs again, and add what is new.
+        heatmaps: show on the page where the network looked.
         gpu: compute on GPUs.
 
     Raises:
@@ -107,6 +110,11 @@ def score(
             checkpoint.recipe.image_px, any_body_part, any_view, schema, uid_columns
         )
         rates = Rates(started)
+        if checkpoint.distribution is None:
+            print(
+                "unusual: the checkpoint does not know its training images (it is of an older"
+                " version, or had too few); the columns unusual and unusual_warning are empty"
+            )
         with Work(
             output, settings, manifest, schema, lister, resumed=resumed, update=update
         ) as work:
@@ -116,13 +124,14 @@ def score(
         _remove_others(folder, listing)
         from cxr.scoring import results  # Matplotlib takes a second, in which parts are scored.
 
-        if not rates.num_rows and (summary := results.written(output, listing.num_rows)):
+        finished = None if heatmaps or rates.num_rows else results.written(output, listing.num_rows)
+        if finished:
             print("nothing to do: every listed image has its row")
-            return summary
+            return finished
         return cluster.execute(
             lambda: results.write(
                 output, listing, manifest, schema, group, checkpoint, operating_point, settings,
-                rates.num_rows, rates.facts(),
+                rates.num_rows, rates.facts(), heatmaps=heatmaps,
             )
         )  # fmt: skip
 
@@ -176,8 +185,12 @@ def _run(
     Yields:
         The rows of each part that is done.
     """
-    network = send_classifier(checkpoint, gpu=gpu)
-    args = (network, CPU_THREADS, reading, folder, checkpoint.temperature, point.threshold)
+    distribution = checkpoint.distribution
+    network = send_classifier(checkpoint, gpu=gpu, features=distribution is not None)
+    args = (
+        network, CPU_THREADS, reading, folder, checkpoint.temperature, point.threshold,
+        ray.put(distribution),
+    )  # fmt: skip
     crew = Crew(PartPredictor, args, len(first), CPU_THREADS, gpu=gpu)
     rates.num_actors = crew.num_first
 

@@ -33,6 +33,8 @@ SCORES: Final = pa.schema(
         ("prob_pneumonia", pa.float64()),
         ("logit", pa.float64()),
         ("prediction", pa.string()),
+        ("unusual", pa.float64()),
+        ("unusual_warning", pa.bool_()),
         ("warnings", pa.list_(pa.string())),
         ("width", pa.int64()),
         ("height", pa.int64()),
@@ -44,7 +46,9 @@ SCORES: Final = pa.schema(
 that are asked for. `uri` is the address as the manifest wrote it, `file` where it was read, and of
 other inputs the same; `sha256` is of the file's bytes, empty if they could not be read; `status` is
 `scored`, `refused` or `unreadable`, with a `reason` unless scored; `prob_pneumonia` is calibrated;
-`prediction` is the class at the operating point; `width` and `height` of the original in pixels;
+`prediction` is the class at the operating point; `unusual` is the percentile, among validation
+images, of the distance to the training images, `unusual_warning` whether it is above 99, both null
+if the checkpoint does not know its training images; `width` and `height` of the original in pixels;
 `view` is `frontal`, `lateral`, `oblique`, or empty if the header does not say."""
 
 _SUFFIX: Final = ".parquet"

@@ -6,12 +6,14 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cxr import metrics, storage
 from cxr.inference.engine import Engine
 from cxr.inference.networks import Network
 from cxr.labels import CLASSES
 from cxr.models.outputs import logit
+from cxr.models.unusual import WARN_ABOVE, WARNING, FeatureDistribution
 from cxr.scoring.parts import part_file
 from cxr.scoring.read import PREDICTED, ReadPart, ReadSettings, read_packed
 
@@ -31,20 +33,23 @@ class PartPredictor:
         folder: str,
         temperature: float,
         threshold: float,
+        distribution: FeatureDistribution | None = None,
     ) -> None:
         """Remember what the driver has sent.
 
         Args:
-            network: whose engine returns logits (N, 2).
+            network: whose engine returns logits (N, 2), with a distribution features as well.
             threads: of this process.
             reading: how images are read.
             folder: of the files of parts.
             temperature: of the probabilities.
             threshold: on the probabilities, of the predictions.
+            distribution: of the features of the training images.
         """
         self.network, self.threads = network, threads
         self.reading, self.folder = reading, folder
         self.temperature, self.threshold = temperature, threshold
+        self.distribution = distribution
 
     @cached_property
     def engine(self) -> Engine:
@@ -73,14 +78,24 @@ class PartPredictor:
         table = part.known
         without = np.asarray(pc.not_equal(table["status"], "scored"))
         logits: np.ndarray[tuple[int], np.dtype[np.float64]] = np.full(len(table), np.nan)
+        unusual = logits.copy()
         if len(part.pixels):
-            logits[~without] = logit(self.engine.run(part.pixels))
+            outputs = self.engine.run(part.pixels)
+            logits[~without] = logit(outputs)
+            if self.distribution is not None:
+                distances = self.distribution.distances(outputs[:, len(CLASSES) :])
+                unusual[~without] = self.distribution.percentiles(distances)
         probs = metrics.probabilities(logits, self.temperature)
         predictions = np.where(probs >= self.threshold, CLASSES[1], CLASSES[0])
-        predicted = dict(zip(PREDICTED, (probs, logits, predictions), strict=True))
+        warned = unusual > WARN_ABOVE
+        values = (probs, logits, predictions, unusual, warned)
+        predicted = dict(zip(PREDICTED, values, strict=True))
+        masks = dict.fromkeys(PREDICTED, without)
+        masks["unusual"] = masks["unusual_warning"] = np.isnan(unusual)
+        table = _append_warning(table, warned)
         schema = self.reading.schema
         columns = [
-            pa.array(predicted[field.name], field.type, mask=without)
+            pa.array(predicted[field.name], field.type, mask=masks[field.name])
             if field.name in predicted
             else table[field.name]
             for field in schema
@@ -88,3 +103,15 @@ class PartPredictor:
         scores = pa.table(columns, schema=schema)
         storage.write_table(part_file(self.folder, part.number), scores)
         return len(table)
+
+
+def _append_warning(table: pa.Table, warned: NDArray[np.bool_]) -> pa.Table:
+    """Say of the rows that are warned of that they are unusual."""
+    if not warned.any():
+        return table
+    warnings = [
+        [*row, WARNING] if is_unusual else row
+        for row, is_unusual in zip(table["warnings"].to_pylist(), warned.tolist(), strict=True)
+    ]
+    index = table.column_names.index("warnings")
+    return table.set_column(index, table.field(index), pa.array(warnings, table.field(index).type))

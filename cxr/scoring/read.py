@@ -18,7 +18,7 @@ from cxr.scoring.parts import unpack
 MAX_STREAMS: Final = 8
 """How often a compressed tar is read, each time for another range of its members."""
 
-PREDICTED: Final = ("prob_pneumonia", "logit", "prediction")
+PREDICTED: Final = ("prob_pneumonia", "logit", "prediction", "unusual", "unusual_warning")
 """The columns of the scores that are not known before a part is predicted."""
 
 

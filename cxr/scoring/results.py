@@ -1,8 +1,9 @@
 """The results of a scores folder: one CSV, a summary, a page; made from the parts by tasks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -14,6 +15,7 @@ from cxr.labels import CLASSES
 from cxr.metrics import OperatingPoint
 from cxr.models.checkpoint import Checkpoint, package_versions
 from cxr.reports import FailureGroup, ScoringReport, SuspiciousImage, scoring_page, thumbnail
+from cxr.scoring.explained import explain_pixels
 from cxr.scoring.manifest import Listing, Manifest, ScoreSettings
 from cxr.scoring.studies import merge_groups, studies_schema
 from cxr.scoring.summary import Summary, summarize
@@ -42,6 +44,8 @@ def write(
     settings: ScoreSettings,
     computed: int,
     rates: dict[str, Any],
+    *,
+    heatmaps: bool,
 ) -> Summary:
     """Write `scores.csv`, `studies.parquet` if there is what to group by, `summary.json`, a page.
 
@@ -56,6 +60,7 @@ def write(
         settings: of the folder.
         computed: rows that this job has computed.
         rates: seconds and images per second.
+        heatmaps: show where the network looked in the images on the page.
 
     Raises:
         CxrError: parts are missing.
@@ -67,7 +72,9 @@ def write(
     if group:
         facts["studies"] = _write_studies(output, partitions, group, point, summary.num_listed)
     storage.write_json(storage.join(output, "summary.json"), facts)
-    page = _page(totals, summary, listing.skipped, checkpoint, point, settings, facts)
+    page = _page(
+        totals, summary, listing.skipped, checkpoint, point, settings, facts, heatmaps=heatmaps
+    )
     storage.write_bytes(storage.join(output, "index.html"), page.encode())
     return summary
 
@@ -173,6 +180,7 @@ def _facts(
         "skipped": skipped,
         "formats": dict(totals.formats),
         "called_pneumonia": totals.num_predicted,
+        "unusual": None if checkpoint.distribution is None else totals.num_unusual,
         "computed_by_this_job": summary.computed,
         **rates,
         "checkpoint": {
@@ -195,10 +203,13 @@ def _page(
     point: OperatingPoint,
     settings: ScoreSettings,
     facts: dict[str, Any],
+    *,
+    heatmaps: bool,
 ) -> str:
     names = ("studies", "computed_by_this_job", "seconds", "start_up_seconds", "images_per_second",
              "checkpoint", "formats", "versions")  # fmt: skip
-    thumbnails = _thumbnails([*totals.highest, *totals.nearest], checkpoint, settings)
+    shown = [*totals.highest, *totals.nearest, *totals.unusual]
+    pictures = _pictures(shown, checkpoint, settings, heatmaps=heatmaps)
     return scoring_page(
         ScoringReport(
             title=f"{summary.num_scored:,} radiographs scored",
@@ -209,8 +220,10 @@ def _page(
             histogram=totals.histogram,
             num_predicted=facts["called_pneumonia"],
             operating_point=point,
-            suspicious=_show(totals.highest, thumbnails),
-            nearest=_show(totals.nearest, thumbnails),
+            suspicious=_show(totals.highest, pictures),
+            nearest=_show(totals.nearest, pictures),
+            unusual=_show(totals.unusual, pictures),
+            num_unusual=facts["unusual"],
             failures=_failures(totals),
             warnings=facts["warnings"],
             skipped=skipped,
@@ -233,28 +246,37 @@ def _failures(totals: Totals) -> list[FailureGroup]:
     ]
 
 
-def _thumbnails(
-    images: Sequence[Shown], checkpoint: Checkpoint, settings: ScoreSettings
-) -> dict[str, bytes]:
-    """Thumbnails of images, which are read again, by file."""
+def _pictures(
+    images: Sequence[Shown], checkpoint: Checkpoint, settings: ScoreSettings, *, heatmaps: bool
+) -> dict[str, tuple[bytes, bytes]]:
+    """Thumbnails of images, read again, and of their heatmaps, empty unless asked for; by file."""
     listed = {image.listed["uri"]: image.listed for image in images}
     read = read_all(
         list(listed.values()), checkpoint.recipe.image_px,
         any_body_part=settings.any_body_part, any_view=settings.any_view,
     )  # fmt: skip
-    return {
-        uri: thumbnail(image.pixels)
+    pixels = {
+        uri: image.pixels
         for uri, image in zip(listed, read, strict=True)
         if image.pixels is not None
     }
+    overlays: dict[str, bytes] = {}
+    if heatmaps and pixels:
+        maps = explain_pixels(checkpoint, np.stack(list(pixels.values())))
+        overlays = {
+            uri: thumbnail(pixels[uri], heatmap) for uri, heatmap in zip(pixels, maps, strict=True)
+        }
+    return {uri: (thumbnail(image), overlays.get(uri, b"")) for uri, image in pixels.items()}
 
 
-def _show(images: Sequence[Shown], thumbnails: dict[str, bytes]) -> list[SuspiciousImage]:
+def _show(
+    images: Sequence[Shown], pictures: Mapping[str, tuple[bytes, bytes]]
+) -> list[SuspiciousImage]:
     return [
         SuspiciousImage(
             row["file"], row["prob_pneumonia"], row["prediction"] == CLASSES[1], row["warnings"],
-            thumbnails[row["file"]],
+            *pictures[row["file"]],
         )
         for row in (image.score for image in images)
-        if row["file"] in thumbnails
+        if row["file"] in pictures
     ]  # fmt: skip

@@ -76,6 +76,10 @@ class Totals:
     """Those with the highest scores, the highest first."""
     nearest: list[Shown] = field(default_factory=list)
     """Those whose probability is nearest to the threshold, the nearest first."""
+    unusual: list[Shown] = field(default_factory=list)
+    """Those that are unlike the training images, the most unusual first."""
+    num_unusual: int = 0
+    """Images that are unlike the training images, by `unusual_warning`."""
     missing: list[int] = field(default_factory=list)
     """Parts without scores, which are not counted."""
 
@@ -97,6 +101,8 @@ class Totals:
         self.histogram += other.histogram
         self.highest = self._choose([*self.highest, *other.highest], _height)
         self.nearest = self._choose([*self.nearest, *other.nearest], self._distance)
+        self.unusual = self._choose([*self.unusual, *other.unusual], _commonness)
+        self.num_unusual += other.num_unusual
         self.missing += other.missing
 
     def _choose(self, images: Sequence[Shown], key: Any) -> list[Shown]:
@@ -109,6 +115,10 @@ class Totals:
 
 def _height(image: Shown) -> float:
     return -float(image.score["logit"])
+
+
+def _commonness(image: Shown) -> float:
+    return -float(image.score["unusual"])
 
 
 def count(scores: pa.Table, listed: pa.Table, threshold: float) -> Totals:
@@ -137,14 +147,18 @@ def count(scores: pa.Table, listed: pa.Table, threshold: float) -> Totals:
     probs, logits = np.asarray(scored["prob_pneumonia"]), np.asarray(scored["logit"])
     totals.histogram = bin_scores(probs)
     listed = listed.filter(is_scored)
+    is_unusual = np.asarray(scored["unusual_warning"].fill_null(value=False))
+    totals.num_unusual = int(is_unusual.sum())
 
-    def show(order: NDArray[np.float64]) -> list[Shown]:
-        first = pa.array(np.argsort(order, kind="stable")[:NUM_SHOWN])
+    def show(order: NDArray[np.float64], num: int = NUM_SHOWN) -> list[Shown]:
+        first = pa.array(np.argsort(order, kind="stable")[: min(num, NUM_SHOWN)])
         rows = (scored.take(first).to_pylist(), listed.take(first).to_pylist())
         return [Shown(score, row) for score, row in zip(*rows, strict=True)]
 
     totals.highest = show(-logits)
     totals.nearest = show(np.abs(probs - threshold))
+    unusual = np.asarray(scored["unusual"].fill_null(0.0))
+    totals.unusual = show(np.where(is_unusual, -unusual, np.inf), totals.num_unusual)
     return totals
 
 

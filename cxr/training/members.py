@@ -48,6 +48,13 @@ def join(plans: "Sequence[Plan]", outcomes: "Sequence[Outcome]") -> Classifier |
     return models[0] if len(models) == 1 else Ensemble(models)
 
 
+def trained(model: Classifier | Ensemble, plans: "Sequence[Plan]") -> "list[Plan]":
+    """The plans with the trained classifiers of `join`."""
+    models = model.classifiers if isinstance(model, Ensemble) else [model]
+    pairs = zip(plans, models, strict=True)
+    return [dataclasses.replace(plan, model=member) for plan, member in pairs]
+
+
 def recipes(model: Classifier | Ensemble, plans: "Sequence[Plan]") -> tuple[Recipe, ...]:
     """The recipes of an ensemble's members; empty for a classifier."""
     return tuple(plan.recipe for plan in plans) if isinstance(model, Ensemble) else ()

@@ -50,6 +50,7 @@ from cxr.training.preparation import (
 )
 from cxr.training.settings import RunSettings, resolve
 from cxr.training.trainer import Outcome, Plan
+from cxr.training.unusual import fit_features
 
 SETTINGS_FILE = "run.json"
 
@@ -338,6 +339,7 @@ def _finish(
                 _collect(plans[0], images, settings),
                 settings.calibrate_on,
                 members.plan(recipe, settings) if settings.members > 1 else (),
+                fit_features(members.trained(model, plans)),
             )
         figures = _figures(scored, settings)
     else:

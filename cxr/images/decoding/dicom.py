@@ -19,7 +19,7 @@ from cxr.images.decoding.bits import read_cells
 from cxr.images.decoding.codestream import check_rle, checked
 from cxr.images.decoding.gray import to_gray
 from cxr.images.decoding.presentation import to_display
-from cxr.images.decoding.tags import code, identifier, whole
+from cxr.images.decoding.tags import code, identifier, whole, years
 from cxr.images.decoding.verdict import MAX_JPEG_SCANS, MAX_PIXELS, Facts, RejectedError, Uids
 from cxr.images.decoding.views import (
     refuse_other_body_parts,
@@ -30,8 +30,11 @@ from cxr.images.decoding.views import (
 # The largest accepted image of 16 bits, and its header.
 MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 16 * 2**20
 
-# All that is read of the header. Texts are compared with fixed lists and never kept; the three
-# instance identifiers go to the caller.
+ADULT_YEARS = 18
+"""The age from which a patient is an adult; the public training set is of children."""
+
+# All that is read of the header. Texts are compared with fixed lists and never kept, and of the age
+# only whether it is an adult's; the three instance identifiers go to the caller.
 _TAGS = [
     Tag(keyword)
     for keyword in (
@@ -42,6 +45,7 @@ _TAGS = [
         "SeriesInstanceUID",
         "Modality",
         "PresentationIntentType",
+        "PatientAge",
         "StudyDescription",
         "SeriesDescription",
         "AnatomicRegionSequence",
@@ -124,6 +128,8 @@ def decode_dicom(
     refuse_other_modalities(header, facts)
     refuse_other_body_parts(header, facts, any_body_part)
     refuse_other_views(header, facts, any_view)
+    if (years(header) or 0) >= ADULT_YEARS:
+        facts.warnings.append("an adult, by the age in the file")
     samples = whole(header, "SamplesPerPixel") or 1
     photometric = code(header, "PhotometricInterpretation")
     in_color = samples == 3 and photometric in _COLOR

@@ -21,7 +21,7 @@ from cxr.images.decoding.dicom import (
     read_meta,
 )
 from cxr.images.decoding.quiet import NO_LOGS, NO_WARNINGS
-from cxr.images.decoding.tags import code, text
+from cxr.images.decoding.tags import code, text, years
 from cxr.images.decoding.views import MODALITIES
 
 HEADER_BYTES: Final = 2**16
@@ -46,9 +46,6 @@ _TAGS: Final = tuple(
 
 _VIEWS: Final = ("AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO")
 """Defined terms of View Position, PS3.3 section C.8.1.2."""
-
-_DAYS_PER_UNIT: Final = {"Y": 365.25, "M": 30.44, "W": 7, "D": 1}
-"""Units of an age string, PS3.5 section 6.2."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +139,11 @@ def _view(header: Any) -> str:
 
 def _age_years(header: Any) -> int | None:
     """By Patient Age, else by birth date and study date; None if neither is there."""
-    if match := re.fullmatch(r"(\d{1,3})([YMWD])", code(header, "PatientAge")):
-        return int(int(match[1]) * _DAYS_PER_UNIT[match[2]] / _DAYS_PER_UNIT["Y"])
+    if (given := years(header)) is not None:
+        return given
     birth, study = code(header, "PatientBirthDate"), code(header, "StudyDate")
     if not re.fullmatch(r"\d{8}", birth) or not re.fullmatch(r"\d{8}", study):
         return None
     # Dates as numbers YYYYMMDD: a difference of 1,0000 is a year.
-    years = (int(study) - int(birth)) // 10_000
-    return years if 0 <= years <= 120 else None
+    age = (int(study) - int(birth)) // 10_000
+    return age if 0 <= age <= 120 else None

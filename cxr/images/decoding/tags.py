@@ -10,6 +10,8 @@ from pydicom.charset import convert_encodings
 _MAX_LENGTH = 256
 _MAX_ITEMS = 8
 
+_DAYS_PER_UNIT = {"Y": 365.25, "M": 30.44, "W": 7, "D": 1}
+
 
 def code(header: Any, keyword: str) -> str:
     """A code string in capitals, letters and digits only; empty if absent or damaged."""
@@ -67,6 +69,17 @@ def whole(header: Any, keyword: str) -> int:
         return int(header.get(keyword) or 0)
     except Exception:
         return 0
+
+
+def years(header: Any) -> int | None:
+    """Patient Age in whole years; None if absent or damaged.
+
+    Source: age strings, DICOM PS3.5 section 6.2: three digits and the unit.
+    """
+    match = re.fullmatch(r"(\d{1,3})([YMWD])", code(header, "PatientAge"))
+    if not match:
+        return None
+    return int(int(match[1]) * _DAYS_PER_UNIT[match[2]] / _DAYS_PER_UNIT["Y"])
 
 
 def numbers(header: Any, keyword: str) -> list[float]:

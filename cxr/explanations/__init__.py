@@ -1,0 +1,1 @@
+"""Where a network looked: heatmaps of images, and the job that explains a list of them."""

@@ -1,0 +1,56 @@
+"""The page on explained images: each radiograph, and where the network looked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cxr.metrics import OperatingPoint
+from cxr.reports.rendering import render
+from cxr.reports.scoring import FailureGroup
+
+
+@dataclass(frozen=True)
+class ExplainedImage:
+    """An image with its heatmap."""
+
+    number: str
+    """How its files are named."""
+    uri: str
+    """Its last two parts are shown, all of it on hovering."""
+    prob: float
+    """Calibrated probability of pneumonia."""
+    positive: bool
+    """Whether the prediction at the operating point is pneumonia."""
+    warnings: Sequence[str]
+    """What was odd about the file, as decoding words it; may be empty."""
+    thumbnail: bytes
+    """JPEG, from `thumbnail`."""
+    heatmap: bytes
+    """JPEG, from `thumbnail` with a heatmap."""
+
+
+@dataclass(frozen=True)
+class ExplanationReport:
+    """What the page of an explanation shows."""
+
+    title: str
+    inputs: Sequence[str]
+    """The folders, archives, buckets or manifests that were read."""
+    num_listed: int
+    """Images that were listed in the inputs."""
+    num_read: int
+    """Images that were read: all, or as many as were asked for."""
+    method: str
+    """A sentence on how the heatmaps were computed."""
+    operating_point: OperatingPoint
+    images: Sequence[ExplainedImage]
+    """In the order shown; may be empty."""
+    failures: Sequence[FailureGroup]
+    """Images that were read and have no heatmap, all of them named; may be empty."""
+    facts: Mapping[str, Any]
+    """Where the heatmaps come from: checkpoint, versions."""
+
+
+def explanation_page(report: ExplanationReport) -> str:
+    """The report as one HTML document that loads nothing."""
+    return render("explanation.html", title=report.title, report=report)

@@ -1,6 +1,7 @@
 """Scores join the tables of those who asked for them, and hold no more of a patient than asked."""
 
 import csv
+import gzip
 import hashlib
 import hmac
 import json
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr.models import checkpoint
+from cxr.scoring import results, work
 from tests.support.jobs import ROOT, Ended, execute
 from tests.support.radiographs import PATIENT, dicom, drawn, radiograph
 
@@ -260,6 +262,36 @@ def test_the_scores_open_as_one_table_where_people_work(scored: tuple[Ended, Pat
     assert {library: sorted(uris) for library, uris in tables.items()} == dict.fromkeys(
         tables, expected
     )
+
+
+def test_a_large_archive_has_the_results_of_a_small_one(
+    scored: tuple[Ended, Path], data: Path, small_checkpoint: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Several files of the manifest, studies in several partitions, and a compressed CSV."""
+    monkeypatch.setattr(work, "FILE_ROWS", 3)
+    monkeypatch.setattr(results, "PARTITION_ROWS", 3)
+    monkeypatch.setattr(results, "MAX_CSV_ROWS", 5)
+    output = tmp_path / "large"
+    ended = score(small_checkpoint, data, output, *WORDS)
+    assert ended.code == 0, ended.err
+    assert len(list((output / "manifest").iterdir())) == 3
+    lines = gzip.decompress((output / "scores.csv.gz").read_bytes()).decode().splitlines()
+    expected = (scored[1] / "scores.csv").read_text().splitlines()
+    assert [line.split(",")[:6] for line in lines] == [line.split(",")[:6] for line in expected]
+    assert not (output / "scores.csv").exists()
+    keys = ["study_instance_uid", "num_images", "num_scored", "num_refused", "num_frontal"]
+    studies = [pq.read_table(folder / "studies.parquet", columns=keys) for folder in
+               (output, scored[1])]  # fmt: skip
+    assert studies[0].equals(studies[1])
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in
+                 (output, scored[1])]  # fmt: skip
+    for name in ("listed", "scored", "refused", "reasons", "warnings", "formats", "studies"):
+        assert summaries[0][name] == summaries[1][name]
+    assert (output / "index.html").read_text().count("<figure") == (
+        (scored[1] / "index.html").read_text().count("<figure")
+    )
+    assert "nothing to do" in score(small_checkpoint, data, output, *WORDS).out
 
 
 @pytest.mark.parametrize("library", ["pandas", "DuckDB"])

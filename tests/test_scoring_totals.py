@@ -128,6 +128,16 @@ def test_lines_of_pieces_are_one_csv(compressed: bool, tmp_path: Path) -> None:
         assert uris == table["uri"].to_pylist()
 
 
+def test_a_file_without_studies_has_a_table_for_each_partition(tmp_path: Path) -> None:
+    table = scores(4).set_column(KEPT.get_field_index("who"), "who", pa.nulls(4, pa.string()))
+    uri, folder = str(tmp_path / "manifest-00000.parquet"), str(tmp_path / "scores")
+    storage.write_table(uri, pa.table({"uri": table["file"], "part": pa.array([0] * 4)}))
+    storage.write_table(part_file(folder, 0), table)
+    counted: list[Any] = list(count_file(uri, folder, KEPT, THRESHOLD, "who", 3, False))
+    assert [len(partition) for partition in counted[1:4]] == [0, 0, 0]
+    assert counted[4] == csv_lines(table, compressed=False)
+
+
 def test_a_file_of_the_manifest_is_counted_and_missing_parts_are_named(tmp_path: Path) -> None:
     table = scores(120)
     rows = pa.table({"uri": table["file"], "part": pa.array([i // 30 for i in range(120)])})

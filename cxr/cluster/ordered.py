@@ -27,7 +27,8 @@ def run_in_order(
         here: call it in this process, for calls so few that they are done before a process starts.
 
     Yields:
-        For each call its results, as references, to be taken before those of the next one.
+        For each call its results, as references, to be taken before those of the next one. An error
+        of the task is raised after the last of them, also if that one was not looked at.
     """
     import ray
 
@@ -43,6 +44,13 @@ def run_in_order(
     for arguments in calls:
         running.append(task.remote(*arguments))
         if len(running) >= ray.cluster_resources().get("CPU", 1) + 2:
-            yield running.popleft()
+            yield _results(running.popleft())
     while running:
-        yield running.popleft()
+        yield _results(running.popleft())
+
+
+def _results(stream: Any) -> Iterator[Any]:
+    import ray
+
+    yield from stream
+    ray.get(stream.completed())

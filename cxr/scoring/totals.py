@@ -201,8 +201,8 @@ def count_file(
     yield totals
     if group:
         groups = partial_groups(scores, group)
-        digests = sources.digest(groups[group].to_pylist())
-        owners = digests.view(np.uint8).reshape(len(groups), -1)[:, 0] % num_partitions
+        names = groups[group].to_pylist()
+        owners = np.array([digest[0] for digest in sources.digest(names)], int) % num_partitions
         for partition in range(num_partitions):
             yield groups.filter(pa.array(owners == partition))
     for start in range(0, len(scores), CSV_ROWS):

@@ -147,7 +147,7 @@ def count(scores: pa.Table, listed: pa.Table, threshold: float) -> Totals:
     probs, logits = np.asarray(scored["prob_pneumonia"]), np.asarray(scored["logit"])
     totals.histogram = bin_scores(probs)
     listed = listed.filter(is_scored)
-    is_unusual = np.asarray(scored["unusual_warning"].fill_null(value=False))
+    is_unusual = np.asarray(pc.fill_null(scored["unusual_warning"], fill_value=False))
     totals.num_unusual = int(is_unusual.sum())
 
     def show(order: NDArray[np.float64], num: int = NUM_SHOWN) -> list[Shown]:
@@ -157,7 +157,7 @@ def count(scores: pa.Table, listed: pa.Table, threshold: float) -> Totals:
 
     totals.highest = show(-logits)
     totals.nearest = show(np.abs(probs - threshold))
-    unusual = np.asarray(scored["unusual"].fill_null(0.0))
+    unusual = np.asarray(pc.fill_null(scored["unusual"], fill_value=0.0))
     totals.unusual = show(np.where(is_unusual, -unusual, np.inf), totals.num_unusual)
     return totals
 

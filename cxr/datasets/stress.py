@@ -63,10 +63,13 @@ def score_changed(
         By change, float64 (K,), in the order of `rows`.
     """
     own = pixels.table.filter(pc.is_in(pixels.table["row"], rows))
-    pool = cluster.pool(-(-len(own) // BATCH_SIZE), CPU_THREADS, gpu=gpu)
+    num_batches = -(-len(own) // BATCH_SIZE)
+    pool = cluster.pool(num_batches, CPU_THREADS, gpu=gpu)
+    images = pixels.dataset(own["fold"].unique().to_pylist(), ("row", "x"), rows)
     with ClusterProgress(f"acquisition changes with {name}", len(own) * len(CHANGES)) as progress:
         dataset = pool.map(
-            pixels.dataset(own["fold"].unique().to_pylist(), ("row", "x"), rows),
+            # A file of shards has more images than one actor should take.
+            images.repartition(num_batches),
             StressPredictor,
             (network, pixels.shape[0], pool.share.threads, progress.counter),
             BATCH_SIZE,

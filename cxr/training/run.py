@@ -367,16 +367,16 @@ def _stress(
     gpu: bool,
 ) -> pa.Table:
     """The validation images, and some of them under acquisition changes, scored as trained."""
-    if not settings.stress_images:
+    if not settings.num_stressed:
         return validation
     if remark := stress.why_not(recipe.image_px):
         print(f"{recipe.name}: {remark}", flush=True)
         return validation
     pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
-    chosen = stress.choose_stressed(validation, settings.stress_images)
+    chosen = stress.choose_stressed(validation, settings.num_stressed)
     if len(set(np.asarray(validation["label"])[chosen].tolist())) < len(CLASSES):
         print(
-            f"{recipe.name}: No robustness table: {settings.stress_images} images of whole patients"
+            f"{recipe.name}: No robustness table: {settings.num_stressed} images of whole patients"
             " do not have both classes. Raise --stress-images.",
             flush=True,
         )

@@ -124,9 +124,9 @@ class RunSettings(SharedSettings):
     operating_point: str = "youden"
     """Rule of the stored threshold, chosen on validation: youden, sensitivity=X, specificity=X, or
     cost=FN:FP,prevalence=P for the costs of a false negative and a false positive."""
-    stress_images: int = DEFAULT_STRESSED
+    stress_images: int | None = None
     """Validation images, at most, that the trained network scores under each acquisition change;
-    0: none, and no robustness table."""
+    0: none, and no robustness table. Default: 256, and 0 with synthetic radiographs."""
     calibrate_on: CalibrateOn = "stressed"
     """Validation images that choose temperature and threshold: clean, or stressed for those and
     the same under acquisition changes, half and half."""
@@ -152,7 +152,14 @@ class RunSettings(SharedSettings):
                     " Leave --fold out, or take --members-of seeds."
                 )
         parse_rule(self.operating_point)
-        check_stress_images(self.stress_images)
+        check_stress_images(self.num_stressed)
+
+    @property
+    def num_stressed(self) -> int:
+        """Images that are scored under each acquisition change, the default included."""
+        if self.stress_images is not None:
+            return self.stress_images
+        return DEFAULT_STRESSED if self.data else 0
 
     @property
     def keeps_all(self) -> bool:

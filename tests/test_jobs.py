@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,8 @@ from cxr.models.export import export
 from cxr.models.quantization import quantize
 from cxr.recipes import RECIPES
 from cxr.reports import comparison_table
-from cxr.training.run import summarize
+from cxr.training.run import _is_better, summarize
+from cxr.training.trainer import Outcome
 from tests.support.jobs import ROOT, UNSTRESSED, Ended
 
 pytestmark = pytest.mark.cluster
@@ -43,6 +45,35 @@ def test_a_run_says_where_things_are_and_what_to_do_next(
         f"next: python jobs/evaluate.py --checkpoint {output}/best/checkpoint --data {small_set}",
     ):
         assert promised in ended.out
+
+
+def test_the_default_run_learns_and_keeps_one_small_checkpoint(
+    run_job: Run, tmp_path: Path
+) -> None:
+    """Without v0 to v3, which take a minute and learn nothing from random features."""
+    output = tmp_path / "run"
+    ended = run_job(
+        "train", "--version", "best", "--output", str(output), "--cache", str(tmp_path / "cache")
+    )
+    assert ended.code == 0, ended.err
+    result = json.loads((output / "best" / "result.json").read_text())
+    assert result["num_images"] >= 60
+    assert result["auc"] >= 0.95
+    assert ended.out.count("next: ") == 1
+    assert sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) < 100e6
+
+
+def test_with_one_checkpoint_the_best_recipe_keeps_its_own(tmp_path: Path) -> None:
+    """Also where a run is resumed after some recipes were finished."""
+    recipes = [RECIPES["v0"], RECIPES["v3"], RECIPES["best"]]
+    outcomes = [Outcome({}, pa.table({}), [], {"score": 0.8})]
+    assert _is_better(outcomes, recipes, str(tmp_path))
+    (tmp_path / "v0").mkdir()
+    (tmp_path / "v0" / "result.json").write_text('{"auc": null}')
+    assert _is_better(outcomes, recipes, str(tmp_path))
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "result.json").write_text('{"auc": 0.8}')
+    assert not _is_better(outcomes, recipes, str(tmp_path))
 
 
 @pytest.fixture

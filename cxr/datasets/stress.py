@@ -63,13 +63,12 @@ def score_changed(
         By change, float64 (K,), in the order of `rows`.
     """
     own = pixels.table.filter(pc.is_in(pixels.table["row"], rows))
-    num_batches = -(-len(own) // BATCH_SIZE)
-    pool = cluster.pool(num_batches, CPU_THREADS, gpu=gpu)
-    images = pixels.dataset(own["fold"].unique().to_pylist(), ("row", "x"), rows)
+    folds = own["fold"].unique().to_pylist()
+    # Actors share files, as a file is what a task reads.
+    pool = cluster.pool(sum(len(pixels.parts[fold]) for fold in folds), CPU_THREADS, gpu=gpu)
     with ClusterProgress(f"acquisition changes with {name}", len(own) * len(CHANGES)) as progress:
         dataset = pool.map(
-            # A file of shards has more images than one actor should take.
-            images.repartition(num_batches),
+            pixels.dataset(folds, ("row", "x"), rows),
             StressPredictor,
             (network, pixels.shape[0], pool.share.threads, progress.counter),
             BATCH_SIZE,

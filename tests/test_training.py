@@ -405,7 +405,7 @@ def test_the_command_in_a_model_card_has_the_last_part_of_paths_alone() -> None:
 def test_trained_members_become_one_checkpoint_one_row_and_one_card(tmp_path: Path) -> None:
     """Without a cluster: what the workers would give is made up."""
     settings = RunSettings(
-        data="/data/set", weights="none", output=str(tmp_path), folds=3, members=2
+        data="/data/set", weights="none", output=str(tmp_path), folds=3, members=2, stress_images=0
     )
     labels = np.arange(12) % 2
     table = pa.table(

@@ -328,7 +328,7 @@ def test_a_search_at_random_needs_no_optuna(
 def test_a_search_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     """search.json as version 0.1.0 wrote it."""
     asked, recipe = space.parse(("class_weighting=none,focal",), None), Recipe()
-    settings = SearchSettings(output=str(tmp_path), weights="none", stress_images=0)
+    settings = SearchSettings(output=str(tmp_path), weights="none", stress_images=0, folds=5)
     kept = {
         "space": {"grid": {"class_weighting": ["none", "focal"]}, "sampled": [], "trials": 2,
                   "seed": 0, "sampler": "random"},

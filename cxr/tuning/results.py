@@ -182,6 +182,8 @@ def _trial_result(
 
 
 def _trials_table(trials: Sequence[TrialResult]) -> pa.Table:
+    # Of all: a table has the columns of its first row, and a failed trial has none of these.
+    changes = dict.fromkeys(name for trial in trials for name in trial.change_aucs)
     rows = []
     for trial in trials:
         row: dict[str, Any] = dict(trial.setting)
@@ -195,7 +197,7 @@ def _trials_table(trials: Sequence[TrialResult]) -> pa.Table:
                 f"{name}_low": figure.low if figure else None,
                 f"{name}_high": figure.high if figure else None,
             }
-        row |= {f"auc_{name}": auc for name, auc in trial.change_aucs.items()}
+        row |= {f"auc_{name}": trial.change_aucs.get(name) for name in changes}
         rows.append(
             row | {"fold_aucs": trial.fold_aucs, "seconds": trial.seconds, "reason": trial.reason}
         )

@@ -456,7 +456,7 @@ def test_trained_members_become_one_checkpoint_one_row_and_one_card(tmp_path: Pa
     assert "average of 2 members" in page
     card = (tmp_path / "small/checkpoint/MODEL_CARD.md").read_text()
     assert card.startswith("# Model card: small of 2 members")
-    assert "--data set --folds 3 --weights none --members 2\n" in card
+    assert "--data set --folds 3 --weights none --members 2 --stress-images 0\n" in card
 
 
 def test_an_ensemble_that_was_killed_is_resumed_and_used_by_every_job(

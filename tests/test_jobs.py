@@ -115,7 +115,7 @@ def test_scores_are_the_validation_logits(
     )  # fmt: skip
     assert ended.code == 0, ended.err
     page = (tmp_path / "scores" / "index.html").read_text()
-    assert page.count('alt="heatmap of radiograph') == 12 + 6  # Highest, nearest to the threshold.
+    assert page.count('alt="heatmap of radiograph') == 12 + 12  # Highest, nearest to the threshold.
     assert "scored 48 of 48; refused 0; unreadable 0 -> " in ended.out
     scores = pq.read_table(tmp_path / "scores" / "scores").to_pydict()
     by_uri = dict(zip(scores["uri"], scores["logit"], strict=True))

@@ -96,7 +96,8 @@ def test_train_resume_evaluate_and_score_with_all_in_buckets(
     assert below(run) == {
         "run.json", "splits.parquet", "report.html", "best/recipe.json", "best/metrics.jsonl",
         "best/result.json", "best/tensorboard/events.out.tfevents.0.cxr",
-        "best/checkpoint/checkpoint.json", "best/checkpoint/model.onnx",
+        "best/checkpoint/MODEL_CARD.md", "best/checkpoint/checkpoint.json",
+        "best/checkpoint/model.onnx",
         "best/checkpoint/model.safetensors", "best/checkpoint/splits.parquet",
         "best/checkpoint/validation.parquet",
     }  # fmt: skip

@@ -172,7 +172,7 @@ def test_a_store_that_is_away_for_a_while_costs_no_lock(
 
 
 def test_a_folder_that_cannot_be_written_is_named() -> None:
-    message = r"x: cannot be locked: Permission denied\.$"
+    message = r"x: cannot be written: Permission denied\.$"
     with readable_folder() as folder:
         held = storage.lock_folder(str(folder / "x"))
         with as_nobody(), pytest.raises(StorageError, match=message), held:

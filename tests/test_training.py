@@ -477,9 +477,9 @@ def test_an_ensemble_that_was_killed_is_resumed_and_used_by_every_job(
     folder = f"{killed}/best/checkpoint"
     ensemble, alone = checkpoint.load(folder), checkpoint.load(f"{trained[1]}/best/checkpoint")
     assert ensemble.member_of_fold == {0: 0, 1: 1}
-    num_alone = len(alone.validation)
-    assert ensemble.validation["logit"][:num_alone].equals(alone.validation["logit"])
-    assert len(ensemble.validation) > num_alone
+    own, both = alone.clean_validation["logit"], ensemble.clean_validation["logit"]
+    assert both[: len(own)].equals(own)
+    assert len(both) > len(own)
     assert [node.op_type for node in onnx.load_from_string(ensemble.onnx).graph.node].count(
         "Conv"
     ) == 5, "the frozen AlexNet runs once"
@@ -545,7 +545,7 @@ def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path: Path
     recipes, settings = run.reopen(str(tmp_path))
     assert recipes == [named("v0")]
     assert settings == RunSettings(
-        data="/data/set", weights="none", output=str(tmp_path), cache="/cache"
+        data="/data/set", weights="none", output=str(tmp_path), cache="/cache", folds=5
     )
 
 

@@ -133,7 +133,7 @@ def _held_by_kernel(folder: str) -> Iterator[Lock]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path, folder)
     except OSError as error:
-        raise failure(folder, "cannot be locked", error) from None
+        raise failure(folder, "cannot be written", error) from None
     try:
         yield Lock()
     finally:

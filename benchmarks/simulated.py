@@ -161,7 +161,8 @@ class StoreWatch(threading.Thread):
 @contextmanager
 def simulated_cluster(num_cpu_nodes: int) -> Iterator[tuple[Cluster, list[Any], Any]]:
     """The cluster, its CPU nodes and its GPU node; this process joins it."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    # Ray's handlers at exit can be set by the main thread alone, and another adds a node later.
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, shutdown_at_exit=False)
     try:
         gpu_node = add_gpu_node(nodes)
         cpu_nodes = [

@@ -256,9 +256,6 @@ RECIPES: Final[dict[str, Recipe]] = {
     ),
 }
 
-# What `--version all` stands for.
-PUBLISHED_VERSIONS: Final = ("v0", "v1", "v2", "v3")
-
 
 def named(version: str) -> Recipe:
     """The recipe of a version, by its name in `RECIPES`.

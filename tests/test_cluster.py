@@ -219,15 +219,26 @@ for address, cause in (
         cluster.connect()
     except CxrError as error:
         print(error)
+
+def start_too_slowly(**_):
+    raise Exception("The current node timed out during startup.")
+
+os.environ["RAY_ADDRESS"] = "local"
+ray.init = start_too_slowly
+try:
+    cluster.connect()
+except CxrError as error:
+    print(error)
 """
     ended = run([sys.executable, "-c", program], timeout_s=120)
     assert ended.code == 0, ended.err
     assert not ended.err
-    dashboard, gone, token, other = ended.out.splitlines()
+    dashboard, gone, token, other, slow = ended.out.splitlines()
     assert "takes submitted jobs. Run ray job submit" in dashboard
     assert "RAY_ADDRESS=127.0.0.1:9: cannot be joined" in gone
     assert "the cluster's token is missing here, or is another one. Set RAY_AUTH_MODE" in token
     assert "cannot be joined: Failed to connect to Ray cluster at x. Restart" in other
+    assert "did not start on this machine: The current node timed out" in slow
 
 
 def test_a_cluster_of_our_own_is_not_waited_for(

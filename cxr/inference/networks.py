@@ -72,13 +72,15 @@ class TorchNetwork:
         torch.set_num_threads(threads)
         tensors: State = ray.get(self.state)
         network: torch.nn.Module
-        if self.members:
-            network = ensemble.build(self.members, tensors)
+        if self.frozen:
+            network = classifier.restore(self.recipe, tensors).prefix
         else:
-            model = classifier.restore(self.recipe, tensors)
-            network = model.prefix if self.frozen else model
-        if self.features:
-            network = WithFeatures(network)
+            model = (
+                ensemble.build(self.members, tensors)
+                if self.members
+                else classifier.restore(self.recipe, tensors)
+            )
+            network = WithFeatures(model) if self.features else model
         return TorchEngine(network, self.recipe.normalization, gpu=self.gpu)
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from cxr.inference import devices
 from cxr.inference.engine import batch_size
 from cxr.models import transforms
+from cxr.models.classifier import Classifier
+from cxr.models.ensemble import Ensemble
 from cxr.recipes import Normalization
 
 
@@ -32,18 +34,15 @@ def forward(network: nn.Module, pixels: torch.Tensor, normalization: Normalizati
 class WithFeatures(nn.Module):
     """A classifier or ensemble whose outputs are logits and features side by side, (N, 2 + D)."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a model.
+    model: Classifier | Ensemble
 
-        Args:
-            model: a `Classifier` or `Ensemble`.
-        """
+    def __init__(self, model: Classifier | Ensemble) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The first two of what the model's `score` returns."""
-        logits, features = self.model.score(images)[:2]  # type: ignore[operator]
+        logits, features = self.model.score(images)[:2]
         return torch.cat([logits.float(), features.float()], dim=1)
 
 

@@ -206,7 +206,7 @@ def images_per_s(
                 network(images)
 
         def step() -> None:
-            with nullcontext() if plain else devices.autocast(device, learn=True):
+            with nullcontext() if plain else devices.autocast(device, "auto"):
                 logits = network(images)
             loss = nn.functional.cross_entropy(logits.float(), labels)
             optimizer.zero_grad()

@@ -182,8 +182,11 @@ def test_cpu_computes_in_bfloat16_where_it_multiplies_in_it(
     with devices.autocast(CPU):
         one = torch.ones(1, 1)
         assert (one @ one).dtype == (torch.bfloat16 if expected else torch.float32)
-    with devices.autocast(CPU, learn=True):
-        assert (one @ one).dtype == torch.float32
+    with devices.autocast(CPU, "bfloat16"):
+        assert (one @ one).dtype == (torch.bfloat16 if expected else torch.float32)
+    for precision in ("auto", "float32"):
+        with devices.autocast(CPU, precision):
+            assert (one @ one).dtype == torch.float32
 
 
 @pytest.fixture

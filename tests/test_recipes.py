@@ -18,6 +18,7 @@ UNUSED = {
     "ema": 0.0,
     "label_smoothing": 0.0,
     "gradient_clipping": 0.0,
+    "precision": "auto",
 }
 """Fields that the published versions leave at values without effect."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cxr.inference.processor import BFLOAT16_FLAGS, cpu
+from cxr.recipes import Precision
 
 
 def device(gpu: bool) -> torch.device:
@@ -25,13 +26,18 @@ def has_bfloat16(device: torch.device) -> bool:
     return used.startswith("AVX512") and not cpu()[1].isdisjoint(BFLOAT16_FLAGS)
 
 
-def autocast(device: torch.device, *, learn: bool = False) -> AbstractContextManager[object]:
+def autocast(
+    device: torch.device, precision: Precision = "bfloat16"
+) -> AbstractContextManager[object]:
     """Convolutions and matrix products in bfloat16 where the device has it, else in float32.
 
-    Training steps (`learn`) are always float32 on a CPU: with rounded gradients, the loss would
-    depend on the number of workers from the third digit on.
+    Args:
+        device: that computes.
+        precision: of a recipe's training steps, which are float32 on a CPU by default: with rounded
+            gradients, the loss depends on the number of workers from the third digit on.
     """
-    enabled = has_bfloat16(device) and not (learn and device.type == "cpu")
+    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    enabled = wanted and has_bfloat16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

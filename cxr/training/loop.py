@@ -219,7 +219,7 @@ class Learner:
         if self.average and not learn:
             averaged = self._validated()
             network = averaged.tail if self.cached else averaged
-        with devices.autocast(self.device, learn=learn):
+        with devices.autocast(self.device, self.recipe.precision if learn else "bfloat16"):
             if not self.cached:
                 x = x[:, None]
                 if learn and batch is not None and self.recipe.augmentation != "none":

@@ -110,8 +110,8 @@ class Recipe:
     """Maximum number of passes over the training data."""
     precision: Precision = "auto"
     """Number format of convolutions and matrix products in training steps. auto: bfloat16 on GPUs,
-    float32 on CPUs. bfloat16: also on CPUs, about 1.7 times as fast with AMX, but losses then depend
-    on the number of workers from the third digit on. A device without bfloat16 uses float32."""
+    float32 on CPUs. bfloat16: also on CPUs, 1.7 times as fast with AMX, but losses then depend on
+    the number of workers from the third digit on. A device without bfloat16 uses float32."""
     patience: int = 5
     """Epochs without a better validation AUC after which training stops early."""
     loading: Loading = "stream"

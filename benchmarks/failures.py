@@ -185,8 +185,8 @@ def jobs(job: FailureBenchmark, bucket: str) -> list[Command]:
         Command(
             "train",
             lambda output, workers: [
-                "train", "--version", "best", "--backbone", "alexnet", "--weights", "none",
-                "--image-px", "64",
+                "train", "--version", "frozen", "--name", "best", "--backbone", "alexnet",
+                "--weights", "none", "--image-px", "64",
                 # Each worker draws its own dropout, so their number would change it.
                 "--dropout", "0.0", "--data", f"{bucket}/train-set", "--cache", f"{output}-cache",
                 "--folds", "3", "--epochs", str(job.epochs), "--patience", str(job.epochs),

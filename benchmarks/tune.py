@@ -38,7 +38,7 @@ class TuneBenchmark:
     """Labeled radiographs."""
     weights: str
     """Weights of the backbone."""
-    version: str = "best"
+    version: str = "frozen"
     """The version whose settings vary."""
     limit: int | None = None
     """Use at most this many images."""

@@ -9,7 +9,7 @@ It prints the training command that follows, which does not decode the images ag
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cxr import cli
 from cxr.cluster.settings import CacheSettings
@@ -21,9 +21,9 @@ from cxr.training.settings import ImageSettings, RecipeChoice, Version
 class CheckJob(RecipeChoice):
     """What to check, and for which training."""
 
-    version: Version = "best"
-    """What is to be trained: all versions, one of the published ones, or our best. Its image size
-    is that of the pixels that are kept."""
+    version: Version | Literal["all"] = "best"
+    """What is to be trained: all published versions and our best, or one recipe. Its image size is
+    that of the pixels that are kept."""
     output: str | None = None
     """Folder for the report; must be empty or not exist. Default: runs/<time>-check."""
     images: Annotated[ImageSettings, cli.section("data")] = dataclasses.field(

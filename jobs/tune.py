@@ -1,6 +1,6 @@
 """Search for the best settings by patient-disjoint cross-validation, and compare them in pairs.
 
-python jobs/tune.py --version best --data chest_xray --weights squeezenet1_1-features.safetensors
+python jobs/tune.py --version frozen --data chest_xray --weights squeezenet1_1-features.safetensors
 python jobs/tune.py --data URI --search normalization=none,imagenet learning_rate --trials 20
 
 Interrupted, it resumes when the same command is run again with the same --output.
@@ -8,14 +8,14 @@ Interrupted, it resumes when the same command is run again with the same --outpu
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from cxr import cli
 from cxr.recipes import RECIPES, Recipe
 from cxr.sources.settings import SetSettings
-from cxr.training.settings import IMPORTS, RecipeChoice, resolve
+from cxr.training.settings import IMPORTS, RecipeChoice, Version, resolve
 from cxr.tuning import space
 from cxr.tuning.settings import SearchSettings
 
@@ -24,7 +24,7 @@ from cxr.tuning.settings import SearchSettings
 class BaseChoice(RecipeChoice):
     """Which recipe the settings of a search change."""
 
-    version: Literal["v0", "v1", "v2", "v3", "best"] = "v2"
+    version: Version = "v2"
     """The version whose settings vary."""
 
 

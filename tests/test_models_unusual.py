@@ -124,8 +124,8 @@ def pad(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def test_real_radiographs_that_are_changed_are_flagged_and_others_are_not(
     real_data: Path, real_weights: Path
 ) -> None:
-    """Frozen SqueezeNet on Kermany et al. 2018, as the recipe `best` has it."""
-    recipe = RECIPES["best"]
+    """Frozen SqueezeNet on Kermany et al. 2018, as the recipe `frozen` has it."""
+    recipe = RECIPES["frozen"]
     model = classifier.build(recipe)
     state, source = weights.read_weights(
         str(real_weights / "squeezenet1_1-features.safetensors"), recipe.backbone, ""

@@ -109,7 +109,7 @@ def test_a_version_is_found_by_its_name(version: str) -> None:
 
 def test_unknown_version_is_refused_with_the_choices() -> None:
     with pytest.raises(
-        SettingsError, match=r"unknown version 'v7'\. Choices: v0, v1, v2, v3, best"
+        SettingsError, match=r"unknown version 'v7'\. Choices: v0, v1, v2, v3, frozen, best"
     ):
         named("v7")
 

@@ -39,7 +39,7 @@ def test_numbers_are_tried_as_listed() -> None:
 
 
 def test_one_view_is_the_image_as_it_is() -> None:
-    base = dataclasses.replace(RECIPES["best"], augmentation="acquisition")
+    base = dataclasses.replace(RECIPES["frozen"], augmentation="acquisition")
     assert space.apply(base, {"views": 1}).augmentation == "none"
     several = space.apply(base, {"views": 4, "augmentation_strength": 0.5})
     assert (several.augmentation, several.views) == ("acquisition", 4)

@@ -344,5 +344,12 @@ def _schedule(
 def _average(model: Classifier, decay: float) -> AveragedModel | None:
     if not decay:
         return None
+
+    def update(averaged: Any, current: Any, num_averaged: torch.Tensor) -> None:
+        # Shorter at first, as in TensorFlow's ExponentialMovingAverage: a training of a few steps
+        # would otherwise end with little more than its random start.
+        steps = int(num_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averaged, current, steps)
+
     # With buffers: batch norm's statistics belong to the averaged weights.
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

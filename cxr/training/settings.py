@@ -9,10 +9,10 @@ from cxr import cluster, recipes, storage
 from cxr.cluster.settings import CachedComputeSettings
 from cxr.errors import SettingsError
 from cxr.metrics import DEFAULT_STRESSED, CalibrateOn, check_stress_images, parse_rule
-from cxr.recipes import RECIPES, Recipe
+from cxr.recipes import COMPARED, Recipe
 from cxr.sources.settings import SetSettings
 
-Version = Literal["all", "v0", "v1", "v2", "v3", "best"]
+Version = Literal["v0", "v1", "v2", "v3", "frozen", "best"]
 
 NUM_FOLDS: Final = 5
 
@@ -27,8 +27,9 @@ IMPORTS: Final = ("torchvision", "sklearn.metrics", "matplotlib.figure")
 class RecipeChoice:
     """Which recipe the flags of a recipe change."""
 
-    version: Version = "all"
-    """all: the four published versions and our best; or one of them."""
+    version: Version | Literal["all"] = "all"
+    """all: the four published versions and our best. Or one of them, or frozen: a dense layer on
+    frozen convolutions, which trains in minutes without a GPU."""
     recipe: str | None = None
     """JSON file with a recipe, instead of a version."""
 
@@ -41,7 +42,7 @@ class RecipeChoice:
         """
         if self.recipe:
             return [Recipe.from_json(storage.read_bytes(self.recipe).decode())]
-        names = tuple(RECIPES) if self.version == "all" else (self.version,)
+        names = COMPARED if self.version == "all" else (self.version,)
         return [recipes.named(name) for name in names]
 
 

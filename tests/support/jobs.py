@@ -25,8 +25,8 @@ RAY_LINE: Final = re.compile(r"\[[-0-9: ,]+ [A-Z] \d+ \d+\] \((gcs_server|raylet
 """How a line of the log of one of Ray's processes begins."""
 
 SMALL: Final = (
-    "--version", "best", "--backbone", "alexnet", "--image-px", "64", "--weights", "none",
-    "--folds", "3",
+    "--version", "frozen", "--name", "best", "--backbone", "alexnet", "--image-px", "64",
+    "--weights", "none", "--folds", "3",
 )  # fmt: skip
 """Flags of `train` and `tune` with which the small set takes seconds."""
 

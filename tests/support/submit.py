@@ -124,8 +124,9 @@ def main() -> None:
                      f"{bucket}/data", "--output", f"{bucket}/never"),
                 )
             ]  # fmt: skip
-            small = ("--version", "best", "--backbone", "alexnet", "--image-px", "64", "--data",
-                     f"{bucket}/data", "--weights", "none", *cache)  # fmt: skip
+            small = ("--version", "frozen", "--name", "best", "--backbone", "alexnet",
+                     "--image-px", "64", "--data", f"{bucket}/data", "--weights", "none",
+                     *cache)  # fmt: skip
             search = ("--search", "normalization=none,imagenet", "--folds", "2")
             train = (*small, "--epochs", "40", "--patience", "40", "--output", f"{bucket}/stopped")
             score = (*checkpoint, "--input", f"{bucket}/data", "--output", f"{bucket}/stopped-too")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.held_back --checkpoint DIR --changes low_resolution collimation
 
-Half of the patients of a checkpoint's validation images choose temperature and operating point,
+Half of the patients of a checkpoint's validation images choose calibration and operating point,
 without the images under the changes that are named; the images of the other half are examined under
 each of those. Give changes that the recipe's augmentation does not draw either (`acquisition` draws
 no sharpening, low_resolution, jpeg, border, collimation and marker), so that neither weights nor
@@ -86,7 +86,7 @@ def examine(
     examined = table.filter(pa.array(~is_first)).filter(pc.field("change") == change)
     return metrics.examine(
         np.asarray(examined["label"]),
-        metrics.probabilities(np.asarray(examined["logit"]), chosen.temperature),
+        metrics.probabilities(np.asarray(examined["logit"]), chosen.scaling),
         patients=examined["patient"].cast(pa.string()).to_pylist(),
         subtypes=examined["subtype"].to_pylist(),
         operating_point=chosen.operating_point,

@@ -59,7 +59,7 @@ def main() -> None:
     pixels = np.stack([resize(phantom.pixels, recipe.image_px) for phantom in drawn])
     opacities = [phantom.opacities for phantom in drawn]
     probs = metrics.probabilities(
-        compute_logits(trained.model, recipe.normalization, pixels), trained.temperature
+        compute_logits(trained.model, recipe.normalization, pixels), trained.scaling
     )
     found = float(trained.operating_point.predict(probs).mean())
     print(f"{len(drawn):,} phantoms with opacities, {found:.1%} of them predicted as pneumonia")

@@ -4,7 +4,7 @@
     python -m benchmarks.precision --checkpoint DIR --data chest_xray --output precision.json
 
 The checkpoint is one that `jobs/train.py --int8` has written. Both precisions are evaluated by
-`jobs/evaluate.py` on the same images, each with its own temperature and operating point. Speed is
+`jobs/evaluate.py` on the same images, each with its own calibration and operating point. Speed is
 that of ONNX Runtime alone on random pixels: on one core, in processor time, and on all, in one
 process of a thread for each core and in one process of one thread on each core.
 """

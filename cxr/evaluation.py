@@ -100,7 +100,7 @@ def evaluate(
         raise DataError(f"{where}: {TRAINED_ON}: all {len(decoded.table):,} of them.")
     table = score_shards(pixels, trained, gpu=gpu)
     y_true = np.asarray(table["label"])
-    probs = metrics.probabilities(np.asarray(table["logit"]), trained.temperature)
+    probs = metrics.probabilities(np.asarray(table["logit"]), trained.scaling)
     examination = metrics.examine(
         y_true,
         probs,
@@ -210,7 +210,7 @@ def _stress(
     robustness = metrics.examine_changes(
         np.asarray(rows["label"]),
         probs[chosen],
-        {name: metrics.probabilities(own, trained.temperature) for name, own in logits.items()},
+        {name: metrics.probabilities(own, trained.scaling) for name, own in logits.items()},
         patients=rows["patient"].to_pylist(),
         operating_point=point,
     )
@@ -411,7 +411,7 @@ def _facts(trained: Checkpoint, pixels: Shards, split: str) -> dict[str, Any]:
         "num_left_out": len(pixels.failed),
         "checkpoint": trained.fingerprint,
         "precision": trained.precision,
-        "temperature": trained.temperature,
+        "calibration": dataclasses.asdict(trained.scaling),
         "calibrated_on": trained.calibrated_on,
         "trained": kept | {"weights": weights},
     }

@@ -226,7 +226,7 @@ def test_probabilities_are_those_of_the_exported_network(
     read = [image.pixels for image in read_images(listed, IMAGE_PX)]
     engine = OnnxEngine(trained.onnx, "logits", 1)
     logits = logit(engine.run(np.stack([image for image in read if image is not None])))
-    expected = metrics.probabilities(logits, trained.temperature)
+    expected = metrics.probabilities(logits, trained.scaling)
     found = [float(row["prob_pneumonia"]) for row in rows(output)[:2]]
     assert found == pytest.approx(expected.tolist(), abs=1e-5)
 

@@ -1,6 +1,7 @@
 """The jobs from the command line: what they write, and one clear message for each bad input."""
 
 import ast
+import dataclasses
 import html
 import json
 import re
@@ -123,7 +124,7 @@ def test_scores_are_the_validation_logits(
     expected = sorted(np.asarray(saved.clean_validation["logit"]))
     validation = _validation_uris(saved, cache)
     assert sorted(by_uri[uri] for uri in validation) == pytest.approx(expected, abs=1e-4)
-    probs = probabilities(scores["logit"], saved.temperature)
+    probs = probabilities(scores["logit"], saved.scaling)
     assert np.allclose(scores["prob_pneumonia"], probs)
     called = ["PNEUMONIA" if p >= saved.operating_point.threshold else "NORMAL" for p in probs]
     assert scores["prediction"] == called
@@ -269,13 +270,13 @@ def test_a_finished_run_resumed_for_int8_trains_nothing_and_judges_it(
     validation = trained.validation.set_column(
         1, "logit", pc.multiply(trained.validation["logit"], 2.0)
     )
-    temperature = checkpoint.add_int8(trained, network, validation, {}).temperature
+    scaling = checkpoint.add_int8(trained, network, validation, {}).scaling
     ended = run_job("evaluate", *words, "--output", str(tmp_path / "examined"))
     assert ended.code == 0, ended.err
     assert "best in int8" in (tmp_path / "examined" / "report.html").read_text()
     figures = json.loads((tmp_path / "examined" / "metrics.json").read_text())
     assert (figures["num_images"], figures["precision"]) == (12, "int8")
-    assert figures["temperature"] == temperature
+    assert figures["calibration"] == dataclasses.asdict(scaling)
 
 
 def test_published_figures_stand_beside_ours() -> None:

@@ -1,15 +1,17 @@
 """Figures against scikit-learn, brute force and cases written out by hand."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 
 from cxr import metrics
 from cxr.errors import DataError, SettingsError
-from cxr.metrics import OperatingPoint, weighted
+from cxr.metrics import OperatingPoint, Scaling, weighted
 
 Case = tuple[np.ndarray, np.ndarray]
 
@@ -69,53 +71,81 @@ def test_unusable_scores_are_refused(y_true: list[int], score: list[float], mess
         metrics.roc_auc(y_true, score)
 
 
-# ---------------------------------------------------------------- temperature
+# ---------------------------------------------------------------- calibration
 
 
-@pytest.mark.parametrize("known", [0.4, 1.0, 3.0])
-def test_temperature_recovers_a_known_one(known: float) -> None:
+@pytest.mark.parametrize(
+    "known", [Scaling(0.4), Scaling(1.0), Scaling(3.0, 1.5), Scaling(0.8, -2.0)]
+)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_a_scaling_recovers_a_known_one(known: Scaling, size: float) -> None:
     generator = np.random.default_rng(1)
     logits = generator.normal(0, 3, size=50_000)
     y_true = (generator.random(50_000) < metrics.probabilities(logits, known)).astype(int)
-    assert metrics.fit_temperature(y_true, logits) == pytest.approx(known, rel=0.05)
+    fitted = metrics.fit_scaling(y_true, logits * size)
+    low, high = metrics.TEMPERATURE_BOUNDS
+    if low < known.temperature * size < high:
+        assert fitted.temperature == pytest.approx(known.temperature * size, rel=0.05)
+        assert fitted.bias == pytest.approx(known.bias, abs=0.05)
+    else:
+        assert fitted.temperature == pytest.approx(np.clip(known.temperature * size, low, high))
 
 
-def test_temperature_lowers_the_log_loss_and_keeps_the_order() -> None:
+def test_a_scaling_is_the_unpenalized_logistic_regression_on_the_logit() -> None:
+    generator = np.random.default_rng(4)
+    y_true = generator.integers(2, size=300)
+    logits = generator.normal(4 * y_true, 3)
+    fitted = metrics.fit_scaling(y_true, logits)
+    model = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, None], y_true)
+    assert 1 / fitted.temperature == pytest.approx(model.coef_[0, 0], rel=1e-4)
+    assert fitted.bias == pytest.approx(model.intercept_[0], abs=1e-4)
+
+
+def test_a_scaling_lowers_the_log_loss_and_keeps_the_order() -> None:
     generator = np.random.default_rng(2)
     y_true = generator.integers(2, size=400)
-    logits = generator.normal(8 * y_true - 4, 6)
-    before = metrics.probabilities(logits, 1.0)
-    after = metrics.probabilities(logits, metrics.fit_temperature(y_true, logits))
+    logits = generator.normal(8 * y_true - 1, 6)
+    before = metrics.probabilities(logits, Scaling())
+    after = metrics.probabilities(logits, metrics.fit_scaling(y_true, logits))
     assert sk.log_loss(y_true, after) < sk.log_loss(y_true, before)
     assert metrics.roc_auc(y_true, after) == metrics.roc_auc(y_true, before)
+    assert after.mean() == pytest.approx(y_true.mean(), abs=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_separable_logits_are_left_as_they_are(scale: float) -> None:
-    assert metrics.fit_temperature([0, 0, 1, 1], np.array([-2, -1, 1, 2]) * scale) == 1.0
+def test_logits_that_0_separates_are_left_as_they_are(scale: float) -> None:
+    logits = np.array([-2, -1, 1, 2]) * scale
+    assert metrics.fit_scaling([0, 0, 1, 1], logits) == Scaling()
+    moved = metrics.fit_scaling([0, 0, 1, 1], logits + 7 * scale)
+    assert (moved.temperature, moved.bias) == (1, pytest.approx(-7 * scale))
 
 
-def test_temperature_stays_in_its_bounds() -> None:
+def test_a_temperature_stays_in_its_bounds() -> None:
     low, high = metrics.TEMPERATURE_BOUNDS
     # All logits on the wrong side: the flatter the better.
-    wrong = metrics.fit_temperature([1, 1, 0, 0], [-900, -800, 800, 900])
-    assert wrong == pytest.approx(high, rel=1e-3)
+    wrong = metrics.fit_scaling([1, 1, 0, 0], [-900, -800, 800, 900])
+    assert wrong.temperature == pytest.approx(high, rel=1e-3)
     # Right but for a sliver.
-    almost = metrics.fit_temperature([0, 1, 1], [-1.0, 1.0, -1e-9])
-    assert almost == pytest.approx(low, rel=1e-3)
+    almost = metrics.fit_scaling([0, 1, 0, 1], [-1.0, 1.0, 1e-9, -1e-9])
+    assert low <= almost.temperature < 0.1
+    equal = metrics.fit_scaling([0, 1, 1, 1], [2.0, 2.0, 2.0, 2.0])
+    assert metrics.probabilities([2.0], equal) == pytest.approx([0.75])
 
 
-def test_temperature_needs_both_classes() -> None:
+def test_a_scaling_needs_both_classes() -> None:
     with pytest.raises(DataError, match="all 2 images are pneumonia"):
-        metrics.fit_temperature([1, 1], [0.5, 1.5])
+        metrics.fit_scaling([1, 1], [0.5, 1.5])
 
 
 def test_probabilities_by_hand() -> None:
-    result = metrics.probabilities(np.array([0, 2, -1e30], np.float32), 2.0)
+    result = metrics.probabilities(np.array([0, 2, -1e30], np.float32), Scaling(2.0))
     assert result.dtype == np.float64
     np.testing.assert_allclose(result, [0.5, 0.7310585786300049, 0.0])
+    np.testing.assert_allclose(metrics.probabilities([2.0], Scaling(2.0, -1.0)), [0.5])
     with pytest.raises(SettingsError, match="temperature 0"):
-        metrics.probabilities([1.0], 0.0)
+        Scaling(0.0)
+    with pytest.raises(SettingsError, match="bias nan"):
+        Scaling(1.0, math.nan)
 
 
 # ---------------------------------------------------------------- operating point
@@ -268,11 +298,11 @@ def test_clean_and_changed_images_count_alike_however_many_there_are(rule: str) 
         assert own[1] == pytest.approx(min(pair[1] for pair in both if pair[1] >= 0.9 - 1e-12))
 
 
-def test_the_temperature_weighs_clean_and_changed_images_alike() -> None:
+def test_the_calibration_weighs_clean_and_changed_images_alike() -> None:
     y_true, logits = np.array([0, 1, 0, 1]), np.array([-3.0, 2.0, 1.0, 0.5])
     other, other_logits = np.array([1, 0]), np.array([-4.0, -1.0])
     fitted = [
-        metrics.fit_temperature(
+        metrics.fit_scaling(
             [*y_true, *np.tile(other, copies)],
             [*logits, *np.tile(other_logits, copies)],
             [False] * 4 + [True] * 2 * copies,
@@ -280,11 +310,13 @@ def test_the_temperature_weighs_clean_and_changed_images_alike() -> None:
         for copies in (1, 2, 5)
     ]
     # Twice the two is four, as many as the others: plain pooling.
-    pooled = metrics.fit_temperature(
+    pooled = metrics.fit_scaling(
         [*y_true, *np.tile(other, 2)], [*logits, *np.tile(other_logits, 2)]
     )
-    assert fitted == pytest.approx([pooled] * 3, rel=1e-4)
-    assert pooled > metrics.fit_temperature(y_true, logits) + 0.1
+    for scaling in fitted:
+        assert scaling.temperature == pytest.approx(pooled.temperature, rel=1e-4)
+        assert scaling.bias == pytest.approx(pooled.bias, abs=1e-4)
+    assert pooled.temperature > metrics.fit_scaling(y_true, logits).temperature + 0.1
 
 
 def test_figures_under_changes_are_those_of_an_examination_of_each() -> None:

@@ -11,6 +11,7 @@ from cxr.models.acquisition import (
     NUM_DRAWS,
     RANGES,
     SEVERITIES,
+    Ranges,
     change,
     draw_uniform,
     vary,
@@ -151,6 +152,21 @@ def test_affine_varies_exposure_both_ways() -> None:
     middle = vary(gray, draws, RANGES["affine"])[:, 0, 8, 8]
     assert 128 * 0.85 - 0.1 <= middle.min() < 128 * 0.9
     assert 128 * 1.1 < middle.max() <= 128 * 1.15 + 0.1
+
+
+def test_a_share_of_the_images_is_framed_in_black_or_white() -> None:
+    ranges = Ranges(rotation_deg=0, zoom=0, shift=0, contrast=0, brightness=0, frame=0.25)
+    gray = torch.full((1000, 1, 32, 32), 100, dtype=torch.uint8)
+    images = vary(gray, draw_uniform(np.arange(1000), 0, 0, NUM_DRAWS), ranges)[:, 0]
+    changed = (images != 100).flatten(1).any(dim=1)
+    assert changed.float().mean() == pytest.approx(ranges.frame_share, abs=0.05)
+    assert (images[:, 8:-8, 8:-8] == 100).all()
+    levels = [set(image.unique().tolist()) - {100} for image in images[changed]]
+    assert levels.count({0}) + levels.count({255}) == len(levels)
+    assert 0.4 < levels.count({0}) / len(levels) < 0.6
+    # Each side has a width of its own.
+    widths = (images[changed] != 100).float()
+    assert (widths[:, 16].sum(dim=1) != widths[:, :, 16].sum(dim=1)).any()
 
 
 @pytest.mark.parametrize("name", RANGES)

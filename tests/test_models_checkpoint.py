@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 import torchvision
 
+from cxr import metrics
 from cxr.errors import CheckpointError, SettingsError
-from cxr.metrics import CalibrateOn
+from cxr.metrics import CalibrateOn, Scaling
 from cxr.models import checkpoint, classifier
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.classifier import Classifier
@@ -109,7 +110,7 @@ def test_a_checkpoint_of_format_1_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = head(features.eval()(images).mean(dim=(2, 3), keepdim=True).flatten(1))
         assert torch.equal(loaded.model(images), expected)
-    assert (loaded.temperature, loaded.operating_point.threshold) == (1.5, 0.5)
+    assert (loaded.scaling, loaded.operating_point.threshold) == (Scaling(1.5), 0.5)
     assert (loaded.recipe.normalization, loaded.recipe.dropout) == ("unit", (0.2,))
     assert (loaded.robustness, loaded.calibrated_on) == (None, "clean")
     assert loaded.clean_validation["logit"].to_pylist() == LOGITS
@@ -122,7 +123,7 @@ def test_all_that_was_saved_is_loaded(tmp_path: Path, saved: Checkpoint) -> None
     assert loaded.recipe == RECIPE
     assert loaded.operating_point == saved.operating_point
     assert loaded.operating_point.rule == "youden"
-    assert loaded.temperature == saved.temperature
+    assert loaded.scaling == saved.scaling
     assert loaded.provenance["data"] == "phantoms"
     assert loaded.provenance["packages"]["torch"] == metadata.version("torch")
     assert loaded.fingerprint == saved.fingerprint
@@ -196,7 +197,7 @@ def test_another_operating_point_is_chosen_from_the_stored_validation(
     specificity: float,
 ) -> None:
     point = saved.choose(rule)
-    low, high = (1 / (1 + np.exp(-logit / saved.temperature)) for logit in between)
+    low, high = metrics.probabilities(between, saved.scaling)
     assert (point.rule, point.n) == (rule, 8)
     assert low < point.threshold < high
     assert (point.sensitivity, point.specificity) == (sensitivity, specificity)
@@ -250,9 +251,8 @@ def test_the_operating_point_states_what_it_reaches_on_clean_and_on_changed_imag
     saved = save_stressed(tmp_path, model, calibrate_on)
     y_true, logits = np.array(LABELS), np.array(LOGITS)
     own = np.concatenate([logits[STRESSED] + 2, logits[STRESSED]])
-    threshold = saved.temperature * np.log(
-        saved.operating_point.threshold / (1 - saved.operating_point.threshold)
-    )
+    odds = saved.operating_point.threshold / (1 - saved.operating_point.threshold)
+    threshold = saved.scaling.temperature * (np.log(odds) - saved.scaling.bias)
     point = saved.operating_point
     assert point.sensitivity == (logits[y_true == 1] >= threshold).mean() == 1
     assert point.specificity == (logits[y_true == 0] < threshold).mean()

@@ -224,7 +224,10 @@ def test_a_checkpoint_carries_its_network_with_what_is_needed_to_use_it(folder: 
     point = trained.operating_point
     assert json.loads(facts.pop("classes")) == ["NORMAL", "PNEUMONIA"]
     assert json.loads(facts.pop("operating_point")) == point.to_dict()
-    assert float(facts.pop("temperature")) == trained.temperature
+    assert (
+        metrics.Scaling(float(facts.pop("temperature")), float(facts.pop("bias")))
+        == trained.scaling
+    )
     sha256 = json.loads((folder / "checkpoint.json").read_text())["sha256"]
     assert facts.pop("fingerprint") == sha256["model.safetensors"]
     assert sha256.keys() >= {"model.onnx", "model.safetensors", "validation.parquet"}
@@ -355,20 +358,20 @@ def test_no_sum_of_two_products_overflows_16_bits(folder: Path) -> None:
     assert next(node for node in graph.node if "logits" in node.output).op_type == "Gemm"
 
 
-def test_int8_has_its_own_temperature_threshold_and_fingerprint(folder: Path) -> None:
+def test_int8_has_its_own_calibration_threshold_and_fingerprint(folder: Path) -> None:
     trained = checkpoint.load(str(folder))
     quantized = trained.at("int8")
     assert (trained.precision, quantized.precision) == ("float32", "int8")
     assert (trained.title, quantized.title) == ("small", "small in int8")
     # Logits twice as large, so that the temperature is about twice as high.
-    assert quantized.temperature == pytest.approx(2 * trained.temperature, rel=0.1)
+    assert quantized.scaling.temperature == pytest.approx(2 * trained.scaling.temperature, rel=0.1)
     assert quantized.fingerprint != trained.fingerprint
     assert quantized.provenance["int8"]["num_images"] == 8
     sensitive = quantized.choose("sensitivity=1.0")
     assert sensitive.sensitivity == 1.0
     facts = session.open_session(quantized.onnx, 1).get_modelmeta().custom_metadata_map
     assert facts["precision"] == "int8"
-    assert float(facts["temperature"]) == quantized.temperature
+    assert float(facts["temperature"]) == quantized.scaling.temperature
     assert json.loads(facts["operating_point"]) == quantized.operating_point.to_dict()
     assert quantized.at("int8") is quantized
 
@@ -440,7 +443,7 @@ def test_the_lines_of_the_docs_score_as_the_library_does(
     decoded = decoding.decode((tmp_path / "radiograph.jpeg").read_bytes(), min_px=96)
     assert decoded.pixels is not None
     logits = expect(trained.model, RECIPE, resize(decoded.pixels, 48)[None].copy())
-    expected = metrics.probabilities(logits[:, 1] - logits[:, 0], trained.temperature)
+    expected = metrics.probabilities(logits[:, 1] - logits[:, 0], trained.scaling)
     np.testing.assert_allclose(np.asarray(names["probability"]), expected, rtol=1e-4)
     is_pneumonia = np.asarray(names["is_pneumonia"]).tolist()
     assert is_pneumonia == trained.operating_point.predict(expected).tolist()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cxr.metrics import Estimate, OperatingPoint, Robustness
+from cxr.metrics import Estimate, OperatingPoint, Robustness, Scaling
 from cxr.models.checkpoint import Checkpoint, Member
 from cxr.models.unusual import fit_distribution
 from cxr.recipes import RECIPES
@@ -48,7 +48,7 @@ def trained(tmp_path: Path) -> Checkpoint:
         recipe=RECIPES["best"],
         weights=b"",
         operating_point=POINT,
-        temperature=1.25,
+        scaling=Scaling(1.25, 0.5),
         provenance=PROVENANCE,
         validation=pa.table(
             {
@@ -76,7 +76,7 @@ def test_what_the_checkpoint_holds_is_in_its_card(trained: Checkpoint) -> None:
     assert card.startswith("# Model card: best\n")
     assert "| Fingerprint | " + "cafe" * 16 in section(card, "Model")
     assert "| Made by | cxr 9.8.7 |" in section(card, "Model")
-    assert "squeezenet1_1, 224 x 224 px" in section(card, "Model")
+    assert "squeezenet1_1, 160 x 160 px" in section(card, "Model")
     assert "| Images used | 4,172 |" in section(card, "Training data")
     assert "| Images left out (unreadable, or duplicates) | 13 |" in section(card, "Training data")
     assert "f00d" * 4 in section(card, "Training data")
@@ -92,7 +92,7 @@ def test_what_the_checkpoint_holds_is_in_its_card(trained: Checkpoint) -> None:
     assert "from a probability of 0.2500" in point
     assert "40 validation images by the rule `sensitivity=0.95`" in point
     assert "sensitivity of\n0.950 and a specificity of 0.900" in point
-    assert "Temperature scaling with 1.250" in section(card, "Calibration")
+    assert "Platt scaling (temperature 1.250, bias +0.500)" in section(card, "Calibration")
     failures = section(card, "Known failures")
     assert "2 of 20 normal validation images are called pneumonia, and 0 of 20" in failures
     assert "1 of these errors are sure ones" in failures

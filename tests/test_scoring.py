@@ -153,7 +153,8 @@ def test_scores_are_what_the_checkpoints_model_gives(
         with torch.no_grad():
             expected_logit = logit(saved.model(images)).item()
         assert found[uri]["logit"] == pytest.approx(expected_logit, abs=1e-4)
-        prob = 1 / (1 + np.exp(-expected_logit / saved.temperature))
+        scaled = expected_logit / saved.scaling.temperature + saved.scaling.bias
+        prob = 1 / (1 + np.exp(-scaled))
         assert found[uri]["prob_pneumonia"] == pytest.approx(prob, abs=1e-5)
         called = prob >= saved.operating_point.threshold
         assert found[uri]["prediction"] == ("PNEUMONIA" if called else "NORMAL")

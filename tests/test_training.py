@@ -22,7 +22,7 @@ from cxr.cluster import Workers
 from cxr.datasets.shards import Shards, read_part
 from cxr.datasets.split import SplitConfig
 from cxr.errors import CheckpointError, SettingsError
-from cxr.metrics import probabilities
+from cxr.metrics import Scaling, probabilities
 from cxr.models import checkpoint, classifier, transforms
 from cxr.models.acquisition import CHANGES
 from cxr.models.outputs import logit
@@ -282,7 +282,7 @@ def test_reported_figures_are_those_of_the_predictions(
     [plan] = planned([RECIPE], small_set, cache, Path("unused"))
     trained_on = plan.shards.rows([1, 2])["label"]
     weights = np.array(trainer.class_weights(RECIPE, np.asarray(trained_on)))[labels]
-    losses = -np.log(probabilities(np.where(labels == 1, logits, -logits), 1.0))
+    losses = -np.log(probabilities(np.where(labels == 1, logits, -logits), Scaling()))
     assert outcome.best["val_loss"] == pytest.approx(
         float((losses * weights).sum() / weights.sum()), abs=1e-5
     )

@@ -178,7 +178,7 @@ def _explain_batch(
         return [None] * len(images)
     pixels, normalization = np.stack(read), trained.recipe.normalization
     logits = compute_logits(trained.model, normalization, pixels)
-    probs = metrics.probabilities(logits, trained.temperature).tolist()
+    probs = metrics.probabilities(logits, trained.scaling).tolist()
     results = zip(probs, explain(trained.model, normalization, pixels, method), strict=True)
     return [None if image.pixels is None else next(results) for image in images]
 

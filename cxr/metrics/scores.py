@@ -1,6 +1,7 @@
 """Scores and labels: ROC AUC, probabilities from logits, calibration."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,23 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-"""Least and greatest temperature of `fit_temperature`: a factor of 20 either way."""
+"""Least and greatest temperature of `fit_scaling`: a factor of 20 either way."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How logits become probabilities that hold where pneumonia is as common as on validation."""
+
+    temperature: float = 1.0
+    """Above 0; divides the logits."""
+    bias: float = 0.0
+    """Added to the quotient."""
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise SettingsError(f"temperature {self.temperature}: must be a finite number above 0.")
+        if not np.isfinite(self.bias):
+            raise SettingsError(f"bias {self.bias}: must be a finite number.")
 
 
 def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float | None:
@@ -33,11 +50,9 @@ def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float | None:
     return float(roc_auc_score(positive, score))
 
 
-def probabilities(logits: npt.ArrayLike, temperature: float) -> Floats:
-    """Calibrated probability of pneumonia: sigmoid(logit / temperature), float64, (N,)."""
-    if not (np.isfinite(temperature) and temperature > 0):
-        raise SettingsError(f"temperature {temperature}: must be a finite number above 0.")
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
+def probabilities(logits: npt.ArrayLike, scaling: Scaling) -> Floats:
+    """Calibrated probability of pneumonia: sigmoid(logit / temperature + bias), float64, (N,)."""
+    scaled = np.asarray(logits, dtype=np.float64) / scaling.temperature + scaling.bias
     return np.array([_sigmoid(x) for x in scaled.ravel().tolist()]).reshape(scaled.shape)
 
 
@@ -52,15 +67,14 @@ def _sigmoid(x: float) -> float:
         return 0.0
 
 
-def fit_temperature(
+def fit_scaling(
     y_true: npt.ArrayLike, logits: npt.ArrayLike, is_changed: npt.ArrayLike | None = None
-) -> float:
-    """The temperature that minimizes the negative log-likelihood of sigmoid(logit / temperature).
+) -> Scaling:
+    """The scaling that minimizes the negative log-likelihood of `probabilities`.
 
-    The negative log-likelihood is convex in 1 / temperature, so the bounded search finds its one
-    minimum. There is none where every logit has the right sign (lower is always better), and all
-    temperatures are equal where every logit is zero. Neither set determines a calibration: 1.0 is
-    returned.
+    It is convex in 1 / temperature and bias, so there is one minimum. There is none where a
+    threshold separates the classes (a lower temperature is always better): the temperature is then
+    1, and the bias 0 where 0 separates them, else that of a threshold midway between the classes.
 
     Args:
         y_true: 0 normal, 1 pneumonia, (N,).
@@ -69,29 +83,45 @@ def fit_temperature(
             that over the others count alike, however many there are of each.
 
     Returns:
-        A temperature within `TEMPERATURE_BOUNDS`; above 1 where the network is overconfident.
+        A temperature within `TEMPERATURE_BOUNDS`, above 1 where the network is overconfident, and a
+        bias above 0 where it calls pneumonia too rarely.
 
     Raises:
         DataError: as `roc_auc`, or a class is absent.
 
-    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
+    Source: Platt 1999, Probabilistic outputs for support vector machines; with a bias of 0 it is
+    the temperature scaling of Guo et al. 2017, On Calibration of Modern Neural Networks.
     """
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import minimize
 
     positive, logit = checked(y_true, logits)
-    need_both_classes(positive, "temperature")
-    margin = np.where(positive, logit, -logit)
-    if (margin >= 0).all():
-        return 1.0
+    need_both_classes(positive, "calibration")
+    highest_normal, lowest_pneumonia = logit[~positive].max(), logit[positive].min()
+    if highest_normal < lowest_pneumonia:
+        if highest_normal <= 0 <= lowest_pneumonia:
+            return Scaling()
+        return Scaling(bias=-float(highest_normal + lowest_pneumonia) / 2)
+    weights = np.zeros(len(logit))
+    for members in (groups := clean_and_changed(len(logit), is_changed)):
+        weights[members] = 1 / len(groups) / len(weights[members])
+    # Logits of any size have a slope near 1.
+    spread = float(logit.std()) or 1.0
+    unit, sign = logit / spread, np.where(positive, 1.0, -1.0)
 
-    groups = clean_and_changed(len(margin), is_changed)
+    def nll(values: Floats) -> tuple[float, Floats]:
+        slope, bias = values
+        margin = sign * (slope * unit + bias)
+        loss = float(weights @ np.logaddexp(0.0, -margin))
+        slopes = -weights * sign * np.exp(-np.logaddexp(0.0, margin))
+        return loss, np.array([slopes @ unit, slopes.sum()])
 
-    def nll(log_temperature: float) -> float:
-        losses = np.logaddexp(0.0, -margin / np.exp(log_temperature))
-        return float(np.mean([losses[members].mean() for members in groups]))
-
-    minimum = minimize_scalar(nll, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
-    return float(np.clip(np.exp(minimum.x), *TEMPERATURE_BOUNDS))
+    low, high = TEMPERATURE_BOUNDS
+    bounds = [(spread / high, spread / low), (None, None)]
+    start = np.clip([1.0, 0.0], [bounds[0][0], -np.inf], [bounds[0][1], np.inf])
+    options = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
+    found = minimize(nll, start, jac=True, bounds=bounds, method="L-BFGS-B", options=options)
+    slope, bias = found.x.tolist()
+    return Scaling(temperature=spread / slope, bias=bias)
 
 
 def checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[Bools, Floats]:

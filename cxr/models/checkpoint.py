@@ -2,7 +2,7 @@
 
 model.safetensors    weights of backbone and head together, by the classifier's names or, of an
                      ensemble, by those of `Ensemble.state`
-checkpoint.json      recipe, class names, transform, operating point, temperature, provenance
+checkpoint.json      recipe, class names, transform, operating point, calibration, provenance
 validation.parquet   label, logit, subtype and a consecutive patient number of each validation
                      image, as it is and under acquisition changes: enough to choose another
                      operating point, nothing that names a patient; see `models.validation`
@@ -12,7 +12,7 @@ model.onnx           the same network for ONNX Runtime, normalization included
 unusual.safetensors  the distribution of the network's features over the training images; there if
                      they were enough, and checkpoints of older versions have none
 
-A precision that is added later has its own network, validation.parquet, temperature, operating
+A precision that is added later has its own network, validation.parquet, calibration, operating
 point and fingerprint: model.int8.onnx, validation.int8.parquet, int8.json. The checkpoint itself,
 and scores that were computed with it, stay as they are. In a checkpoint from before there was a
 model.onnx it is such an addition, with float32.json.
@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from cxr import storage
 from cxr.errors import CheckpointError, CxrError, StorageError
 from cxr.labels import CLASSES
-from cxr.metrics import CalibrateOn, OperatingPoint, Robustness
+from cxr.metrics import CalibrateOn, OperatingPoint, Robustness, Scaling
 from cxr.models import validation as validation_images
 from cxr.models.precision import ONNX_FILES, Precision
 from cxr.models.unusual import FeatureDistribution, read_distribution
@@ -81,7 +81,8 @@ class Checkpoint:
     weights: bytes
     """The content of model.safetensors."""
     operating_point: OperatingPoint
-    temperature: float
+    scaling: Scaling
+    """How its logits become probabilities."""
     provenance: dict[str, Any]
     """Data, weights, metrics on validation, package versions, settings of the run."""
     validation: pa.Table
@@ -102,7 +103,7 @@ class Checkpoint:
     robustness: Robustness | None = None
     """Figures on validation images under acquisition changes; None if they were not scored."""
     calibrated_on: CalibrateOn = "clean"
-    """Which validation images chose temperature and operating point."""
+    """Which validation images chose calibration and operating point."""
     distribution: FeatureDistribution | None = None
     """Of the features of the training images, in float32; None in a checkpoint without it."""
 
@@ -177,7 +178,8 @@ class Checkpoint:
         """What the ONNX file says of itself, as text by name; JSON where it is more than a word."""
         return {
             "classes": json.dumps(CLASSES),
-            "temperature": repr(self.temperature),
+            "temperature": repr(self.scaling.temperature),
+            "bias": repr(self.scaling.bias),
             "operating_point": json.dumps(self.operating_point.to_dict()),
             "fingerprint": hashlib.sha256(self.weights).hexdigest(),
             "normalization": self.recipe.normalization,
@@ -187,7 +189,7 @@ class Checkpoint:
         } | ({"members": str(len(self.members))} if self.members else {})
 
     def at(self, precision: Precision) -> "Checkpoint":
-        """The same classifier in a precision, with that one's temperature and operating point.
+        """The same classifier in a precision, with that one's calibration and operating point.
 
         Raises:
             CheckpointError: it has not been made, or a file of it is missing or changed.
@@ -206,7 +208,7 @@ class Checkpoint:
             self,
             network=files[ONNX_FILES[precision]],
             precision=precision,
-            temperature=description["temperature"],
+            scaling=_read_scaling(description),
             operating_point=OperatingPoint.from_dict(description["operating_point"]),
             provenance=self.provenance | {precision: description["provenance"]},
             validation=_read_validation(files[f"validation.{precision}.parquet"]),
@@ -219,7 +221,7 @@ class Checkpoint:
         """The stored operating point, or one chosen by another rule on the same images."""
         if rule is None or rule == self.operating_point.rule:
             return self.operating_point
-        return validation_images.choose(self.validation, self.temperature, rule, self.calibrated_on)
+        return validation_images.choose(self.validation, self.scaling, rule, self.calibrated_on)
 
 
 def save(
@@ -267,7 +269,7 @@ def save(
         recipe=recipe,
         weights=safetensors.torch.save(state),
         operating_point=calibration.operating_point,
-        temperature=calibration.temperature,
+        scaling=calibration.scaling,
         provenance=complete,
         validation=anonymous,
         fingerprint="",
@@ -319,7 +321,7 @@ def add_int8(
     validation: pa.Table,
     provenance: dict[str, Any],
 ) -> Checkpoint:
-    """Add a quantized network to a checkpoint, with its own temperature and operating point.
+    """Add a quantized network to a checkpoint, with its own calibration and operating point.
 
     Args:
         trained: the checkpoint in float32.
@@ -339,7 +341,7 @@ def add_int8(
     added = dataclasses.replace(
         trained,
         precision="int8",
-        temperature=calibration.temperature,
+        scaling=calibration.scaling,
         operating_point=calibration.operating_point,
         validation=anonymous,
         provenance=trained.provenance | {"int8": provenance},
@@ -361,10 +363,15 @@ def _describe(calibration: Calibration) -> dict[str, Any]:
     robustness = calibration.robustness
     return {
         "operating_point": calibration.operating_point.to_dict(),
-        "temperature": calibration.temperature,
+        **dataclasses.asdict(calibration.scaling),
         "calibrated_on": calibration.calibrated_on,
         "robustness": None if robustness is None else robustness.to_json(),
     }
+
+
+def _read_scaling(description: Mapping[str, Any]) -> Scaling:
+    """Of a description, which older versions wrote without a bias."""
+    return Scaling(description["temperature"], description.get("bias", 0.0))
 
 
 def _read_robustness(description: Mapping[str, Any]) -> Robustness | None:
@@ -490,7 +497,7 @@ def load(folder: str) -> Checkpoint:
             recipe=recipe,
             weights=files["model.safetensors"],
             operating_point=OperatingPoint.from_dict(content["operating_point"]),
-            temperature=content["temperature"],
+            scaling=_read_scaling(content),
             provenance=content["provenance"],
             validation=_read_validation(files["validation.parquet"]),
             fingerprint=hashlib.sha256(text).hexdigest(),

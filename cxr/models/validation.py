@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import metrics
-from cxr.metrics import CalibrateOn, OperatingPoint, Robustness
+from cxr.metrics import CalibrateOn, OperatingPoint, Robustness, Scaling
 
 COLUMNS: Final = ("label", "logit", "subtype", "patient", "change", "image")
 
@@ -23,7 +23,7 @@ COLUMNS: Final = ("label", "logit", "subtype", "patient", "change", "image")
 class Calibration:
     """What is chosen on validation images."""
 
-    temperature: float
+    scaling: Scaling
     operating_point: OperatingPoint
     robustness: Robustness | None
     """None where no image was scored under changes."""
@@ -79,7 +79,7 @@ def changed_images(table: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def choose(
-    table: pa.Table, temperature: float, rule: str, calibrate_on: CalibrateOn
+    table: pa.Table, scaling: Scaling, rule: str, calibrate_on: CalibrateOn
 ) -> OperatingPoint:
     """The operating point that a rule picks on validation images.
 
@@ -89,7 +89,7 @@ def choose(
     """
     return metrics.choose_operating_point(
         np.asarray(table["label"]),
-        metrics.probabilities(np.asarray(table["logit"]), temperature),
+        metrics.probabilities(np.asarray(table["logit"]), scaling),
         rule,
         is_changed=_is_changed(table),
         on_changed=calibrate_on == "stressed",
@@ -97,7 +97,7 @@ def choose(
 
 
 def calibrate(table: pa.Table, rule: str, calibrate_on: CalibrateOn) -> Calibration:
-    """Fit the temperature, choose the operating point, and examine the changes.
+    """Fit the scaling, choose the operating point, and examine the changes.
 
     Args:
         table: of `COLUMNS`.
@@ -112,18 +112,18 @@ def calibrate(table: pa.Table, rule: str, calibrate_on: CalibrateOn) -> Calibrat
         calibrate_on = "clean"
     y_true, logits = np.asarray(table["label"]), np.asarray(table["logit"])
     used = np.full(len(table), True) if calibrate_on == "stressed" else ~is_changed
-    temperature = metrics.fit_temperature(y_true[used], logits[used], is_changed[used])
-    point = choose(table, temperature, rule, calibrate_on)
-    robustness = _examine(table, temperature, point) if is_changed.any() else None
-    return Calibration(temperature, point, robustness, calibrate_on)
+    scaling = metrics.fit_scaling(y_true[used], logits[used], is_changed[used])
+    point = choose(table, scaling, rule, calibrate_on)
+    robustness = _examine(table, scaling, point) if is_changed.any() else None
+    return Calibration(scaling, point, robustness, calibrate_on)
 
 
 def _is_changed(table: pa.Table) -> npt.NDArray[np.bool_]:
     return np.asarray(pc.not_equal(table["change"], ""))
 
 
-def _examine(table: pa.Table, temperature: float, point: OperatingPoint) -> Robustness:
-    probs = metrics.probabilities(np.asarray(table["logit"]), temperature)
+def _examine(table: pa.Table, scaling: Scaling, point: OperatingPoint) -> Robustness:
+    probs = metrics.probabilities(np.asarray(table["logit"]), scaling)
     change, image = np.asarray(table["change"]), np.asarray(table["image"])
     names = [name for name in dict.fromkeys(change.tolist()) if name]
     # Every change has the same images in the same order.

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cxr import metrics, storage
 from cxr.labels import CLASSES
-from cxr.metrics import LEVEL, Estimate, Examination
+from cxr.metrics import LEVEL, Estimate, Examination, Scaling
 from cxr.metrics.robustness import METRICS, Robustness
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.unusual import WARN_ABOVE
@@ -96,7 +96,7 @@ def model_card(trained: Checkpoint) -> str:
         point=point,
         threshold=f"{point.threshold:.4f}",
         reached=(number(point.sensitivity), number(point.specificity)),
-        temperature=f"{trained.temperature:.3f}",
+        scaling=_scaling(trained.scaling),
         calibration=_shown(_find(examination, "expected_calibration_error")),
         calibrated_on=trained.calibrated_on,
         stressed=(number(point.stressed_sensitivity), number(point.stressed_specificity)),
@@ -142,7 +142,7 @@ def _examine(trained: Checkpoint) -> Examination:
     table = trained.clean_validation
     return metrics.examine(
         np.asarray(table["label"]),
-        metrics.probabilities(np.asarray(table["logit"]), trained.temperature),
+        metrics.probabilities(np.asarray(table["logit"]), trained.scaling),
         patients=[str(patient) for patient in table["patient"].to_pylist()],
         subtypes=table["subtype"].to_pylist(),
         operating_point=trained.operating_point,
@@ -238,11 +238,15 @@ def _int8(trained: Checkpoint) -> list[Row]:
             if difference is None
             else "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**difference),
         ),
-        ("Temperature", f"{quantized.temperature:.3f}"),
+        ("Calibration", _scaling(quantized.scaling)),
         ("Threshold", f"{point.threshold:.4f} ({point.rule})"),
         ("Sensitivity and specificity", f"{point.sensitivity:.3f} and {point.specificity:.3f}"),
         ("Fingerprint", f"{quantized.fingerprint} (SHA-256 of int8.json)"),
     ]
+
+
+def _scaling(scaling: Scaling) -> str:
+    return f"temperature {scaling.temperature:.3f}, bias {scaling.bias:+.3f}"
 
 
 def _failures(trained: Checkpoint, examination: Examination) -> list[str]:
@@ -250,7 +254,7 @@ def _failures(trained: Checkpoint, examination: Examination) -> list[str]:
     confusion = examination.at_operating_point.confusion
     table = trained.clean_validation
     y_true = np.asarray(table["label"])
-    probs = metrics.probabilities(np.asarray(table["logit"]), trained.temperature)
+    probs = metrics.probabilities(np.asarray(table["logit"]), trained.scaling)
     wrong = np.where(y_true == 1, 1 - probs, probs)[
         trained.operating_point.predict(probs) != (y_true == 1)
     ]

@@ -62,7 +62,7 @@ def score(
 
     Args:
         inputs: as `sources.InputPages` takes them.
-        checkpoint: whose model and temperature are used.
+        checkpoint: whose model and calibration are used.
         output: folder, path or URI: empty, or that of a job with the same settings.
         operating_point: chosen on the checkpoint's validation images.
         columns: that the scores have beyond their own.
@@ -188,7 +188,7 @@ def _run(
     distribution = checkpoint.distribution
     network = send_classifier(checkpoint, gpu=gpu, features=distribution is not None)
     args = (
-        network, CPU_THREADS, reading, folder, checkpoint.temperature, point.threshold,
+        network, CPU_THREADS, reading, folder, checkpoint.scaling, point.threshold,
         ray.put(distribution),
     )  # fmt: skip
     crew = Crew(PartPredictor, args, len(first), CPU_THREADS, gpu=gpu)

@@ -31,7 +31,7 @@ class PartPredictor:
         threads: int,
         reading: ReadSettings,
         folder: str,
-        temperature: float,
+        scaling: metrics.Scaling,
         threshold: float,
         distribution: FeatureDistribution | None = None,
     ) -> None:
@@ -42,13 +42,13 @@ class PartPredictor:
             threads: of this process.
             reading: how images are read.
             folder: of the files of parts.
-            temperature: of the probabilities.
+            scaling: of the probabilities.
             threshold: on the probabilities, of the predictions.
             distribution: of the features of the training images.
         """
         self.network, self.threads = network, threads
         self.reading, self.folder = reading, folder
-        self.temperature, self.threshold = temperature, threshold
+        self.scaling, self.threshold = scaling, threshold
         self.distribution = distribution
 
     @cached_property
@@ -85,7 +85,7 @@ class PartPredictor:
             if self.distribution is not None:
                 distances = self.distribution.distances(outputs[:, len(CLASSES) :])
                 unusual[~without] = self.distribution.percentiles(distances)
-        probs = metrics.probabilities(logits, self.temperature)
+        probs = metrics.probabilities(logits, self.scaling)
         predictions = np.where(probs >= self.threshold, CLASSES[1], CLASSES[0])
         warned = unusual > WARN_ABOVE
         values = (probs, logits, predictions, unusual, warned)

@@ -1,5 +1,6 @@
 """The results of a scores folder: one CSV, a summary, a page; made from the parts by tasks."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -187,7 +188,7 @@ def _facts(
             "fingerprint": checkpoint.fingerprint,
             "recipe": checkpoint.recipe.name,
             "precision": checkpoint.precision,
-            "temperature": checkpoint.temperature,
+            "calibration": dataclasses.asdict(checkpoint.scaling),
             "operating_point": point.to_dict(),
         },
         "settings": settings.to_json(),

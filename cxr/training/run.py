@@ -471,7 +471,7 @@ def _figures(validation: pa.Table, settings: RunSettings) -> dict[str, Any]:
     clean = clean_rows(validation)
     y_true, logits = np.asarray(clean["label"]), np.asarray(clean["logit"])
     point, robustness = calibration.operating_point, calibration.robustness
-    predicted = point.predict(metrics.probabilities(logits, calibration.temperature))
+    predicted = point.predict(metrics.probabilities(logits, calibration.scaling))
     stressed: dict[str, Any] = {}
     if robustness:
         stressed = {

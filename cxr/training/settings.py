@@ -129,7 +129,7 @@ class RunSettings(SharedSettings):
     """Validation images, at most, that the trained network scores under each acquisition change;
     0: none, and no robustness table. Default: 256, and 0 with synthetic radiographs."""
     calibrate_on: CalibrateOn = "stressed"
-    """Validation images that choose temperature and threshold: clean, or stressed for those and
+    """Validation images that choose calibration and threshold: clean, or stressed for those and
     the same under acquisition changes, half and half."""
     int8: bool = False
     """Add networks in 8-bit integers, which CPUs run 2 to 4 times as fast, to the checkpoints,

@@ -117,7 +117,8 @@ def test_logits_that_0_separates_are_left_as_they_are(scale: float) -> None:
     logits = np.array([-2, -1, 1, 2]) * scale
     assert metrics.fit_scaling([0, 0, 1, 1], logits) == Scaling()
     moved = metrics.fit_scaling([0, 0, 1, 1], logits + 7 * scale)
-    assert (moved.temperature, moved.bias) == (1, pytest.approx(-7 * scale))
+    assert moved.temperature == 1
+    assert moved.bias == pytest.approx(-7 * scale)
 
 
 def test_a_temperature_stays_in_its_bounds() -> None:

@@ -115,9 +115,9 @@ def fit_scaling(
         slopes = -weights * sign * np.exp(-np.logaddexp(0.0, margin))
         return loss, np.array([slopes @ unit, slopes.sum()])
 
-    low, high = TEMPERATURE_BOUNDS
-    bounds = [(spread / high, spread / low), (None, None)]
-    start = np.clip([1.0, 0.0], [bounds[0][0], -np.inf], [bounds[0][1], np.inf])
+    lowest, highest = (spread / temperature for temperature in reversed(TEMPERATURE_BOUNDS))
+    start = np.array([np.clip(1.0, lowest, highest), 0.0])
+    bounds = [(lowest, highest), (None, None)]
     options = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
     found = minimize(nll, start, jac=True, bounds=bounds, method="L-BFGS-B", options=options)
     slope, bias = found.x.tolist()

@@ -345,7 +345,7 @@ def _average(model: Classifier, decay: float) -> AveragedModel | None:
     if not decay:
         return None
 
-    def update(averaged: Any, current: Any, num_averaged: torch.Tensor) -> None:
+    def update(averaged: Any, current: Any, num_averaged: torch.Tensor | int) -> None:
         # Shorter at first, as in TensorFlow's ExponentialMovingAverage: a training of a few steps
         # would otherwise end with little more than its random start.
         steps = int(num_averaged)

@@ -128,7 +128,7 @@ def _is_defined(positive: metrics.Bools, scores: Floats) -> bool:
 
 
 def _balanced_accuracy(positive: metrics.Bools, scores: Floats, weights: Floats) -> Floats:
-    probs = metrics.probabilities(scores, 1.0)
+    probs = metrics.probabilities(scores, metrics.Scaling())
     called = metrics.choose_operating_point(positive, probs).predict(probs)
     sensitivity = metrics.divide(weights @ (positive & called), weights @ positive)
     specificity = metrics.divide(weights @ (~positive & ~called), weights @ ~positive)

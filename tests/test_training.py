@@ -223,6 +223,23 @@ def test_the_average_is_what_is_validated_and_kept() -> None:
     np.testing.assert_allclose(learner.evaluate(loader)[1]["logit"], expected, atol=1e-5)
 
 
+def test_the_average_is_short_at_first() -> None:
+    """After n steps its decay is (1 + n) / (10 + n) at most, so no start stays in it for long."""
+    recipe = dataclasses.replace(RECIPE, frozen=0, ema=0.999)
+    pixels = torch.randint(0, 256, (28, 64, 64), dtype=torch.uint8)
+    learner = learner_of(recipe, 28)
+    name = [name for name in learner.trained() if name.endswith("weight")][-1]
+    seen: list[torch.Tensor] = []
+    learner.on_step = lambda _: seen.append(learner.model.state_dict()[name].clone())
+    learner.train(MemoryLoader(pixels, torch.arange(28) % 2, recipe, np.arange(28)), 1)
+    expected = seen[0]
+    for steps, weights in enumerate(seen[1:], start=1):
+        decay = (1 + steps) / (10 + steps)
+        expected = decay * expected + (1 - decay) * weights
+    assert len(seen) == 4
+    torch.testing.assert_close(learner.trained()[name], expected)
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [("one_cycle", (4e-5, 1e-3, 4e-9)), ("cosine", (2.5e-4, 1e-3, 0.0))],

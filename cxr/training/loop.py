@@ -346,6 +346,8 @@ def _average(model: Classifier, decay: float) -> AveragedModel | None:
         return None
 
     def update(averaged: Any, current: Any, num_averaged: torch.Tensor | int) -> None:
+        if averaged[0].is_meta:  # Of layers that do not run here.
+            return
         # Shorter at first, as in TensorFlow's ExponentialMovingAverage: a training of a few steps
         # would otherwise end with little more than its random start.
         steps = int(num_averaged)

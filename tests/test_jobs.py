@@ -286,9 +286,7 @@ def test_published_figures_stand_beside_ours() -> None:
         ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity"), 0.5
     )
     epochs = [{"seconds": 1.0, "peak_memory_mb": 1.0}]
-    results = {
-        name: summarize(RECIPES[name], "set", 10, figures, 1.0, epochs) for name in COMPARED
-    }
+    results = {name: summarize(RECIPES[name], "set", 10, figures, 1.0, epochs) for name in COMPARED}
     shown = {name: result.published_accuracy for name, result in results.items()}
     assert shown == published | {"best": None}
     for line in comparison_table(list(results.values())).splitlines():

@@ -184,13 +184,13 @@ def test_the_members_of_an_ensemble_are_compared_on_images_that_they_were_not_tr
             logit(model.classifiers[index // 2](normalize(column))).numpy()
             for index, column in enumerate(images)
         ]
-    of_members = int8._validate(networks, pixels, [0, 1], 1, saved.member_of_fold)
+    of_members = int8.validate(networks, pixels, [0, 1], 1, saved.member_of_fold)
     np.testing.assert_allclose(
         np.asarray(of_members["logit"]), np.concatenate(expected), rtol=1e-3, atol=1e-4
     )
     with torch.no_grad():
         averaged = [logit(model(normalize(column))).numpy() for column in images]
-    of_average = int8._validate(networks, pixels, [0, 1], 1, {})
+    of_average = int8.validate(networks, pixels, [0, 1], 1, {})
     np.testing.assert_allclose(
         np.asarray(of_average["logit"]), np.concatenate(averaged), rtol=1e-3, atol=1e-4
     )

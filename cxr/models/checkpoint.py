@@ -46,6 +46,8 @@ from cxr.models.validation import Calibration
 from cxr.recipes import Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from cxr.models.classifier import Classifier
     from cxr.models.ensemble import Ensemble
 
@@ -263,7 +265,7 @@ def save(
     _check_members(folder, recipe, members)
     anonymous = validation_images.anonymize(validation)
     calibration = validation_images.calibrate(anonymous, rule, calibrate_on)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state().items()}
+    state = {k: _smallest(v.detach().cpu()) for k, v in model.state().items()}
     complete = provenance | {"packages": package_versions()}
     saved = Checkpoint(
         recipe=recipe,
@@ -356,6 +358,13 @@ def add_int8(
     }
     fingerprint = _add(trained, "int8", files, description)
     return dataclasses.replace(added, network=network, fingerprint=fingerprint)
+
+
+def _smallest(tensor: "torch.Tensor") -> "torch.Tensor":
+    """In float16 where that loses nothing, as of weights that were rounded to it."""
+    if tensor.is_floating_point() and tensor.equal(tensor.half().to(tensor.dtype)):
+        tensor = tensor.half()
+    return tensor.contiguous()
 
 
 def _describe(calibration: Calibration) -> dict[str, Any]:

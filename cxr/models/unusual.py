@@ -40,7 +40,8 @@ class FeatureDistribution:
     mean: NDArray[np.float32]
     """(D,)."""
     whitening: NDArray[np.float32]
-    """(D, D): the distance of x is the norm of (x - mean) @ whitening."""
+    """(D, D), upper triangular, float16 times a power of two: the distance of x is the norm of
+    (x - mean) @ whitening."""
     quantiles: NDArray[np.float64]
     """Distances of validation images at 0, 1, ..., 100 %, (101,)."""
     num_training: int
@@ -66,9 +67,12 @@ class FeatureDistribution:
 
     def to_bytes(self) -> bytes:
         """The content of a file of a checkpoint."""
+        size = len(self.mean)
+        scale = _scale(self.whitening)
         tensors: dict[str, NDArray[Any]] = {
             "mean": self.mean,
-            "whitening": self.whitening,
+            "whitening": (self.whitening[np.triu_indices(size)] / scale).astype(np.float16),
+            "scale": np.array([scale], np.float32),
             "quantiles": self.quantiles,
             "num_images": np.array([self.num_training, self.num_validation]),
         }
@@ -85,6 +89,9 @@ def read_distribution(content: bytes) -> FeatureDistribution:
     try:
         tensors: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
         num_training, num_validation = tensors.pop("num_images").tolist()
+        size, [scale] = len(tensors["mean"]), tensors.pop("scale")
+        triangle, tensors["whitening"] = tensors["whitening"], np.zeros((size, size), np.float32)
+        tensors["whitening"][np.triu_indices(size)] = triangle.astype(np.float32) * scale
         return FeatureDistribution(
             num_training=num_training, num_validation=num_validation, **tensors
         )
@@ -120,13 +127,20 @@ def fit_distribution(
     covariance, _ = ledoit_wolf(features)
     # Shrunk, so that it is positive definite even where a feature is constant.
     lower = np.linalg.cholesky(covariance)
-    whitening = solve_triangular(lower, np.eye(len(lower)), lower=True).T
+    whitening = solve_triangular(lower, np.eye(len(lower)), lower=True).T.astype(np.float32)
+    scale = _scale(whitening)
+    whitening = (whitening / scale).astype(np.float16).astype(np.float32) * scale
     fitted = FeatureDistribution(
         mean=features.mean(axis=0).astype(np.float32),
-        whitening=np.ascontiguousarray(whitening, np.float32),
+        whitening=np.ascontiguousarray(whitening),
         quantiles=np.zeros(len(_PERCENTS)),
         num_training=len(training),
         num_validation=len(validation),
     )
     quantiles = np.percentile(fitted.distances(validation), _PERCENTS)
     return FeatureDistribution(**{**vars(fitted), "quantiles": quantiles})
+
+
+def _scale(whitening: NDArray[np.float32]) -> np.float32:
+    """A power of two by which float16 holds every value: the largest is then from 16,384 on."""
+    return np.exp2(np.ceil(np.log2(np.abs(whitening).max())) - 15, dtype=np.float32)

@@ -85,7 +85,7 @@ def add_int8(
     source = export(trained.model, recipe, {}, split_gray=True)
     network = quantize(source, examples, recipe.normalization, threads)
     networks = {"logit": network, "float32": trained.onnx}
-    validation = _validate(networks, pixels, validation_folds, threads, trained.member_of_fold)
+    validation = validate(networks, pixels, validation_folds, threads, trained.member_of_fold)
     difference = metrics.auc_difference(
         np.asarray(validation["label"]),
         np.asarray(validation["logit"]),
@@ -107,7 +107,7 @@ def add_int8(
             "num_patients": result.num_patients,
         }
         images = changed_images(trained.validation)
-        validation = _stress(
+        validation = stress(
             network, validation, images, pixels, validation_folds, threads, trained.member_of_fold
         )
         checkpoint.add_int8(trained, network, validation, facts)
@@ -132,7 +132,7 @@ def _examples(pixels: Shards, folds: Sequence[int]) -> NDArray[np.uint8]:
     return np.concatenate(arrays)
 
 
-def _validate(
+def validate(
     networks: dict[str, bytes],
     pixels: Shards,
     folds: Sequence[int],
@@ -165,7 +165,7 @@ def _validate(
     return pa.concat_tables(tables).sort_by(order).drop_columns(["fold"])
 
 
-def _stress(
+def stress(
     network: bytes,
     validation: pa.Table,
     images: NDArray[np.int64],

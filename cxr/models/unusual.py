@@ -143,4 +143,4 @@ def fit_distribution(
 
 def _scale(whitening: NDArray[np.float32]) -> np.float32:
     """A power of two by which float16 holds every value: the largest is then from 16,384 on."""
-    return np.exp2(np.ceil(np.log2(np.abs(whitening).max())) - 15, dtype=np.float32)
+    return np.float32(np.exp2(np.ceil(np.log2(np.abs(whitening).max())) - 15))

@@ -52,6 +52,7 @@ FORMATS[3] = {
 FORMATS[4] = FORMATS[3] | {
     "scores": FORMATS[3]["scores"] | {"unusual": "double", "unusual_warning": "bool"}
 }
+FORMATS[5] = FORMATS[4] | {"settings": [*FORMATS[4]["settings"], "dicom_sr", "begun"]}
 """What is on disk in each format. Another column is another format, and has an entry of its own."""
 
 SETTINGS = ScoreSettings(

@@ -80,8 +80,8 @@ class ScoreSettings:
             "keep_columns": list(self.columns.keep_columns),
             "study_columns": self.columns.study_columns,
             "hash_key": self.key_digest,
-            "dicom_sr": self.dicom_sr,
             "checkpoint_name": self.checkpoint_name,
+            "dicom_sr": self.dicom_sr,
             "begun": self.begun,
         }
 

@@ -67,7 +67,7 @@ _MAX_LONG_STRING: Final = 64
 
 _MANUFACTURER: Final = "cxr"
 
-_NAMESPACE: Final = uuid.UUID("0f0e4b6c-2a0c-5b4e-9d57-0c1f8a5e7d21")
+_NAMESPACE: Final = uuid.UUID("b417322e-122e-4ea6-be2c-a8f6465a7c31")
 """Of the UIDs of reports; drawn at random."""
 
 _SCHEME: Final = "99CXR"
@@ -229,15 +229,16 @@ class StructuredReports:
             ],
         )
         # highdicom takes the present.
-        report.InstanceCreationDate, report.InstanceCreationTime = date, time
+        report["InstanceCreationDate"].value = date
+        report["InstanceCreationTime"].value = time
         for equipment in report.ContributingEquipmentSequence:
-            equipment.ContributionDateTime = date + time
+            equipment["ContributionDateTime"].value = date + time
         return report
 
     def _fill(self, uid: str, image: Mapping[str, str], copied: Sequence[DataElement]) -> None:
         """Exchange the identifiers, and what is copied from the image."""
         report = self._report
-        report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = uid
+        report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = UID(uid)
         report.StudyInstanceUID = image["StudyInstanceUID"]
         report.SeriesInstanceUID = _uid("series", image["StudyInstanceUID"], *self._job)
         report.pop("SpecificCharacterSet", None)

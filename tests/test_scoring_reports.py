@@ -28,6 +28,7 @@ from cxr.scoring.columns import scores_schema
 from cxr.scoring.parts import REPORT
 from cxr.scoring.report_settings import ReportSettings, check_installed
 from cxr.scoring.structured_reports import ReportError, StructuredReports
+from tests.support.folders import bucket
 from tests.support.jobs import Ended, execute
 from tests.support.radiographs import BIG_ENDIAN, IMPLICIT, PATIENT, dicom, drawn, radiograph
 
@@ -254,7 +255,13 @@ def reports_in(output: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_part_has_the_reports_of_its_dicom_images_and_no_other_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_bucket", [False, True])
+def test_a_part_has_the_reports_of_its_dicom_images_and_no_other_file(
+    in_bucket: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket(monkeypatch, tmp_path)
+    output = tmp_path / "bucket" / "out"
+    uri = "mock://bucket/out" if in_bucket else str(output)
     files = [tmp_path / name for name in ("a.dcm", "b.jpeg", "c.dcm", "d.dcm", "e.dcm")]
     contents = [
         dicom(drawn(), **UIDS), radiograph(), dicom(drawn(), Modality="CT", **UIDS),
@@ -262,10 +269,10 @@ def test_a_part_has_the_reports_of_its_dicom_images_and_no_other_file(tmp_path: 
     ]  # fmt: skip
     for file, content in zip(files, contents, strict=True):
         file.write_bytes(content)
-    left = tmp_path / "out" / "structured-reports" / "part-000000007" / "2.25.1.dcm.ab.part"
+    left = output / "structured-reports" / "part-000000007" / "2.25.1.dcm.ab.part"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"of a killed process")
-    settings = dataclasses.replace(SETTINGS, folder=str(tmp_path / "out" / "scores"))
+    settings = dataclasses.replace(SETTINGS, folder=f"{uri}/scores")
     scores, evidence = scores_of(files)
     written = StructuredReports(settings).write(7, scores, evidence)
     paths = written[REPORT].to_pylist()
@@ -276,11 +283,11 @@ def test_a_part_has_the_reports_of_its_dicom_images_and_no_other_file(tmp_path: 
     # But for these two columns, the scores are as they were.
     others = [name for name in scores.column_names if name not in (REPORT, "warnings")]
     assert written.select(others).equals(scores.select(others))
-    reports = reports_in(tmp_path / "out")
+    reports = reports_in(output)
     assert reports.keys() == {path for path in paths if path}
     assert all(Path(path).stem.startswith("2.25.") for path in reports)
     StructuredReports(settings).write(7, scores, evidence)
-    assert reports_in(tmp_path / "out") == reports
+    assert reports_in(output) == reports
 
 
 def validate(file: Path) -> None:

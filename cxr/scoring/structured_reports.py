@@ -313,9 +313,13 @@ def _character_set(header: Dataset) -> list[DataElement]:
     Raises:
         ReportError: it is none of the standard's.
     """
-    value = header.get("SpecificCharacterSet") or ""
-    names = [value] if isinstance(value, str) else list(value)
-    if not all(name in python_encoding for name in names):
+    try:
+        value = header.get("SpecificCharacterSet") or ""
+        names = [value] if isinstance(value, str) else list(value)
+        is_known = all(name in python_encoding for name in names)
+    except Exception:  # Of pydicom, anything.
+        is_known = False
+    if not is_known:
         raise ReportError("a character set in the file that the standard does not have")
     return [DataElement("SpecificCharacterSet", "CS", value)] if value else []
 

@@ -28,7 +28,6 @@ from cxr.scoring.columns import scores_schema
 from cxr.scoring.parts import REPORT
 from cxr.scoring.report_settings import ReportSettings, check_installed
 from cxr.scoring.structured_reports import ReportError, StructuredReports
-from tests.support.folders import bucket
 from tests.support.jobs import Ended, execute
 from tests.support.radiographs import BIG_ENDIAN, IMPLICIT, PATIENT, dicom, drawn, radiograph
 
@@ -255,13 +254,8 @@ def reports_in(output: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("in_bucket", [False, True])
-def test_a_part_has_the_reports_of_its_dicom_images_and_no_other_file(
-    in_bucket: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bucket(monkeypatch, tmp_path)
-    output = tmp_path / "bucket" / "out"
-    uri = "mock://bucket/out" if in_bucket else str(output)
+def test_a_part_has_the_reports_of_its_dicom_images_and_no_other_file(tmp_path: Path) -> None:
+    output = tmp_path / "out"
     files = [tmp_path / name for name in ("a.dcm", "b.jpeg", "c.dcm", "d.dcm", "e.dcm")]
     contents = [
         dicom(drawn(), **UIDS), radiograph(), dicom(drawn(), Modality="CT", **UIDS),
@@ -272,7 +266,7 @@ def test_a_part_has_the_reports_of_its_dicom_images_and_no_other_file(
     left = output / "structured-reports" / "part-000000007" / "2.25.1.dcm.ab.part"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"of a killed process")
-    settings = dataclasses.replace(SETTINGS, folder=f"{uri}/scores")
+    settings = dataclasses.replace(SETTINGS, folder=str(output / "scores"))
     scores, evidence = scores_of(files)
     written = StructuredReports(settings).write(7, scores, evidence)
     paths = written[REPORT].to_pylist()

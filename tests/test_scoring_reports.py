@@ -19,6 +19,7 @@ from highdicom.sr import MeasurementReport, srread
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from cxr import storage
 from cxr.errors import SettingsError
 from cxr.images.decoding.evidence import COPIED, read_evidence
 from cxr.images.read import read_images
@@ -30,6 +31,7 @@ from cxr.scoring.report_settings import ReportSettings, check_installed
 from cxr.scoring.structured_reports import ReportError, StructuredReports
 from tests.support.jobs import Ended, execute
 from tests.support.radiographs import BIG_ENDIAN, IMPLICIT, PATIENT, dicom, drawn, radiograph
+from tests.support.s3 import Store
 
 POINT = OperatingPoint("youden", 0.25, 0.95, 0.9, 400)
 SETTINGS = ReportSettings("/out/scores", "best x5", "f" * 64, POINT, "2026-01-31T23:59:58")
@@ -282,6 +284,18 @@ def test_a_part_has_the_reports_of_its_dicom_images_and_no_other_file(tmp_path: 
     assert all(Path(path).stem.startswith("2.25.") for path in reports)
     StructuredReports(settings).write(7, scores, evidence)
     assert reports_in(output) == reports
+
+
+def test_reports_are_written_to_a_bucket(s3: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(dicom(drawn(), **UIDS))
+    output = f"{s3.bucket()}/out"
+    left = f"{output}/structured-reports/part-000000007/2.25.1.dcm"
+    storage.write_bytes(left, b"of scores that were computed anew")
+    settings = dataclasses.replace(SETTINGS, folder=f"{output}/scores")
+    written = StructuredReports(settings).write(7, *scores_of([tmp_path / "a.dcm"]))
+    [path] = written[REPORT].to_pylist()
+    assert [file.uri for file in storage.list_files(output)] == [f"{output}/{path}"]
+    assert read(storage.read_bytes(f"{output}/{path}")).SOPInstanceUID == Path(path).stem
 
 
 def validate(file: Path) -> None:

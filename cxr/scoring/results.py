@@ -201,10 +201,12 @@ def _facts(
 def _count_reports(totals: Totals, summary: Summary) -> dict[str, int]:
     """Scored images by whether they have a Structured Report, which is printed as well."""
     others = summary.num_scored - totals.num_reports - totals.num_not_dicom
-    print(
-        f"structured reports: of {totals.num_reports:,} images; {totals.num_not_dicom:,} are not"
-        f" DICOM and have none; {others:,} DICOM images have none, for the reason in their warnings"
-    )
+    line = f"structured reports: of {totals.num_reports:,} images"
+    if totals.num_not_dicom:
+        line += f"; {totals.num_not_dicom:,} are not DICOM and have none"
+    if others:
+        line += f"; {others:,} DICOM images have none, for the reason in their warnings"
+    print(line)
     return {
         "images": totals.num_reports, "not_dicom": totals.num_not_dicom, "not_possible": others
     }  # fmt: skip

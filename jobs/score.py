@@ -18,6 +18,7 @@ from cxr.cluster.settings import ComputeSettings
 from cxr.errors import SettingsError
 from cxr.models.precision import Precision, check_precision
 from cxr.scoring.columns import ColumnSettings
+from cxr.scoring.report_settings import check_installed
 
 TOO_MANY_FAILED = 3
 
@@ -47,6 +48,9 @@ class ScoreJob:
     """List the inputs again and score what is new in them."""
     heatmaps: bool = False
     """Show where the network looked in the images on the page; takes a few seconds at the end."""
+    dicom_sr: bool = False
+    """Write a DICOM Structured Report for each scored DICOM image, which names its patient as the
+    image does; for research use only. Needs pip install -e '.[dicom]'."""
     max_failed_fraction: float = 1.0
     """Exit with code 3 when more than this share of the listed images has no score."""
     columns: Annotated[ColumnSettings, cli.section("columns")] = dataclasses.field(
@@ -62,6 +66,8 @@ class ScoreJob:
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.compute.gpu)
+        if self.dicom_sr:
+            check_installed()
         if not self.input:
             raise SettingsError("input: give at least one file, folder, archive or manifest.")
         if not 0 <= self.max_failed_fraction <= 1:
@@ -83,7 +89,7 @@ def main() -> None:
     done = score(
         job.input, trained, output, operating_point=point, columns=job.columns,
         any_body_part=job.any_body_part, any_view=job.any_view, update=job.update,
-        heatmaps=job.heatmaps, gpu=gpu,
+        heatmaps=job.heatmaps, dicom_sr=job.dicom_sr, gpu=gpu,
     )  # fmt: skip
     if job.operating_point:
         print(

@@ -160,7 +160,7 @@ def test_columns_that_cannot_be_kept_are_refused(
         columns.choose_kept(ColumnSettings(keep_columns=keep), manifests)
 
 
-@pytest.mark.parametrize("name", ["uri", "file", "logit", "study_instance_uid", "num_images"])
+@pytest.mark.parametrize("name", ["uri", "logit", "structured_report", "study_instance_uid"])
 def test_a_name_of_ours_is_refused_before_anything_is_read(name: str) -> None:
     with pytest.raises(SettingsError, match=f"keep_columns: {name} is a column of the scores"):
         ColumnSettings(keep_columns=("Age", name))

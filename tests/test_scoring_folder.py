@@ -52,6 +52,7 @@ FORMATS[3] = {
 FORMATS[4] = FORMATS[3] | {
     "scores": FORMATS[3]["scores"] | {"unusual": "double", "unusual_warning": "bool"}
 }
+FORMATS[5] = FORMATS[4] | {"settings": [*FORMATS[4]["settings"], "dicom_sr", "begun"]}
 """What is on disk in each format. Another column is another format, and has an entry of its own."""
 
 SETTINGS = ScoreSettings(
@@ -155,6 +156,14 @@ def test_damaged_parts_are_moved_and_nothing_is_lost(
     assert names == {"part-000000002.parquet", "part-000000003.parquet", "notes.txt"}
     moved = {path.name[:22]: path.read_bytes() for path in (folder / "damaged").iterdir()}
     assert moved == {path.name: before[f"scores/{path.name}"] for path in (first, second, unknown)}
+
+
+def test_reports_of_a_part_that_the_manifest_does_not_have_are_deleted(folder: Path) -> None:
+    for part in (2, 3):
+        report = storage.join(parts.reports_folder(str(folder / "scores"), part), "2.25.1.dcm")
+        storage.write_bytes(report, b"report")
+    parts.remove_others(str(folder / "scores"), np.array([True, True, True, False]))
+    assert [path.name for path in (folder / "structured-reports").iterdir()] == ["part-000000002"]
 
 
 def test_a_part_damaged_twice_is_kept_twice(folder: Path, listed: dict[int, pa.Table]) -> None:

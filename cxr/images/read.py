@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from cxr.errors import CxrError, UnavailableError
 from cxr.images.decoding import Status, Uids, View, decode
 from cxr.images.resize import resize
 from cxr.sources import Reader, Step
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 FETCH_AHEAD: Final = 8
 """Files fetched while one is decoded: 500 objects of 60 kB took 27 s one by one, and 5 s so."""
@@ -54,6 +57,8 @@ class Image:
     """Of a DICOM file whose header could be read, else None."""
     pixels: NDArray[np.uint8] | None
     """Gray levels 0-255, (image_px, image_px), bone bright; None unless ok."""
+    evidence: "Dataset | None" = None
+    """What a report on a DICOM image copies from its header; None unless asked for, and ok."""
 
     @property
     def problem(self) -> str:
@@ -85,6 +90,7 @@ def read_images(
     *,
     any_body_part: bool = False,
     any_view: bool = False,
+    keep_evidence: bool = False,
     read_ahead_bytes: int = storage.READ_AHEAD_BYTES,
 ) -> Iterator[Image]:
     """Read listed files in their order, fetching the next ones while one is decoded.
@@ -94,6 +100,7 @@ def read_images(
         image_px: side of the square.
         any_body_part: accept DICOM files of a body part other than the chest.
         any_view: accept DICOM files of lateral and oblique views.
+        keep_evidence: keep what a report on a DICOM image copies from its header, the patient, too.
         read_ahead_bytes: as `Reader` takes them.
 
     Raises:
@@ -104,7 +111,7 @@ def read_images(
     def take() -> Image:
         row, fetched = waiting.popleft()
         data = str(row["reason"]) if fetched is None else fetched.result()
-        return _to_image(row, data, image_px, any_body_part, any_view)
+        return _to_image(row, data, image_px, any_body_part, any_view, keep_evidence)
 
     # Archive members in turn, by one thread, which keeps the archive open; other files at once.
     with (
@@ -182,13 +189,23 @@ def _fetch(reader: Reader, row: Row) -> bytes | str:
 
 
 def _to_image(
-    row: Row, data: bytes | str, image_px: int, any_body_part: bool, any_view: bool
+    row: Row,
+    data: bytes | str,
+    image_px: int,
+    any_body_part: bool,
+    any_view: bool,
+    keep_evidence: bool = False,
 ) -> Image:
     warnings = tuple(row["warnings"])
     if isinstance(data, str):
         status: Status = row["status"] or "unreadable"
         return Image(status, data, warnings, "", 0, 0, "", "", None, None)
     decoded = decode(data, min_px=image_px, any_body_part=any_body_part, any_view=any_view)
+    evidence = None
+    if keep_evidence and decoded.status == "ok" and decoded.format == "dicom":
+        from cxr.images.decoding.evidence import read_evidence
+
+        evidence = read_evidence(data)
     return Image(
         decoded.status,
         decoded.reason,
@@ -200,4 +217,5 @@ def _to_image(
         decoded.view,
         decoded.uids,
         None if decoded.pixels is None else resize(decoded.pixels, image_px),
+        evidence,
     )

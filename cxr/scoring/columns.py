@@ -17,7 +17,7 @@ from cxr import storage
 from cxr.errors import SettingsError
 from cxr.images.decoding import Uids
 from cxr.images.read import Image
-from cxr.scoring.parts import SCORES
+from cxr.scoring.parts import REPORT, SCORES
 from cxr.scoring.studies import STUDIES
 from cxr.sources.manifests import find_column
 from cxr.sources.settings import parse_columns
@@ -125,16 +125,22 @@ def refuse_own_name(name: str) -> None:
     Raises:
         SettingsError: the name is taken.
     """
-    if name in {*SCORES.names, *Uids._fields, *STUDIES.names}:
+    if name in {*SCORES.names, REPORT, *Uids._fields, *STUDIES.names}:
         raise SettingsError(
             f"keep_columns: {name} is a column of the scores themselves. Rename it in the manifest,"
             " or name the columns to keep without it."
         )
 
 
-def scores_schema(uid_columns: UidColumns | None, kept: Sequence[str]) -> pa.Schema:
-    """The columns of a folder's scores: `SCORES`, identifiers, and the kept ones of manifests."""
-    names = [*(Uids._fields if uid_columns else ()), *kept]
+def scores_schema(
+    uid_columns: UidColumns | None, kept: Sequence[str], *, dicom_sr: bool = False
+) -> pa.Schema:
+    """The columns of a folder's scores.
+
+    `SCORES`, the path of the report if reports are written, identifiers, and the kept columns of
+    manifests.
+    """
+    names = [*([REPORT] if dicom_sr else ()), *(Uids._fields if uid_columns else ()), *kept]
     return pa.schema([*SCORES, *((name, pa.string()) for name in names)])
 
 

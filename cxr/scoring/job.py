@@ -4,6 +4,7 @@ settings.json      checkpoint, inputs and options; other ones are refused
 manifest/          every file and archive member to be scored, and its part: Parquet files
 listing.json       how many there are; there once all are listed
 scores/            one Parquet file per part
+structured-reports/  a folder for each part, with a DICOM Structured Report for each DICOM image
 damaged/           files that could not be read; there if there were any
 scores.csv         all scores in the order of the manifest; scores.csv.gz above a million rows
 studies.parquet    scores of studies or patients; there if there is what to group by
@@ -17,6 +18,7 @@ is started again lists what was not listed, and computes the parts that have no 
 holds the rows of one or two files of the manifest, whatever the size of the archive.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -34,10 +36,11 @@ from cxr.models.checkpoint import Checkpoint
 from cxr.progress import Progress
 from cxr.scoring.columns import DEFAULTS, ColumnSettings, choose_group, scores_schema
 from cxr.scoring.listing import RowLister
-from cxr.scoring.manifest import Listing, Manifest, ScoreSettings, check_output
+from cxr.scoring.manifest import Listing, Manifest, ScoreSettings, check_output, when_begun
 from cxr.scoring.parts import damaged_folder, pack, remove_others
 from cxr.scoring.predict import PartPredictor
 from cxr.scoring.read import ReadSettings, read_packed
+from cxr.scoring.report_settings import ReportSettings, check_installed
 from cxr.scoring.summary import Summary
 from cxr.scoring.work import Work
 
@@ -56,6 +59,7 @@ def score(
     any_view: bool = False,
     update: bool = False,
     heatmaps: bool = False,
+    dicom_sr: bool = False,
     gpu: bool = False,
 ) -> Summary:
     """Score every image that the inputs name, or those that an earlier job has not scored yet.
@@ -70,16 +74,20 @@ def score(
         any_view: also score DICOM files of lateral and oblique views.
         update: list the inputs again, and add what is new.
         heatmaps: show on the page where the network looked.
+        dicom_sr: write a Structured Report for each DICOM image.
         gpu: compute on GPUs.
 
     Raises:
         SettingsError: the folder holds scores of other settings or of another format, a column
-            cannot be kept, or the key of hashed identifiers is too short.
+            cannot be kept, the key of hashed identifiers is too short, or highdicom is not
+            installed.
         DataError: the inputs name nothing.
         StorageError: another job is writing to the folder.
         CxrError: scores are missing in the end.
         KeyboardInterrupt: says how many rows are kept.
     """
+    if dicom_sr:
+        check_installed()
     started = time.time()
     output = storage.absolute(output)
     uid_columns = columns.uid_columns()
@@ -91,11 +99,15 @@ def score(
         operating_point.rule,
         columns,
         uid_columns.key_digest if uid_columns else "",
+        dicom_sr=dicom_sr,
         checkpoint_name=checkpoint.name,
+        begun=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
     )
     check_output(output, settings)  # Before anything is written there.
     with storage.lock_folder(output) as lock:
         resumed = check_output(output, settings)
+        if resumed:
+            settings = dataclasses.replace(settings, begun=when_begun(output))
         cluster.check_reach([output])
         manifest = Manifest(output)
         kept = manifest.kept_columns()
@@ -103,12 +115,18 @@ def score(
         if kept is None or update or not manifest.is_complete:
             lister = RowLister(settings.inputs, columns)
             kept = manifest.check_kept(lister.kept)
-        schema = scores_schema(uid_columns, kept)
+        schema = scores_schema(uid_columns, kept, dicom_sr=dicom_sr)
         group = choose_group(columns, kept)
         folder = storage.join(output, "scores")
         reading = ReadSettings(
-            checkpoint.recipe.image_px, any_body_part, any_view, schema, uid_columns
-        )
+            checkpoint.recipe.image_px, any_body_part, any_view, schema, uid_columns,
+            keep_evidence=dicom_sr,
+        )  # fmt: skip
+        reports = None
+        if dicom_sr:
+            reports = ReportSettings(
+                folder, checkpoint.title, checkpoint.fingerprint, operating_point, settings.begun
+            )
         rates = Rates(started)
         if checkpoint.distribution is None:
             print(
@@ -118,7 +136,9 @@ def score(
         with Work(
             output, settings, manifest, schema, lister, resumed=resumed, update=update
         ) as work:
-            _compute(work, lock, checkpoint, operating_point, folder, reading, rates, gpu=gpu)
+            _compute(
+                work, lock, checkpoint, operating_point, folder, reading, reports, rates, gpu=gpu
+            )
         listing = work.listing
         assert listing is not None
         _remove_others(folder, listing)
@@ -148,6 +168,7 @@ def _compute(
     point: OperatingPoint,
     folder: str,
     reading: ReadSettings,
+    reports: ReportSettings | None,
     rates: "Rates",
     *,
     gpu: bool,
@@ -162,7 +183,9 @@ def _compute(
         Progress(f"scoring with {checkpoint.recipe.name}", work.total) as progress,
     ):
         cluster.check_reach([], first[0][0]["file"].to_pylist()[:1])
-        for count in _run(first, batches, checkpoint, point, folder, reading, rates, gpu=gpu):
+        for count in _run(
+            first, batches, checkpoint, point, folder, reading, reports, rates, gpu=gpu
+        ):
             lock.check()
             rates.add(count)
             progress.add(count)
@@ -176,6 +199,7 @@ def _run(
     point: OperatingPoint,
     folder: str,
     reading: ReadSettings,
+    reports: ReportSettings | None,
     rates: "Rates",
     *,
     gpu: bool,
@@ -189,7 +213,7 @@ def _run(
     network = send_classifier(checkpoint, gpu=gpu, features=distribution is not None)
     args = (
         network, CPU_THREADS, reading, folder, checkpoint.scaling, point.threshold,
-        ray.put(distribution),
+        ray.put(distribution), reports,
     )  # fmt: skip
     crew = Crew(PartPredictor, args, len(first), CPU_THREADS, gpu=gpu)
     rates.num_actors = crew.num_first

@@ -59,9 +59,13 @@ class ScoreSettings:
     columns: ColumnSettings = columns.DEFAULTS
     key_digest: str = ""
     """Of the key that identifiers are hashed with."""
+    dicom_sr: bool = False
+    """Whether Structured Reports are written."""
     format: int = FORMAT
     checkpoint_name: str = ""
     """Its folder and date, for the message when another checkpoint is refused."""
+    begun: str = ""
+    """When the folder was begun, local time, `2026-01-31T23:59:59`; later jobs keep it."""
 
     def to_json(self) -> dict[str, Any]:
         """What `settings.json` holds."""
@@ -77,6 +81,8 @@ class ScoreSettings:
             "study_columns": self.columns.study_columns,
             "hash_key": self.key_digest,
             "checkpoint_name": self.checkpoint_name,
+            "dicom_sr": self.dicom_sr,
+            "begun": self.begun,
         }
 
 
@@ -98,9 +104,15 @@ def check_output(output: str, settings: ScoreSettings) -> bool:
                 f"{output}: holds scores of format {kept}, and this version of cxr writes format"
                 f" {settings.format}. Choose another --output, or use the version that wrote them."
             )
+    compared = {name: value for name, value in settings.to_json().items() if name != "begun"}
     return storage.check_same(
-        output, "settings.json", settings.to_json(), "scores", {"checkpoint": "checkpoint_name"}
+        output, "settings.json", compared, "scores", {"checkpoint": "checkpoint_name"}
     )
+
+
+def when_begun(output: str) -> str:
+    """When a scores folder was begun, as `ScoreSettings.begun`."""
+    return str(storage.read_json(storage.join(output, "settings.json"))["begun"])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cxr import storage
 from cxr.errors import CxrError, SettingsError, UnavailableError
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Raised when the columns of the scores or of the manifest change, or the settings, or where they
 are: a folder of another format is refused."""
 
@@ -50,6 +50,10 @@ other inputs the same; `sha256` is of the file's bytes, empty if they could not 
 images, of the distance to the training images, `unusual_warning` whether it is above 99, both null
 if the checkpoint does not know its training images; `width` and `height` of the original in pixels;
 `view` is `frontal`, `lateral`, `oblique`, or empty if the header does not say."""
+
+REPORT: Final = "structured_report"
+"""A column of the scores where Structured Reports are written: the path of the image's report,
+relative to the scores folder; null if it has none."""
 
 _SUFFIX: Final = ".parquet"
 
@@ -90,6 +94,17 @@ def by_part(manifest: pa.Table) -> dict[int, pa.Table]:
 def part_name(part: int) -> str:
     """Name of the file of a part's scores; in the order of names, parts are in order."""
     return f"part-{part:09}{_SUFFIX}"
+
+
+def reports_folder(folder: str, part: int) -> str:
+    """Path or URI of the folder of a part's Structured Reports.
+
+    Args:
+        folder: of the parts.
+        part: its number.
+    """
+    name = part_name(part).removesuffix(_SUFFIX)
+    return storage.join(posixpath.dirname(folder), "structured-reports", name)
 
 
 def part_file(folder: str, part: int) -> str:
@@ -162,6 +177,7 @@ def remove_others(folder: str, is_part: NDArray[np.bool_]) -> int:
             if _UNFINISHED.fullmatch(name):
                 storage.delete_file(storage.join(folder, name))
             elif match and not is_part[int(match[1]) : int(match[1]) + 1].any():
+                storage.delete(reports_folder(folder, int(match[1])))
                 move_aside(storage.join(folder, name), damaged_folder(folder))
                 num_moved += 1
     return num_moved

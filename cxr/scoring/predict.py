@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,12 @@ from cxr.inference.networks import Network
 from cxr.labels import CLASSES
 from cxr.models.outputs import logit
 from cxr.models.unusual import WARN_ABOVE, WARNING, FeatureDistribution
-from cxr.scoring.parts import part_file
+from cxr.scoring.parts import REPORT, part_file
 from cxr.scoring.read import PREDICTED, ReadPart, ReadSettings, read_packed
+from cxr.scoring.report_settings import ReportSettings, check_installed
+
+if TYPE_CHECKING:
+    from cxr.scoring.structured_reports import StructuredReports
 
 
 class PartPredictor:
@@ -34,6 +39,7 @@ class PartPredictor:
         scaling: metrics.Scaling,
         threshold: float,
         distribution: FeatureDistribution | None = None,
+        reports: ReportSettings | None = None,
     ) -> None:
         """Remember what the driver has sent.
 
@@ -45,20 +51,33 @@ class PartPredictor:
             scaling: of the probabilities.
             threshold: on the probabilities, of the predictions.
             distribution: of the features of the training images.
+            reports: write a Structured Report for each DICOM image.
         """
         self.network, self.threads = network, threads
         self.reading, self.folder = reading, folder
         self.scaling, self.threshold = scaling, threshold
         self.distribution = distribution
+        self.report_settings = reports
 
     @cached_property
     def engine(self) -> Engine:
         """The loaded classifier."""
         return self.network.open(self.threads)
 
+    @cached_property
+    def reports(self) -> "StructuredReports | None":
+        """Writes Structured Reports, where asked."""
+        if self.report_settings is None:
+            return None
+        check_installed()  # On this node.
+        # Imported where it is asked for: highdicom and pydicom take a second.
+        from cxr.scoring.structured_reports import StructuredReports
+
+        return StructuredReports(self.report_settings)
+
     def ready(self) -> None:
-        """Load the classifier: an error of the constructor would not reach the driver unchanged."""
-        _ = self.engine
+        """Load what is needed: an error of the constructor would not reach the driver unchanged."""
+        _ = self.engine, self.reports
 
     def score(self, *packed: bytes) -> Iterator[int]:
         """Read, predict and write parts; yields the rows of each.
@@ -97,10 +116,15 @@ class PartPredictor:
         columns = [
             pa.array(predicted[field.name], field.type, mask=masks[field.name])
             if field.name in predicted
+            else pa.nulls(len(table), field.type)
+            if field.name == REPORT
             else table[field.name]
             for field in schema
         ]
         scores = pa.table(columns, schema=schema)
+        if self.reports is not None:
+            # Before the scores: whose file is there, its reports are there.
+            scores = self.reports.write(part.number, scores, part.evidence)
         storage.write_table(part_file(self.folder, part.number), scores)
         return len(table)
 

@@ -1,9 +1,9 @@
 """The reading stage: from the rows of parts to their pixels."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from cxr import sources
 from cxr.images.read import Image, read_images
 from cxr.scoring.columns import UidColumns
-from cxr.scoring.parts import unpack
+from cxr.scoring.parts import REPORT, unpack
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 MAX_STREAMS: Final = 8
 """How often a compressed tar is read, each time for another range of its members."""
@@ -36,11 +39,14 @@ class ReadSettings:
     """Of the folder's scores."""
     uid_columns: UidColumns | None
     """Of DICOM files, where asked."""
+    keep_evidence: bool = False
+    """Keep what a report on a DICOM image copies from its header."""
 
     @property
     def known(self) -> pa.Schema:
         """The columns of the scores that are known of a part that was read."""
-        return pa.schema([field for field in self.schema if field.name not in PREDICTED])
+        added = (*PREDICTED, REPORT)
+        return pa.schema([field for field in self.schema if field.name not in added])
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,12 @@ class ReadPart:
 
     number: int
     known: pa.Table
-    """The scores without the columns of `PREDICTED`; images are those with the status `scored`."""
+    """The scores without the columns of `PREDICTED` and `REPORT`; images are those with the status
+    `scored`."""
     pixels: NDArray[np.uint8]
     """Gray levels of the images, uint8 (N, image_px, image_px)."""
+    evidence: Sequence["Dataset | None"] = ()
+    """Of each image, for its report; None if it is not DICOM. Empty unless asked for."""
 
 
 def tasks(parts: Mapping[int, pa.Table]) -> list[list[pa.Table]]:
@@ -107,6 +116,7 @@ def read_packed(settings: ReadSettings, *packed: bytes) -> Iterator[ReadPart]:
         settings.image_px,
         any_body_part=settings.any_body_part,
         any_view=settings.any_view,
+        keep_evidence=settings.keep_evidence,
     )
     for rows in parts:
         read = list(itertools.islice(images, len(rows)))
@@ -114,11 +124,13 @@ def read_packed(settings: ReadSettings, *packed: bytes) -> Iterator[ReadPart]:
             _known(row, image, settings.uid_columns) for row, image in zip(rows, read, strict=True)
         ]
         pixels = [image.pixels for image in read if image.pixels is not None]
+        evidence = [image.evidence for image in read if image.pixels is not None]
         side = settings.image_px
         yield ReadPart(
             number=rows[0]["part"],
             known=pa.Table.from_pylist(known, schema=settings.known),
             pixels=np.stack(pixels) if pixels else np.empty((0, side, side), np.uint8),
+            evidence=evidence if settings.keep_evidence else (),
         )
 
 

@@ -70,6 +70,8 @@ def write(
     totals, partitions = _count(output, listing, manifest, schema, group, num_partitions, point)
     summary = summarize(totals.statuses, computed)
     facts = _facts(totals, summary, listing.skipped, checkpoint, point, settings, rates)
+    if settings.dicom_sr:
+        facts["structured_reports"] = _count_reports(totals, summary)
     if group:
         facts["studies"] = _write_studies(output, partitions, group, point, summary.num_listed)
     storage.write_json(storage.join(output, "summary.json"), facts)
@@ -196,6 +198,20 @@ def _facts(
     }
 
 
+def _count_reports(totals: Totals, summary: Summary) -> dict[str, int]:
+    """Scored images by whether they have a Structured Report, which is printed as well."""
+    others = summary.num_scored - totals.num_reports - totals.num_not_dicom
+    line = f"structured reports: of {totals.num_reports:,} images"
+    if totals.num_not_dicom:
+        line += f"; {totals.num_not_dicom:,} are not DICOM and have none"
+    if others:
+        line += f"; {others:,} DICOM images have none, for the reason in their warnings"
+    print(line)
+    return {
+        "images": totals.num_reports, "not_dicom": totals.num_not_dicom, "not_possible": others
+    }  # fmt: skip
+
+
 def _page(
     totals: Totals,
     summary: Summary,
@@ -207,8 +223,8 @@ def _page(
     *,
     heatmaps: bool,
 ) -> str:
-    names = ("studies", "computed_by_this_job", "seconds", "start_up_seconds", "images_per_second",
-             "checkpoint", "formats", "versions")  # fmt: skip
+    names = ("studies", "structured_reports", "computed_by_this_job", "seconds", "start_up_seconds",
+             "images_per_second", "checkpoint", "formats", "versions")  # fmt: skip
     shown = [*totals.highest, *totals.nearest, *totals.unusual]
     pictures = _pictures(shown, checkpoint, settings, heatmaps=heatmaps)
     return scoring_page(

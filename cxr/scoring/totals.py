@@ -19,7 +19,7 @@ from pyarrow import csv
 from cxr import sources, storage
 from cxr.images.read import without_numbers
 from cxr.labels import CLASSES
-from cxr.scoring.parts import by_part, read_parts
+from cxr.scoring.parts import REPORT, by_part, read_parts
 from cxr.scoring.studies import partial_groups
 
 NUM_SHOWN: Final = 12
@@ -80,6 +80,10 @@ class Totals:
     """Those that are unlike the training images, the most unusual first."""
     num_unusual: int = 0
     """Images that are unlike the training images, by `unusual_warning`."""
+    num_reports: int = 0
+    """Images that have a Structured Report."""
+    num_not_dicom: int = 0
+    """Scored images that are not DICOM, which have none."""
     missing: list[int] = field(default_factory=list)
     """Parts without scores, which are not counted."""
 
@@ -103,6 +107,8 @@ class Totals:
         self.nearest = self._choose([*self.nearest, *other.nearest], self._distance)
         self.unusual = self._choose([*self.unusual, *other.unusual], _commonness)
         self.num_unusual += other.num_unusual
+        self.num_reports += other.num_reports
+        self.num_not_dicom += other.num_not_dicom
         self.missing += other.missing
 
     def _choose(self, images: Sequence[Shown], key: Any) -> list[Shown]:
@@ -149,6 +155,9 @@ def count(scores: pa.Table, listed: pa.Table, threshold: float) -> Totals:
     listed = listed.filter(is_scored)
     is_unusual = np.asarray(pc.fill_null(scored["unusual_warning"], fill_value=False))
     totals.num_unusual = int(is_unusual.sum())
+    totals.num_not_dicom = len(scored) - scored["format"].to_pylist().count("dicom")
+    if REPORT in scored.column_names:
+        totals.num_reports = len(scored) - scored[REPORT].null_count
 
     def show(order: NDArray[np.float64], num: int = NUM_SHOWN) -> list[Shown]:
         first = pa.array(np.argsort(order, kind="stable")[: min(num, NUM_SHOWN)])

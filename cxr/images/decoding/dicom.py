@@ -168,7 +168,19 @@ def _colored(stored: NDArray[np.integer[Any]], header: Any) -> NDArray[np.uint8]
 
 
 def _read_header(data: bytes) -> Any:
-    """The data set with `_TAGS` only and a transfer syntax, inflated within limits."""
+    """The data set with `_TAGS` only and a transfer syntax."""
+    stream, syntax = open_data_set(data)
+    # Not `dcmread`, which decides by itself whether and where there is meta information.
+    header: Any = read_dataset(
+        stream, syntax == IMPLICIT_LITTLE, syntax != EXPLICIT_BIG, specific_tags=list(_TAGS)
+    )
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = syntax
+    return header
+
+
+def open_data_set(data: bytes) -> tuple[BytesIO, str]:
+    """A stream at the start of a file's data set, inflated within limits; its transfer syntax."""
     meta, start = read_meta(data)
     if meta.get(_MEDIA_STORAGE) == _DICOMDIR:
         raise RejectedError("refused", "a DICOMDIR index; its references are not followed")
@@ -186,13 +198,7 @@ def _read_header(data: bytes) -> Any:
     syntax = actual_syntax(data, start, syntax)
     stream = BytesIO(data)
     stream.seek(start)
-    # Not `dcmread`, which decides by itself whether and where there is meta information.
-    header: Any = read_dataset(
-        stream, syntax == IMPLICIT_LITTLE, syntax != EXPLICIT_BIG, specific_tags=list(_TAGS)
-    )
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = syntax
-    return header
+    return stream, syntax
 
 
 _MEDIA_STORAGE, TRANSFER_SYNTAX = 0x0002, 0x0010

@@ -122,7 +122,12 @@ def evaluation(**changes: Any) -> reports.EvaluationReport:
         recipe={"name": "v2", "optimizer": {"lr": 1e-3}, "head": [1024, 512]},
         provenance={"torch": "2.8.0"},
         wrong=[
-            reports.WrongImage("bucket/a/test/NORMAL/x.png", 0, 0.987, reports.thumbnail(pixels))
+            reports.WrongImage(
+                uri="bucket/a/test/NORMAL/x.png",
+                y_true=0,
+                prob=0.987,
+                thumbnail=reports.thumbnail(pixels),
+            )
         ],
         notes=["2 images could not be read: truncated"],
     )
@@ -152,8 +157,18 @@ def version(name: str = "v0", **changes: Any) -> VersionResult:
     return VersionResult(**(values | changes))
 
 
+def scored(**changes: Any) -> reports.ScoredImage:
+    values: dict[str, Any] = {
+        "uri": "a/b.png",
+        "prob": 0.44,
+        "positive": True,
+        "warnings": [],
+        "thumbnail": reports.thumbnail(np.tile(np.arange(64, dtype=np.uint8), (48, 1))),
+    }
+    return reports.ScoredImage(**(values | changes))
+
+
 def scoring(**changes: Any) -> reports.ScoringReport:
-    pixels = np.tile(np.arange(64, dtype=np.uint8), (48, 1))
     values: dict[str, Any] = {
         "title": "A title",
         "inputs": ["s3://bucket/xrays/", "more.zip"],
@@ -164,16 +179,13 @@ def scoring(**changes: Any) -> reports.ScoringReport:
         "num_predicted": 300,
         "operating_point": metrics.OperatingPoint("sensitivity=0.95", 0.437, 0.951, 0.884, 1_046),
         "suspicious": [
-            reports.SuspiciousImage(
-                "s3://bucket/xrays/a.zip!/p1/x.dcm",
-                0.987,
-                True,
-                ["no window in the file"],
-                reports.thumbnail(pixels),
+            scored(
+                uri="s3://bucket/xrays/a.zip!/p1/x.dcm",
+                prob=0.987,
+                positive=True,
+                warnings=["no window in the file"],
             ),
-            reports.SuspiciousImage(
-                "s3://bucket/xrays/a.zip!/p2/y.png", 0.321, False, [], reports.thumbnail(pixels)
-            ),
+            scored(uri="s3://bucket/xrays/a.zip!/p2/y.png", prob=0.321, positive=False),
         ],
         "nearest": [],
         "failures": [
@@ -221,7 +233,11 @@ def checking(**changes: Any) -> reports.CheckReport:
         views={"PA": 40, "not given": 14},
         ages={"0-9": 6, "40-49": 33, "90 or older": 2, "not given": 13},
         samples=[
-            reports.Sample(f"/data/{label}/{index}.jpeg", label, reports.thumbnail(pixels))
+            reports.Sample(
+                uri=f"/data/{label}/{index}.jpeg",
+                label=label,
+                thumbnail=reports.thumbnail(pixels),
+            )
             for label in (0, 1)
             for index in range(6)
         ],
@@ -369,7 +385,7 @@ def test_evaluation_page_is_the_same_each_time(default_page: str) -> None:
 
 
 def test_hostile_names_are_shown_as_text() -> None:
-    wrong = [reports.WrongImage(HOSTILE, 1, 0.01, b"jpeg")]
+    wrong = [reports.WrongImage(uri=HOSTILE, y_true=1, prob=0.01, thumbnail=b"jpeg")]
     report = evaluation(
         title=HOSTILE,
         data=HOSTILE,
@@ -675,7 +691,8 @@ def test_scoring_page_with_hostile_names() -> None:
         scoring(
             title=HOSTILE,
             inputs=[HOSTILE],
-            suspicious=[reports.SuspiciousImage(HOSTILE, 0.9, True, [HOSTILE], b"jpeg")],
+            suspicious=[scored(uri=HOSTILE, warnings=[HOSTILE])],
+            nearest=[scored(uri=HOSTILE, warnings=[HOSTILE])],
             failures=[reports.FailureGroup(HOSTILE, HOSTILE, 17, [HOSTILE])],
             warnings={HOSTILE: 1},
             skipped={HOSTILE: 1},
@@ -691,9 +708,7 @@ def test_scoring_page_with_hostile_names() -> None:
 def test_images_beside_the_threshold_and_heatmaps_are_shown_where_there_are_some() -> None:
     assert "Nearest to the threshold" not in scoring_text()
     pixels, heatmap = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32)
-    shown = reports.SuspiciousImage(
-        "a/b.png", 0.44, True, [], reports.thumbnail(pixels), reports.thumbnail(pixels, heatmap)
-    )
+    shown = scored(uri="a/b.png", heatmap=reports.thumbnail(pixels, heatmap))
     page = reports.scoring_page(scoring(suspicious=[shown], nearest=[shown]))
     assert "Nearest to the threshold" in page
     assert page.count('alt="heatmap of radiograph, scored 0.440, a/b.png"') == 2
@@ -720,13 +735,11 @@ def test_pages_show_images_unlike_the_training_images_where_the_checkpoint_knows
 
 def explanation(**changes: Any) -> reports.ExplanationReport:
     pixels, heatmap = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32)
-    image = reports.ExplainedImage(
+    image = scored(
         number="0001",
         uri="a/b.png",
         prob=0.437,
-        positive=True,
         warnings=["no window in the file"],
-        thumbnail=reports.thumbnail(pixels),
         heatmap=reports.thumbnail(pixels, heatmap),
     )
     values: dict[str, Any] = {

@@ -6,7 +6,7 @@ Source: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993,
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cxr import metrics, storage
 from cxr.labels import CLASSES
-from cxr.metrics import LEVEL, Estimate, Examination, Scaling
+from cxr.metrics import BORDER, BORDER_AREA, LEVEL, Estimate, Examination, Scaling
 from cxr.metrics.robustness import METRICS, Robustness
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.unusual import WARN_ABOVE
@@ -54,11 +54,13 @@ class _Code(str):
     """A text that is shown as it is, inside a block of code."""
 
 
-def model_card(trained: Checkpoint) -> str:
+def model_card(trained: Checkpoint, border_shares: Sequence[float] = ()) -> str:
     """The model card of a checkpoint.
 
     Args:
         trained: the checkpoint in float32.
+        border_shares: `metrics.border_share` of Grad-CAM heatmaps of validation images; empty if it
+            was not measured.
 
     Returns:
         Markdown, as GitHub renders it.
@@ -105,6 +107,10 @@ def model_card(trained: Checkpoint) -> str:
         distribution=trained.distribution,
         warn_above=f"{WARN_ABOVE:g}%",
         int8=_int8(trained),
+        border=f"{BORDER:.0%}",
+        border_area=f"{BORDER_AREA:.0%}",
+        border_share=f"{np.mean(border_shares):.0%}" if border_shares else "",
+        num_explained=count(len(border_shares), "validation image"),
         failures=_failures(trained, examination),
         weights=_weights(facts.get("weights", {})),
         command=_Code(facts.get("command", NOT_AVAILABLE)),

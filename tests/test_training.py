@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from cxr import metrics
+from cxr import metrics, storage
 from cxr.cluster import Workers
 from cxr.datasets.shards import Shards, read_part
 from cxr.datasets.split import SplitConfig

@@ -443,11 +443,11 @@ def _most_wrong(
     heatmaps = explain(trained.model, trained.recipe.normalization, pixels)
     return [
         WrongImage(
-            uri,
-            int(y_true[index]),
-            float(probs[index]),
-            thumbnail(image),
-            thumbnail(image, heatmap),
+            uri=uri,
+            y_true=int(y_true[index]),
+            prob=float(probs[index]),
+            thumbnail=thumbnail(image),
+            heatmap=thumbnail(image, heatmap),
         )
         for (index, uri, image), heatmap in zip(read, heatmaps, strict=True)
     ]

@@ -123,7 +123,7 @@ def test_every_frozen_backbone_is_explained_at_maps_before_their_pooling(backbon
 
 
 @pytest.mark.parametrize("normalization", ["none", "unit", "imagenet", "per_image", "equalize"])
-def test_heatmaps_follow_the_normalization_and_no_batch(normalization: str) -> None:
+def test_writtenfollow_the_normalization_and_no_batch(normalization: str) -> None:
     model = classifier.build(recipe("alexnet")).eval()
     images = pixels(batch_size(gpu=False) + 1)
     together = heatmaps.explain(model, normalization, images)  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def test_heatmaps_follow_the_normalization_and_no_batch(normalization: str) -> N
     assert not np.array_equal(together[0], together[1])
 
 
-def test_heatmaps_of_the_members_of_an_ensemble_are_averaged() -> None:
+def test_writtenof_the_members_of_an_ensemble_are_averaged() -> None:
     own = recipe("alexnet")
     members = [classifier.build(dataclasses.replace(own, seed=seed)).eval() for seed in (0, 1)]
     maps = [heatmaps.explain(member, "imagenet", pixels(1)) for member in members]
@@ -215,6 +215,19 @@ def test_files_are_numbered_and_named_after_no_image(explained: tuple[Ended, Pat
     heatmap = np.load(output / "0001.map.npy")
     assert (heatmap.dtype, heatmap.shape) == (np.float32, (IMAGE_PX, IMAGE_PX))
     assert heatmap.max() == 1
+
+
+def test_how_much_lies_at_the_border_is_in_the_table_and_on_the_page(
+    explained: tuple[Ended, Path],
+) -> None:
+    _, output = explained
+    written = [np.load(output / f"000{number}.map.npy") for number in (1, 2)]
+    shares = [metrics.border_share(heatmap) for heatmap in written]
+    assert None not in shares
+    assert [row["border_share"] for row in rows(output)][2:] == ["", ""]
+    assert [float(row["border_share"]) for row in rows(output)[:2]] == pytest.approx(shares)
+    mean = sum(share for share in shares if share is not None) / 2
+    assert f"{mean:.0%} on average lies in the\nborder" in (output / "index.html").read_text()
 
 
 def test_probabilities_are_those_of_the_exported_network(

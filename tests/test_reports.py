@@ -122,7 +122,12 @@ def evaluation(**changes: Any) -> reports.EvaluationReport:
         recipe={"name": "v2", "optimizer": {"lr": 1e-3}, "head": [1024, 512]},
         provenance={"torch": "2.8.0"},
         wrong=[
-            reports.WrongImage("bucket/a/test/NORMAL/x.png", 0, 0.987, reports.thumbnail(pixels))
+            reports.WrongImage(
+                uri="bucket/a/test/NORMAL/x.png",
+                y_true=0,
+                prob=0.987,
+                thumbnail=reports.thumbnail(pixels),
+            )
         ],
         notes=["2 images could not be read: truncated"],
     )
@@ -152,8 +157,18 @@ def version(name: str = "v0", **changes: Any) -> VersionResult:
     return VersionResult(**(values | changes))
 
 
+def scored(**changes: Any) -> reports.ScoredImage:
+    values: dict[str, Any] = {
+        "uri": "a/b.png",
+        "prob": 0.44,
+        "positive": True,
+        "warnings": [],
+        "thumbnail": reports.thumbnail(np.tile(np.arange(64, dtype=np.uint8), (48, 1))),
+    }
+    return reports.ScoredImage(**(values | changes))
+
+
 def scoring(**changes: Any) -> reports.ScoringReport:
-    pixels = np.tile(np.arange(64, dtype=np.uint8), (48, 1))
     values: dict[str, Any] = {
         "title": "A title",
         "inputs": ["s3://bucket/xrays/", "more.zip"],
@@ -164,16 +179,13 @@ def scoring(**changes: Any) -> reports.ScoringReport:
         "num_predicted": 300,
         "operating_point": metrics.OperatingPoint("sensitivity=0.95", 0.437, 0.951, 0.884, 1_046),
         "suspicious": [
-            reports.SuspiciousImage(
-                "s3://bucket/xrays/a.zip!/p1/x.dcm",
-                0.987,
-                True,
-                ["no window in the file"],
-                reports.thumbnail(pixels),
+            scored(
+                uri="s3://bucket/xrays/a.zip!/p1/x.dcm",
+                prob=0.987,
+                positive=True,
+                warnings=["no window in the file"],
             ),
-            reports.SuspiciousImage(
-                "s3://bucket/xrays/a.zip!/p2/y.png", 0.321, False, [], reports.thumbnail(pixels)
-            ),
+            scored(uri="s3://bucket/xrays/a.zip!/p2/y.png", prob=0.321, positive=False),
         ],
         "nearest": [],
         "failures": [
@@ -221,7 +233,11 @@ def checking(**changes: Any) -> reports.CheckReport:
         views={"PA": 40, "not given": 14},
         ages={"0-9": 6, "40-49": 33, "90 or older": 2, "not given": 13},
         samples=[
-            reports.Sample(f"/data/{label}/{index}.jpeg", label, reports.thumbnail(pixels))
+            reports.Sample(
+                uri=f"/data/{label}/{index}.jpeg",
+                label=label,
+                thumbnail=reports.thumbnail(pixels),
+            )
             for label in (0, 1)
             for index in range(6)
         ],
@@ -321,6 +337,26 @@ def test_figures_have_the_colors_of_the_style_sheet() -> None:
     assert {name: variables[name] for name in PALETTE} == PALETTE
 
 
+def test_paper_is_white_whatever_the_theme_and_no_row_or_figure_is_cut() -> None:
+    style = (TEMPLATES / "style.css").read_text()
+    assert re.findall(r"@media (.*prefers-color-scheme.*) \{", style) == [
+        "screen and (prefers-color-scheme: dark)"
+    ]
+    printed = style.partition("@media print {")[2]
+    [uncut] = re.findall(r"([^{};]*) \{ break-inside: avoid; \}", printed)
+    assert {"tr", "li", "figure", ".caption"} <= set(uncut.strip().split(", "))
+    assert "print-color-adjust: exact" in printed, "shading is data"
+
+
+def test_radiographs_stand_on_a_page_in_one_way() -> None:
+    templates = {path.name: path.read_text() for path in TEMPLATES.glob("*.html")}
+    assert {name for name, text in templates.items() if "<img" in text} == {"parts.html"}
+    shared = templates["parts.html"]
+    assert shared.count("<img") == len(re.findall(r'<img [^>]*alt="[^"]*radiograph', shared)) == 2
+    for name in ("scoring", "explanation", "evaluation", "checking"):
+        assert re.search(r"parts\.(scored_)?photos\(", templates[f"{name}.html"])
+
+
 # ---------------------------------------------------------------- evaluation
 
 
@@ -369,7 +405,7 @@ def test_evaluation_page_is_the_same_each_time(default_page: str) -> None:
 
 
 def test_hostile_names_are_shown_as_text() -> None:
-    wrong = [reports.WrongImage(HOSTILE, 1, 0.01, b"jpeg")]
+    wrong = [reports.WrongImage(uri=HOSTILE, y_true=1, prob=0.01, thumbnail=b"jpeg")]
     report = evaluation(
         title=HOSTILE,
         data=HOSTILE,
@@ -651,17 +687,27 @@ def test_scoring_page_shows_the_most_suspicious() -> None:
     assert "0.987 predicted pneumonia p1/x.dcm Warnings: no window in the file." in scoring_text()
     assert "0.321 predicted normal p2/y.png" in scoring_text()
     assert page.count("data:image/jpeg;base64,") == 2
-    titles = [attributes.get("title") for name, attributes in read(page).tags if name == "figure"]
+    titles = [attributes.get("title") for name, attributes in read(page).tags if name == "span"]
     assert "s3://bucket/xrays/a.zip!/p1/x.dcm" in titles
     assert "Nearest to the threshold" not in page
 
 
 def test_scoring_page_shows_the_images_nearest_to_the_threshold() -> None:
-    page = reports.scoring_page(scoring(nearest=scoring().suspicious[1:]))
-    shown = words_of(page).partition("Nearest to the threshold")[2]
-    assert "The 1 image whose calibrated probability is nearest to 0.437" in shown
-    assert "0.321 predicted normal p2/y.png" in shown.partition("Not scored")[0]
+    nearest = [scored(uri="s3://b/x.zip!/p/y.png", prob=0.421, positive=False, warnings=["odd"])]
+    page = reports.scoring_page(scoring(nearest=nearest))
+    shown = words_of(page).partition("Nearest to the threshold")[2].partition("Not scored")[0]
+    assert "The 1 image whose calibrated probability is nearest to the threshold of 0.437" in shown
+    assert "s3://b/x.zip!/p/y.png Warnings: odd. 0.421 -0.016 normal" in shown
+    assert "unusual" not in shown.lower()
     assert page.count("data:image/jpeg;base64,") == 3
+
+
+def test_the_nearest_have_their_percentiles_where_the_checkpoint_knows_unusual_images() -> None:
+    nearest = [scored(unusual=62.5), scored(unusual=None)]
+    text = scoring_text(nearest=nearest, num_unusual=0)
+    shown = text.partition("Nearest to the threshold")[2].partition("Not scored")[0]
+    assert "predicted unusual" in shown
+    assert "0.440 +0.003 pneumonia 62.5% a/b.png 0.440 +0.003 pneumonia - " in shown
 
 
 def test_scoring_page_is_self_contained_and_the_same_each_time() -> None:
@@ -675,7 +721,8 @@ def test_scoring_page_with_hostile_names() -> None:
         scoring(
             title=HOSTILE,
             inputs=[HOSTILE],
-            suspicious=[reports.SuspiciousImage(HOSTILE, 0.9, True, [HOSTILE], b"jpeg")],
+            suspicious=[scored(uri=HOSTILE, warnings=[HOSTILE])],
+            nearest=[scored(uri=HOSTILE, warnings=[HOSTILE])],
             failures=[reports.FailureGroup(HOSTILE, HOSTILE, 17, [HOSTILE])],
             warnings={HOSTILE: 1},
             skipped={HOSTILE: 1},
@@ -691,12 +738,11 @@ def test_scoring_page_with_hostile_names() -> None:
 def test_images_beside_the_threshold_and_heatmaps_are_shown_where_there_are_some() -> None:
     assert "Nearest to the threshold" not in scoring_text()
     pixels, heatmap = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32)
-    shown = reports.SuspiciousImage(
-        "a/b.png", 0.44, True, [], reports.thumbnail(pixels), reports.thumbnail(pixels, heatmap)
-    )
+    shown = scored(uri="a/b.png", heatmap=reports.thumbnail(pixels, heatmap))
     page = reports.scoring_page(scoring(suspicious=[shown], nearest=[shown]))
     assert "Nearest to the threshold" in page
-    assert page.count('alt="heatmap of radiograph, scored 0.440, a/b.png"') == 2
+    assert page.count('alt="radiograph a/b.png"') == page.count('alt="heatmap of ') == 2
+    assert page.count('alt="heatmap of radiograph a/b.png"') == 2
     assert words_of(page).count("It shows neither where a disease is") == 1
 
 
@@ -720,13 +766,11 @@ def test_pages_show_images_unlike_the_training_images_where_the_checkpoint_knows
 
 def explanation(**changes: Any) -> reports.ExplanationReport:
     pixels, heatmap = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32)
-    image = reports.ExplainedImage(
+    image = scored(
         number="0001",
         uri="a/b.png",
         prob=0.437,
-        positive=True,
         warnings=["no window in the file"],
-        thumbnail=reports.thumbnail(pixels),
         heatmap=reports.thumbnail(pixels, heatmap),
     )
     values: dict[str, Any] = {
@@ -735,6 +779,7 @@ def explanation(**changes: Any) -> reports.ExplanationReport:
         "num_listed": 2,
         "num_read": 2,
         "method": "Occlusion.",
+        "border_share": 0.634,
         "operating_point": metrics.OperatingPoint("youden", 0.437, 0.951, 0.884, 1_046),
         "images": [image],
         "failures": [reports.FailureGroup("refused", "modality CT, not CR", 1, ["a/c.dcm"])],
@@ -749,6 +794,8 @@ def test_explanation_page_says_what_a_heatmap_is_not_and_what_was_left_out() -> 
     text = words_of(page)
     assert "It shows neither where a disease is nor whether the score is right" in text
     assert "0001: 0.437 predicted pneumonia" in text
+    assert "63% on average lies in the border of the images: the outer 10% of their sides" in text
+    assert "and 36% of their area" in text
     assert "modality CT, not CR" in text
     assert "--limit" not in text
     cut = words_of(reports.explanation_page(explanation(num_listed=1_200)))
@@ -762,8 +809,9 @@ def test_explanation_page_with_hostile_names_and_without_images() -> None:
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert_self_contained(page)
-    empty = reports.explanation_page(explanation(images=[], failures=[]))
+    empty = reports.explanation_page(explanation(images=[], failures=[], border_share=None))
     assert "No image was explained." in empty
+    assert "on average lies in the border" not in empty
 
 
 def test_an_overlay_is_the_radiograph_where_the_heatmap_is_zero() -> None:

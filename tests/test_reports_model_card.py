@@ -89,13 +89,15 @@ def test_what_the_checkpoint_holds_is_in_its_card(trained: Checkpoint) -> None:
     assert "| Specificity | 0.900 [" in figures
     assert "| Sensitivity, viral | 1.000 [1.000, 1.000] | 10 | 10 |" in figures
     point = section(card, "Operating point")
-    assert "from a probability of 0.2500" in point
+    assert "at a probability of 0.2500 or above" in point
     assert "40 validation images by the rule `sensitivity=0.95`" in point
     assert "sensitivity of\n0.950 and a specificity of 0.900" in point
-    assert "Platt scaling (temperature 1.250, bias +0.500)" in section(card, "Calibration")
+    calibration = section(card, "Calibration")
+    assert "Platt scaling (temperature 1.250, bias +0.500)" in calibration
+    assert "Of these, 50% show pneumonia" in calibration
     failures = section(card, "Known failures")
     assert "2 of 20 normal validation images are called pneumonia, and 0 of 20" in failures
-    assert "1 of these errors are sure ones" in failures
+    assert "1 of these errors are confident" in failures
     assert PROVENANCE["command"] in section(card, "How it was made")
     assert "| torch | 2.6.0 |" in section(card, "How it was made")
     assert "squeezenet1_1-b8a52dc0.pth, 52 tensors" in section(card, "Licenses")
@@ -163,6 +165,20 @@ def test_robustness_is_in_the_card_where_it_is_known(trained: Checkpoint) -> Non
     assert "| blur | 0.750" in robustness
     unusual = section(card, "Unusual images")
     assert "those of 200 training images than those of 99% of 100 validation images" in unusual
+
+
+def test_shortcuts_are_measured_or_said_to_be_unknown(trained: Checkpoint) -> None:
+    unknown = section(model_card(trained), "Shortcuts")
+    assert "in the border of the image: not available." in unknown
+    measured = section(model_card(trained, [0.5, 0.75, 0.625]), "Shortcuts")
+    assert "62% of a Grad-CAM heatmap lies in the border of the image" in measured
+    assert "measured on 3 validation images" in measured
+    assert "the outer 10% of the image's sides" in measured
+    assert "and 36% of its area" in measured
+    assert "not available" not in measured
+    for text in (unknown, measured):
+        assert "text markers" in text
+        assert "`jobs/explain.py --checkpoint DIR" in text
 
 
 def test_an_ensemble_says_whose_the_figures_are(trained: Checkpoint) -> None:

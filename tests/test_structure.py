@@ -14,7 +14,7 @@ from tests.support.jobs import ROOT, run
 ORDER = (
     *("errors", "labels", "recipes", "cli", "progress", "storage", "sources", "images", "download"),
     *("metrics", "models", "cluster", "inference", "datasets", "phantoms", "reports"),
-    *("training", "checking", "explanations", "evaluation", "scoring", "tuning"),
+    *("explanations", "training", "checking", "evaluation", "scoring", "tuning"),
 )
 """Every package and module at the top of `cxr`; it imports only those before it. This is the one
 list: the table in docs/structure.md shows it."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from cxr import metrics
+from cxr import metrics, storage
 from cxr.cluster import Workers
 from cxr.datasets.shards import Shards, read_part
 from cxr.datasets.split import SplitConfig
@@ -419,7 +420,9 @@ def test_the_command_in_a_model_card_has_the_last_part_of_paths_alone() -> None:
     )
 
 
-def test_trained_members_become_one_checkpoint_one_row_and_one_card(tmp_path: Path) -> None:
+def test_trained_members_become_one_checkpoint_one_row_and_one_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a cluster: what the workers would give is made up."""
     settings = RunSettings(
         data="/data/set", weights="none", output=str(tmp_path), folds=3, members=2, stress_images=0
@@ -434,7 +437,13 @@ def test_trained_members_become_one_checkpoint_one_row_and_one_card(tmp_path: Pa
         }
     )  # fmt: skip
     none = pa.table({"uri": pa.array([], pa.string())})
-    shards = Shards("", (64, 64), "uint8", {}, table, none)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 64, 64), np.uint8)
+    parts = {fold: (f"{tmp_path}/{fold}.parquet",) for fold in range(3)}
+    for fold, (path,) in parts.items():
+        own = [image.tobytes() for image in pixels[4 * fold : 4 * fold + 4]]
+        storage.write_table(path, pa.table({"x": own}))
+    shards = Shards("", (64, 64), "uint8", parts, table, none)
+    monkeypatch.setattr(run, "decode_shards", lambda *_: shards)
     digests = [f"{row:064}" for row in range(12)]
     listing = pa.table({"patient_digest": digests, "patient": digests})
     source = PatientSource("the names of files", 12, 1)
@@ -456,7 +465,7 @@ def test_trained_members_become_one_checkpoint_one_row_and_one_card(tmp_path: Pa
         outcomes.append(trainer.Outcome(start, predictions, [entry], entry))
     [group] = run._best_first([RECIPE], plans, outcomes)
     run._finish(*group, settings, "set", images, gpu=False, keep=True)
-    run._write_cards([RECIPE], settings)
+    run._write_cards([RECIPE], settings, images)
     saved = checkpoint.load(f"{tmp_path}/small/checkpoint")
     assert saved.member_of_fold == {0: 0, 1: 1}
     assert saved.validation["logit"].to_pylist() == [-1, 1, -1, 1, 0, 2, 0, 2]
@@ -474,6 +483,7 @@ def test_trained_members_become_one_checkpoint_one_row_and_one_card(tmp_path: Pa
     card = (tmp_path / "small/checkpoint/MODEL_CARD.md").read_text()
     assert card.startswith("# Model card: small of 2 members")
     assert "--data set --folds 3 --weights none --members 2 --stress-images 0\n" in card
+    assert re.search(r"[0-9]% of a Grad-CAM heatmap .* measured on [1-8] validation images", card)
 
 
 def test_an_ensemble_that_was_killed_is_resumed_and_used_by_every_job(

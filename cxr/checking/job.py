@@ -248,7 +248,7 @@ def _draw_samples(shards: Shards) -> list[Sample]:
         ):
             drawn = samples.get(label)
             if drawn is not None and len(drawn) < NUM_SAMPLES:
-                drawn.append(Sample(uri, label, thumbnail(pixels)))
+                drawn.append(Sample(uri=uri, label=label, thumbnail=thumbnail(pixels)))
         if all(len(drawn) == NUM_SAMPLES for drawn in samples.values()):
             break
     return [sample for drawn in samples.values() for sample in drawn]

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from pyarrow import csv
@@ -31,9 +32,9 @@ from cxr.labels import CLASSES
 from cxr.models.checkpoint import Checkpoint, package_versions
 from cxr.progress import Progress
 from cxr.reports import (
-    ExplainedImage,
     ExplanationReport,
     FailureGroup,
+    ScoredImage,
     explanation_page,
     overlay,
     thumbnail,
@@ -50,12 +51,14 @@ EXPLANATIONS: Final = pa.schema(
         ("reason", pa.string()),
         ("prob_pneumonia", pa.float64()),
         ("prediction", pa.string()),
+        ("border_share", pa.float64()),
         ("map", pa.string()),
         ("overlay", pa.string()),
     ]
 )
 """The columns of explanations.csv. `status` is `explained`, `refused` or `unreadable`, with a
-`reason` unless explained; the others are empty then. `map` and `overlay` are names of files."""
+`reason` unless explained; the others are empty then. `border_share` is `metrics.border_share` of
+the heatmap; `map` and `overlay` are names of files."""
 
 _METHODS: Final[Mapping[Method, str]] = {
     "grad_cam": "Grad-CAM at the last maps of the backbone.",
@@ -106,7 +109,7 @@ def explain_inputs(
     rows = listing.slice(0, limit).to_pylist()
     digits = max(MIN_DIGITS, len(str(len(rows))))
     table: list[dict[str, Any]] = []
-    shown: list[ExplainedImage] = []
+    shown: list[ScoredImage] = []
     images = read_images(
         rows, trained.recipe.image_px, any_body_part=any_body_part, any_view=any_view
     )
@@ -134,6 +137,7 @@ def explain_inputs(
             num_listed=len(listing),
             num_read=len(rows),
             method=_METHODS[method],
+            border_share=pc.mean(written["border_share"]).as_py(),
             operating_point=trained.operating_point,
             images=shown,
             failures=_failures(table),
@@ -205,12 +209,17 @@ def _write(
     for name, file in zip(names.values(), (array, picture), strict=True):
         storage.write_bytes(storage.join(output, name), file.getvalue())
     positive = prob >= trained.operating_point.threshold
-    return {"prob_pneumonia": prob, "prediction": CLASSES[positive], **names}
+    return {
+        "prob_pneumonia": prob,
+        "prediction": CLASSES[positive],
+        "border_share": metrics.border_share(heatmap),
+        **names,
+    }
 
 
-def _to_shown(row: Mapping[str, Any], image: Image, heatmap: NDArray[np.float32]) -> ExplainedImage:
+def _to_shown(row: Mapping[str, Any], image: Image, heatmap: NDArray[np.float32]) -> ScoredImage:
     assert image.pixels is not None
-    return ExplainedImage(
+    return ScoredImage(
         number=row["number"],
         uri=row["uri"],
         prob=row["prob_pneumonia"],

@@ -14,6 +14,7 @@ from cxr.metrics.examination import (
     most_wrong,
     reliability,
 )
+from cxr.metrics.heatmaps import BORDER, BORDER_AREA, border_share
 from cxr.metrics.operating_point import RULES, OperatingPoint, choose_operating_point, parse_rule
 from cxr.metrics.paired import auc_difference
 from cxr.metrics.robustness import (
@@ -36,6 +37,8 @@ from cxr.metrics.subgroups import Subgroup, check_values, examine_subgroups
 from cxr.metrics.weighted import NUM_BINS, divide, draw_patients, weighted_auc
 
 __all__ = [
+    "BORDER",
+    "BORDER_AREA",
     "DEFAULT_STRESSED",
     "LEVEL",
     "NUM_BINS",
@@ -53,6 +56,7 @@ __all__ = [
     "Scaling",
     "Subgroup",
     "auc_difference",
+    "border_share",
     "check_stress_images",
     "check_values",
     "choose_operating_point",

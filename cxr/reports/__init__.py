@@ -10,10 +10,10 @@ network. Its text is a template in `templates/`, its figures are functions in `f
 from cxr.reports.checking import CheckReport, Duplicates, Sample, Sizes, SplitCounts, checking_page
 from cxr.reports.comparison import comparison_page, comparison_table
 from cxr.reports.evaluation import EvaluationReport, WrongImage, evaluation_page
-from cxr.reports.explanation import ExplainedImage, ExplanationReport, explanation_page
+from cxr.reports.explanation import ExplanationReport, explanation_page
 from cxr.reports.figures.comparison import class_distribution
 from cxr.reports.model_card import MODEL_CARD, model_card
-from cxr.reports.scoring import FailureGroup, ScoringReport, SuspiciousImage, scoring_page
+from cxr.reports.scoring import FailureGroup, ScoredImage, ScoringReport, scoring_page
 from cxr.reports.thumbnails import overlay, thumbnail
 from cxr.reports.tuning import TuningReport, tuning_page
 
@@ -22,14 +22,13 @@ __all__ = [
     "CheckReport",
     "Duplicates",
     "EvaluationReport",
-    "ExplainedImage",
     "ExplanationReport",
     "FailureGroup",
     "Sample",
+    "ScoredImage",
     "ScoringReport",
     "Sizes",
     "SplitCounts",
-    "SuspiciousImage",
     "TuningReport",
     "WrongImage",
     "checking_page",

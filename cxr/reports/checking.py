@@ -7,6 +7,7 @@ from typing import Any
 from cxr.reports.figures import images
 from cxr.reports.rendering import render
 from cxr.reports.scoring import FailureGroup
+from cxr.reports.thumbnails import Photo
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,12 @@ class Sizes:
     """The longer side of each image."""
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, kw_only=True)
+class Sample(Photo):
     """A decoded image, as the network meets it."""
 
-    uri: str
-    """Its last two parts are shown."""
     label: int
     """0 normal, 1 pneumonia."""
-    thumbnail: bytes
-    """JPEG, from `thumbnail`."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cxr.models.unusual import FeatureDistribution
 from cxr.reports.figures import model, training, unusual
 from cxr.reports.figures.robustness import under_changes
 from cxr.reports.rendering import count, render
+from cxr.reports.thumbnails import Photo
 
 ROBUSTNESS_HEADINGS: Final = {
     "auc": "AUC",
@@ -23,20 +24,14 @@ ROBUSTNESS_HEADINGS: Final = {
 }
 
 
-@dataclass(frozen=True)
-class WrongImage:
+@dataclass(frozen=True, kw_only=True)
+class WrongImage(Photo):
     """An image that is misclassified at the operating point."""
 
-    uri: str
-    """Only its last two parts are shown."""
     y_true: int
     """0 normal, 1 pneumonia."""
     prob: float
     """Calibrated probability of pneumonia."""
-    thumbnail: bytes
-    """JPEG, from `thumbnail`."""
-    heatmap: bytes = b""
-    """JPEG, from `thumbnail` with a heatmap; empty if there is none."""
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,7 @@ from typing import Any
 
 from cxr.metrics import OperatingPoint
 from cxr.reports.rendering import render
-from cxr.reports.scoring import FailureGroup
-
-
-@dataclass(frozen=True)
-class ExplainedImage:
-    """An image with its heatmap."""
-
-    number: str
-    """How its files are named."""
-    uri: str
-    """Its last two parts are shown, all of it on hovering."""
-    prob: float
-    """Calibrated probability of pneumonia."""
-    positive: bool
-    """Whether the prediction at the operating point is pneumonia."""
-    warnings: Sequence[str]
-    """What was odd about the file, as decoding words it; may be empty."""
-    thumbnail: bytes
-    """JPEG, from `thumbnail`."""
-    heatmap: bytes
-    """JPEG, from `thumbnail` with a heatmap."""
+from cxr.reports.scoring import FailureGroup, ScoredImage
 
 
 @dataclass(frozen=True)
@@ -42,9 +22,11 @@ class ExplanationReport:
     """Images that were read: all, or as many as were asked for."""
     method: str
     """A sentence on how the heatmaps were computed."""
+    border_share: float | None
+    """`metrics.border_share`, mean over the heatmaps; None without one."""
     operating_point: OperatingPoint
-    images: Sequence[ExplainedImage]
-    """In the order shown; may be empty."""
+    images: Sequence[ScoredImage]
+    """With their numbers and heatmaps, in the order shown; may be empty."""
     failures: Sequence[FailureGroup]
     """Images that were read and have no heatmap, all of them named; may be empty."""
     facts: Mapping[str, Any]

@@ -6,7 +6,7 @@ Source: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993,
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cxr import metrics, storage
 from cxr.labels import CLASSES
-from cxr.metrics import LEVEL, Estimate, Examination, Scaling
+from cxr.metrics import BORDER, BORDER_AREA, LEVEL, Estimate, Examination, Scaling
 from cxr.metrics.robustness import METRICS, Robustness
 from cxr.models.checkpoint import Checkpoint
 from cxr.models.unusual import WARN_ABOVE
@@ -27,8 +27,8 @@ MODEL_CARD: Final = "MODEL_CARD.md"
 
 NOT_AVAILABLE: Final = "not available"
 
-SURE: Final = 0.9
-"""Probability from which a wrong prediction is called a sure one."""
+CONFIDENT: Final = 0.9
+"""Probability from which a wrong prediction is called confident."""
 
 _MARKUP: Final = re.compile(r"[\\`*<>|&]|\](?=[(\[:])")
 """What begins or ends markup inside a line; of brackets those of a link."""
@@ -39,8 +39,8 @@ _NAMES: Final = {
     "specificity": "Specificity",
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
-    "brier": "Brier score",
-    "expected_calibration_error": "Calibration error",
+    "brier": "Brier score (lower is better)",
+    "expected_calibration_error": "Calibration error (lower is better)",
 }
 
 _SUBTYPES: Final = {"bacteria": "Sensitivity, bacterial", "virus": "Sensitivity, viral"}
@@ -54,11 +54,13 @@ class _Code(str):
     """A text that is shown as it is, inside a block of code."""
 
 
-def model_card(trained: Checkpoint) -> str:
+def model_card(trained: Checkpoint, border_shares: Sequence[float] = ()) -> str:
     """The model card of a checkpoint.
 
     Args:
         trained: the checkpoint in float32.
+        border_shares: `metrics.border_share` of Grad-CAM heatmaps of validation images; empty if it
+            was not measured.
 
     Returns:
         Markdown, as GitHub renders it.
@@ -105,6 +107,11 @@ def model_card(trained: Checkpoint) -> str:
         distribution=trained.distribution,
         warn_above=f"{WARN_ABOVE:g}%",
         int8=_int8(trained),
+        prevalence=f"{examination.num_pneumonia / examination.num_images:.0%}",
+        border=f"{BORDER:.0%}",
+        border_area=f"{BORDER_AREA:.0%}",
+        border_share=f"{np.mean(border_shares):.0%}" if border_shares else "",
+        num_explained=count(len(border_shares), "validation image"),
         failures=_failures(trained, examination),
         weights=_weights(facts.get("weights", {})),
         command=_Code(facts.get("command", NOT_AVAILABLE)),
@@ -204,7 +211,7 @@ def _data(data: Mapping[str, Any]) -> list[Row]:
         ("Images left out (unreadable, or duplicates)", of("num_left_out")),
         ("Images held out to test on", of("num_held_out")),
         ("Fingerprint of the images used", of("fingerprint")),
-        ("Patients", of("patients")),
+        ("Patients of the whole set", of("patients")),
         ("Hospitals, devices, years", NOT_AVAILABLE),
         ("Ages and sexes", NOT_AVAILABLE),
     ]
@@ -262,8 +269,8 @@ def _failures(trained: Checkpoint, examination: Examination) -> list[str]:
         f"{confusion.false_positive:,} of {examination.num_normal:,} normal validation images are"
         f" called pneumonia, and {confusion.false_negative:,} of {examination.num_pneumonia:,} with"
         " pneumonia normal.",
-        f"{int((wrong >= SURE).sum()):,} of these errors are sure ones: the wrong class has a"
-        f" probability of at least {SURE}.",
+        f"{int((wrong >= CONFIDENT).sum()):,} of these errors are confident: the wrong class has a"
+        f" probability of at least {CONFIDENT}.",
     ]
 
 

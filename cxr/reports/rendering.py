@@ -13,7 +13,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cxr.labels import CLASSES
-from cxr.metrics import LEVEL, NUM_BINS, Estimate
+from cxr.metrics import BORDER, BORDER_AREA, LEVEL, NUM_BINS, Estimate
 from cxr.metrics.results import Interval
 
 UNDEFINED: Final = "undefined"
@@ -50,7 +50,13 @@ def _environment() -> Environment:
         "short_uri": short_uri,
         "thousands": "{:,}".format,
     }
-    environment.globals |= {"classes": CLASSES, "level": f"{LEVEL:.0%}", "num_bins": NUM_BINS}
+    environment.globals |= {
+        "border": f"{BORDER:.0%}",
+        "border_area": f"{BORDER_AREA:.0%}",
+        "classes": CLASSES,
+        "level": f"{LEVEL:.0%}",
+        "num_bins": NUM_BINS,
+    }
     return environment
 
 

@@ -7,27 +7,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cxr.labels import CLASSES
 from cxr.metrics import OperatingPoint
 from cxr.reports.figures import model
 from cxr.reports.rendering import render
+from cxr.reports.thumbnails import Photo
 
 
-@dataclass(frozen=True)
-class SuspiciousImage:
+@dataclass(frozen=True, kw_only=True)
+class ScoredImage(Photo):
     """A scored image that is shown."""
 
-    uri: str
-    """Its last two parts are shown, all of it on hovering: `s3://b/archive.zip!/a/b.dcm`."""
     prob: float
     """Calibrated probability of pneumonia."""
     positive: bool
     """Whether the prediction at the operating point is pneumonia."""
     warnings: Sequence[str]
     """What was odd about the file, as decoding words it; may be empty."""
-    thumbnail: bytes
-    """JPEG, from `thumbnail`."""
-    heatmap: bytes = b""
-    """JPEG, from `thumbnail` with a heatmap; empty if there is none."""
+    unusual: float | None = None
+    """The percentile of its distance to the training images; None if it is not known."""
+    number: str = ""
+    """How its files are named; empty if it has none."""
+
+    @property
+    def prediction(self) -> str:
+        return CLASSES[self.positive].lower()
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,11 @@ class ScoringReport:
     num_predicted: int
     """Scored images that were predicted as pneumonia at the operating point."""
     operating_point: OperatingPoint
-    suspicious: Sequence[SuspiciousImage]
-    """The most suspicious first; may be empty."""
-    nearest: Sequence[SuspiciousImage]
-    """Those whose probability is nearest to the threshold, the nearest first; may be empty."""
+    suspicious: Sequence[ScoredImage]
+    """The most suspicious first; may be empty. All of a path is shown on hovering."""
+    nearest: Sequence[ScoredImage]
+    """Those whose probability is nearest to the threshold, the nearest first; may be empty. Their
+    paths are shown in full: `s3://b/archive.zip!/a/b.dcm`."""
     failures: Sequence[FailureGroup]
     """May be empty; shown with the most frequent first."""
     warnings: Mapping[str, int]
@@ -75,7 +80,7 @@ class ScoringReport:
     """Number of files that were not listed, by type: `".txt"`, `"hidden"` or the like."""
     facts: Mapping[str, Any]
     """Where the scores come from: checkpoint, versions, rates."""
-    unusual: Sequence[SuspiciousImage] = ()
+    unusual: Sequence[ScoredImage] = ()
     """Of the images unlike the training images, the most unusual first."""
     num_unusual: int | None = None
     """Images unlike the training images; None if the checkpoint does not know these."""

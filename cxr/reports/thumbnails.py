@@ -1,6 +1,7 @@
 """Small pictures of radiographs for a page, and heatmaps laid over them."""
 
 import io
+from dataclasses import dataclass
 from typing import Final
 
 import matplotlib as mpl
@@ -18,6 +19,18 @@ COLORS: Final = "inferno"
 
 STRONGEST: Final = 0.65
 """Opacity of the colors where a heatmap is 1: the radiograph is visible below them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """A radiograph on a page."""
+
+    uri: str
+    """Its last two parts are shown."""
+    thumbnail: bytes
+    """JPEG, from `thumbnail`."""
+    heatmap: bytes = b""
+    """JPEG, from `thumbnail` with a heatmap; empty if there is none."""
 
 
 def thumbnail(

@@ -15,7 +15,7 @@ from cxr.images.read import read_all
 from cxr.labels import CLASSES
 from cxr.metrics import OperatingPoint
 from cxr.models.checkpoint import Checkpoint, package_versions
-from cxr.reports import FailureGroup, ScoringReport, SuspiciousImage, scoring_page, thumbnail
+from cxr.reports import FailureGroup, ScoredImage, ScoringReport, scoring_page, thumbnail
 from cxr.scoring.explained import explain_pixels
 from cxr.scoring.manifest import Listing, Manifest, ScoreSettings
 from cxr.scoring.studies import merge_groups, studies_schema
@@ -288,12 +288,17 @@ def _pictures(
 
 def _show(
     images: Sequence[Shown], pictures: Mapping[str, tuple[bytes, bytes]]
-) -> list[SuspiciousImage]:
+) -> list[ScoredImage]:
     return [
-        SuspiciousImage(
-            row["file"], row["prob_pneumonia"], row["prediction"] == CLASSES[1], row["warnings"],
-            *pictures[row["file"]],
+        ScoredImage(
+            uri=row["file"],
+            prob=row["prob_pneumonia"],
+            positive=row["prediction"] == CLASSES[1],
+            warnings=row["warnings"],
+            unusual=row["unusual"],
+            thumbnail=pictures[row["file"]][0],
+            heatmap=pictures[row["file"]][1],
         )
         for row in (image.score for image in images)
         if row["file"] in pictures
-    ]  # fmt: skip
+    ]

@@ -26,6 +26,7 @@ from cxr.models.quantization import BATCH_SIZE, NUM_CALIBRATION, quantize
 from cxr.models.session import open_session
 from cxr.models.validation import add_changed, changed_images
 from cxr.storage.arrays import to_array
+from cxr.training.unusual import read_first
 
 MAX_LOSS: Final = 0.005
 """The network is refused where the interval of its AUC, minus that in float32, reaches below the
@@ -116,17 +117,7 @@ def add_int8(
 
 def _examples(pixels: Shards, folds: Sequence[int]) -> NDArray[np.uint8]:
     """The first training images of each fold, whose order is random: uint8 (N, S, S)."""
-    arrays: list[NDArray[np.uint8]] = []
-    for number, fold in enumerate(folds):
-        taken = sum(map(len, arrays))
-        # An equal part of what is missing, so that a small fold is made up for by the next.
-        wanted = -(-(NUM_CALIBRATION - taken) // (len(folds) - number))
-        for path in pixels.parts.get(fold, ()):
-            if wanted <= 0:
-                break
-            array = to_array(read_part(path, ["x"])["x"], pixels.shape, pixels.dtype)
-            arrays.append(array[:wanted])
-            wanted -= len(arrays[-1])
+    arrays = list(read_first(pixels, folds, NUM_CALIBRATION))
     if not arrays:
         raise CheckpointError("int8: there are no training images to quantize with.")
     return np.concatenate(arrays)

@@ -39,6 +39,7 @@ from cxr.models.validation import add_changed, anonymize, calibrate, clean_rows
 from cxr.recipes import Recipe
 from cxr.reports import MODEL_CARD, comparison_page, model_card
 from cxr.training import loop, members, trainer
+from cxr.training.borders import measure_border_shares
 from cxr.training.preparation import (
     TrainingImages,
     list_training_images,
@@ -177,7 +178,7 @@ def train(recipes: Sequence[Recipe], settings: RunSettings) -> Run:
     skipped = write_skipped([plan.shards for plan in plans], output)
     storage.delete(storage.join(output, "ray"))  # Nothing is left to resume.
     quantized = _quantize(recipes, settings, images) if settings.int8 else []
-    _write_cards(recipes, settings)
+    _write_cards(recipes, settings, images)
     return _compare(recipes, settings, images, skipped, quantized)
 
 
@@ -208,12 +209,15 @@ def _quantize(
     return sentences
 
 
-def _write_cards(recipes: Sequence[Recipe], settings: RunSettings) -> None:
+def _write_cards(recipes: Sequence[Recipe], settings: RunSettings, images: TrainingImages) -> None:
     """Write the model card of each checkpoint, once all of it is known."""
     for recipe in recipes:
         folder = storage.join(settings.folder, recipe.name, "checkpoint")
         if checkpoint.exists(folder):
-            card = model_card(checkpoint.load(folder))
+            trained = checkpoint.load(folder)
+            pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)
+            shares = measure_border_shares(trained, pixels, settings.validation_folds)
+            card = model_card(trained, shares)
             storage.write_bytes(storage.join(folder, MODEL_CARD), card.encode())
 
 

@@ -84,7 +84,7 @@ def _compute(plan: Plan, folds: Sequence[int], limit: int) -> NDArray[np.float32
     network = Pooled(plan.model.eval(), plan.recipe.image_px, plan.model.num_frozen * plan.cached)
     features = []
     with torch.inference_mode():
-        for array in _read(plan.shards, folds, limit):
+        for array in read_first(plan.shards, folds, limit):
             inputs = torch.from_numpy(array.copy())
             if plan.cached:
                 outputs = network(inputs.float())
@@ -94,11 +94,14 @@ def _compute(plan: Plan, folds: Sequence[int], limit: int) -> NDArray[np.float32
     return np.concatenate(features)
 
 
-def _read(shards: Shards, folds: Sequence[int], limit: int) -> Iterator[NDArray[np.generic]]:
-    """The first arrays of each fold, whose order is random, a file at a time."""
+def read_first(shards: Shards, folds: Sequence[int], limit: int) -> Iterator[NDArray[np.generic]]:
+    """The first arrays of each fold, whose order is random, a file at a time: (n, *shards.shape).
+
+    Each fold gives an equal part of the limit, and what a small one lacks is made up for by the
+    next.
+    """
     left = limit
     for number, fold in enumerate(folds):
-        # An equal part of what is left, so that a small fold is made up for by the next.
         own = -(-left // (len(folds) - number))
         for path in shards.parts.get(fold, ()):
             if own <= 0:

@@ -34,6 +34,12 @@ MIN_AUC: Final = 0.985
 MIN_STRESSED_AUC: Final = 0.975
 """Mean over the acquisition changes."""
 
+NOTE: Final = (
+    "For research only: this model was trained on radiographs of children of one to five years from"
+    " one hospital, and knows no others."
+)
+"""On every page that is made with the model."""
+
 MAX_BYTES: Final = 4_000_000
 """Of the whole folder."""
 
@@ -68,8 +74,9 @@ def main() -> None:
     changed = changed_images(trained.validation)
     validation = int8.stress(network, validation, changed, pixels, folds, threads, {})
     saved = checkpoint.save(
-        str(job.to), recipe, model, validation, trained.provenance, settings.operating_point,
-        trained.splits, settings.calibrate_on, distribution=trained.distribution,
+        str(job.to), recipe, model, validation, trained.provenance | {"note": NOTE},
+        settings.operating_point, trained.splits, settings.calibrate_on,
+        distribution=trained.distribution,
     )  # fmt: skip
     (job.to / MODEL_CARD).write_text(model_card(checkpoint.load(saved.folder)))
     num_bytes = sum(path.stat().st_size for path in job.to.iterdir())

@@ -162,6 +162,7 @@ def evaluate(
     page = evaluation_page(
         EvaluationReport(
             title=f"{trained.title}: evaluation on the {split} split",
+            note=trained.note,
             data=name,
             split=split,
             examination=examination,

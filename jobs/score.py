@@ -1,6 +1,7 @@
 """Score an archive with a trained checkpoint: every image once, every failure explained.
 
 python jobs/score.py --checkpoint runs/first/v2/checkpoint --input archive --output scores
+python jobs/score.py --input archive --output scores          # the model of this package
 python jobs/score.py --checkpoint DIR --input s3://bucket/2024 old.zip more.tar.gz --output URI
 
 Killed, it resumes when the same command is run again.
@@ -27,8 +28,6 @@ TOO_MANY_FAILED = 3
 class ScoreJob:
     """What to score, and with what."""
 
-    checkpoint: str
-    """Folder of a trained classifier, as jobs/train.py printed it."""
     input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
     """Files, folders (with all folders below), globs, bucket prefixes, zip or tar archives (.zip
     .tar .tgz .tar.gz .tar.zst .tar.bz2 .tar.xz; also inside folders and one inside another),
@@ -36,6 +35,9 @@ class ScoreJob:
     .xlsx)."""
     output: str
     """Folder or bucket prefix for the scores: empty, or that of the same command before."""
+    checkpoint: str | None = None
+    """Folder of a trained classifier, as jobs/train.py printed it. Default: the model that this
+    package ships, for research on radiographs of children alone."""
     operating_point: str | None = None
     """Another rule for the threshold than the checkpoint's, chosen on its validation images:
     youden, sensitivity=X, specificity=X, or cost=FN:FP,prevalence=P for the costs of a false
@@ -81,7 +83,9 @@ def main() -> None:
     from cxr.models import checkpoint
     from cxr.scoring.job import score
 
-    trained = checkpoint.load(job.checkpoint).at(job.precision)
+    trained = checkpoint.load(job.checkpoint or checkpoint.STARTER).at(job.precision)
+    if trained.note:
+        print(f"checkpoint: {trained.note}")
     point = trained.choose(job.operating_point)
     output = storage.absolute(job.output)
     cluster.connect()

@@ -133,6 +133,7 @@ def explain_inputs(
     page = explanation_page(
         ExplanationReport(
             title=f"{trained.title}: where it looked in {len(shown):,} radiographs",
+            note=trained.note,
             inputs=[storage.absolute(uri) for uri in inputs],
             num_listed=len(listing),
             num_read=len(rows),

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -56,6 +57,11 @@ FORMAT: Final = 1
 
 ENSEMBLE_FORMAT: Final = 2
 """Of checkpoints with several members, which versions that know none would read wrongly."""
+
+STARTER: Final = str(Path(__file__).parent / "starter")
+"""A checkpoint that the package ships, made by `python -m benchmarks.starter`: for whoever has no
+labeled radiographs to train with."""
+
 UNUSUAL_FILE: Final = "unusual.safetensors"
 """The file of `Checkpoint.distribution`."""
 
@@ -146,6 +152,11 @@ class Checkpoint:
         members = f" of {len(self.members)} members" if self.members else ""
         precision = "" if self.precision == "float32" else f" in {self.precision}"
         return f"{self.recipe.name}{members}{precision}"
+
+    @property
+    def note(self) -> str:
+        """What everyone must know who reads its figures; empty, except of `STARTER`."""
+        return str(self.provenance.get("note", ""))
 
     @property
     def member_of_fold(self) -> dict[int, int]:

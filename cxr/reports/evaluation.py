@@ -68,6 +68,8 @@ class EvaluationReport:
     """That they are distances to."""
     notes: Sequence[str] = ()
     """What a reader must know, such as how many images were skipped and why."""
+    note: str = ""
+    """Of the checkpoint, for whoever reads its figures."""
 
 
 def evaluation_page(report: EvaluationReport) -> str:
@@ -80,6 +82,7 @@ def evaluation_page(report: EvaluationReport) -> str:
         "evaluation.html",
         title=report.title,
         report=report,
+        note=report.note,
         sample=(
             f"{report.split[:1].upper()}{report.split[1:]} split of {report.data}:"
             f" {count(examination.num_images, 'image')} of"

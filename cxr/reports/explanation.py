@@ -31,8 +31,10 @@ class ExplanationReport:
     """Images that were read and have no heatmap, all of them named; may be empty."""
     facts: Mapping[str, Any]
     """Where the heatmaps come from: checkpoint, versions."""
+    note: str = ""
+    """Of the checkpoint, for whoever reads its figures."""
 
 
 def explanation_page(report: ExplanationReport) -> str:
     """The report as one HTML document that loads nothing."""
-    return render("explanation.html", title=report.title, report=report)
+    return render("explanation.html", title=report.title, report=report, note=report.note)

@@ -71,6 +71,7 @@ def model_card(trained: Checkpoint, border_shares: Sequence[float] = ()) -> str:
     return _environment().get_template("model_card.md").render(
         title=trained.title,
         classes=CLASSES,
+        note=trained.note,
         is_synthetic=str(data.get("name", "")).startswith("phantom"),
         model=_model(trained),
         recipe=[(name, _text(value)) for name, value in vars(trained.recipe).items()],

@@ -84,6 +84,8 @@ class ScoringReport:
     """Of the images unlike the training images, the most unusual first."""
     num_unusual: int | None = None
     """Images unlike the training images; None if the checkpoint does not know these."""
+    note: str = ""
+    """Of the checkpoint, for whoever reads its figures."""
 
     @property
     def num_scored(self) -> int:
@@ -100,6 +102,7 @@ def scoring_page(report: ScoringReport) -> str:
         "scoring.html",
         title=report.title,
         report=report,
+        note=report.note,
         histogram=model.score_histogram(report.histogram, report.operating_point)
         if report.num_scored
         else None,

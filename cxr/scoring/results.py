@@ -230,6 +230,7 @@ def _page(
     return scoring_page(
         ScoringReport(
             title=f"{summary.num_scored:,} radiographs scored",
+            note=checkpoint.note,
             inputs=settings.inputs,
             num_listed=summary.num_listed,
             num_refused=summary.num_refused,

@@ -271,12 +271,12 @@ def test_columns_and_labels_may_have_names_of_their_own(tmp_path: Path) -> None:
     assert train["label"].to_pylist() == [0, 1, 1]
     assert train["patient"].to_pylist() == ["1", "0", "0"]
     assert train["subtype"].to_pylist() == ["", "virus", ""]
-    assert [row["split"] for row in data.rows] == ["train", "train", "train", "val"]
+    assert data.table["split"].to_pylist() == ["train", "train", "train", "val"]
     assert data.skipped == {"named again": 1}
     # What else a manifest says is joined by row.
     assert data.manifest is not None
     ages = data.manifest["Age"].to_pylist()
-    assert [ages[row["row"]] for row in data.rows] == ["41", "4\r\n2", "43", "44"]
+    assert [ages[row] for row in data.table["row"].to_pylist()] == ["41", "4\r\n2", "43", "44"]
 
 
 def test_other_labels_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:

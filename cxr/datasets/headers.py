@@ -78,7 +78,8 @@ def read_headers(listing: pa.Table, cache: str) -> pa.Table:
     uri = storage.join(storage.absolute(cache), "headers", f"{name}.parquet")
     if storage.kind(uri) == "file":
         return storage.read_table(uri)
-    rows = listing.append_column("row", pa.array(np.arange(len(listing)))).select(_OPENED)
+    numbers = pa.array(np.arange(len(listing)))
+    rows = listing.select(_KEYED).append_column("row", numbers).select(_OPENED)
     done: list[pa.Table] = []
     with ClusterProgress("reading DICOM headers", len(rows)) as progress:
         dataset = ray.data.from_blocks(_tasks(rows)).map_batches(

@@ -99,7 +99,7 @@ def identify(
         DataError: the patient of an image is not known.
     """
     column = manifest.columns.get("patient") if manifest else None
-    digest_key = digest
+    digest_key: Callable[[str], str] = digest
     if settings.patients:
         how, keys = _as_asked(uri, _paths(uri, table), settings.patients)
     elif manifest and column:

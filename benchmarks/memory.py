@@ -11,9 +11,10 @@ shared and bounded, is not included.
 
     python -m benchmarks.memory --train-rows 100000 1000000
 
-`--train-rows` measures the driver instead: a CSV of so many labeled images with patients and splits is
-listed, divided into folds and put into training order by `list_training_images`, and, in a process of
-its own, by pandas and scikit-learn. The files do not exist; looking for them is part of both.
+`--train-rows` measures the driver instead: a CSV of so many labeled images with patients and splits
+is listed, divided into folds and put into training order by `list_training_images`, and, in a
+process of its own, by pandas and scikit-learn. The files do not exist; looking for them is part of
+both.
 
 With `--random-features` the rows are random numbers, written by the function that writes real ones.
 The training stage reads as many bytes in the same form, without a pass of VGG16 over thousands of
@@ -99,7 +100,7 @@ class Listed:
     cpu_seconds: float
     seconds: float
     base_mib: float
-    """Resident memory before, with all libraries imported."""
+    """Memory of the process alone before, with all libraries imported."""
     peak_bytes_per_row: float
     """Of resident memory, above that before."""
     kept_bytes_per_row: float
@@ -110,7 +111,7 @@ ListImages = Callable[[str], tuple[pa.Table | pd.DataFrame, NDArray[np.int64]]]
 
 
 def write_labels(num_rows: int, folder: Path) -> Path:
-    """A CSV of files that do not exist, about three images a patient, a tenth of them to test on."""
+    """A CSV of files that do not exist: three images a patient, a tenth of the patients to test."""
     path = folder / f"labels-{num_rows}.csv"
     rng = np.random.default_rng(0)
     patients = rng.integers(0, num_rows // 3, num_rows).tolist()
@@ -155,15 +156,17 @@ def list_by_pandas(path: str) -> tuple[pd.DataFrame, NDArray[np.int64]]:
 
 def measure_listing(name: str, list_images: ListImages, path: str, num_rows: int) -> Listed:
     """List a set; to be called in a process of its own."""
-    before = psutil.Process().memory_info().rss
+    process = psutil.Process()
+    base, before = process.memory_full_info().uss, process.memory_info().rss
     cpu, began = time.process_time(), time.monotonic()
     kept = list_images(path)
     cpu_seconds, seconds = time.process_time() - cpu, time.monotonic() - began
-    after = psutil.Process().memory_info().rss
+    pa.default_memory_pool().release_unused()
+    after = process.memory_info().rss
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux: KiB.
     del kept
     return Listed(
-        name, num_rows, cpu_seconds, seconds, before / 2**20, (peak - before) / num_rows,
+        name, num_rows, cpu_seconds, seconds, base / 2**20, (peak - before) / num_rows,
         (after - before) / num_rows,
     )  # fmt: skip
 
@@ -183,8 +186,9 @@ def measure_listings(sizes: tuple[int, ...]) -> list[Listed]:
                 listings.append(listed)
                 print(
                     f"{num_rows:10,} rows by {name}: {listed.cpu_seconds:.1f} s of CPU in"
-                    f" {listed.seconds:.1f} s; bytes a row: {listed.peak_bytes_per_row:,.0f} at the"
-                    f" peak, {listed.kept_bytes_per_row:,.0f} kept, above {listed.base_mib:,.0f} MiB",
+                    f" {listed.seconds:.1f} s; bytes a row: {listed.peak_bytes_per_row:,.0f}"
+                    f" at the peak, {listed.kept_bytes_per_row:,.0f} kept; before:"
+                    f" {listed.base_mib:,.0f} MiB",
                     flush=True,
                 )
     return listings

@@ -8,7 +8,7 @@ import functools
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -333,7 +333,7 @@ def _find_layout(uri: str, files: pa.Table) -> _Layout:
     classes = texts.compute(find_class, paths, files["uri"], files["reason"], dtype=pa.int8())
     split, label = np.divmod(classes.to_numpy(), len(labels.CLASSES))
     if pc.any(pc.greater(pc.list_value_length(files["place"]), 0)).as_py():
-        _check_archives(uri, files, paths, root, split >= 0)
+        _check_archives(uri, files, paths, roots - {root}, root, split >= 0)
     return _Layout(split, label)
 
 
@@ -341,6 +341,7 @@ def _check_archives(
     uri: str,
     members: pa.Table,
     paths: pa.ChunkedArray,
+    others: Collection[tuple[str, ...]],
     root: tuple[str, ...],
     is_labeled: NDArray[np.bool_],
 ) -> None:
@@ -350,6 +351,7 @@ def _check_archives(
         uri: of the set.
         members: of schema `_FILES`.
         paths: of the members, see `_path_below`.
+        others: the folders above other sets, below `root`.
         root: the folders above the set.
         is_labeled: whether each member is in the set, (N,).
 
@@ -363,21 +365,22 @@ def _check_archives(
 
     labeled_paths = paths.filter(pa.array(is_labeled))
     names = texts.compute(lambda path: "/".join(path.split("/")[len(root) :]), labeled_paths)
-    codes, distinct = texts.encode(names)
     archives, archive_uris = texts.encode(members["file"].filter(pa.array(is_labeled)))
-    first = archives[texts.find_first(codes, len(distinct))[codes]]
+    first = archives[texts.find_first(names)]
     if len(copies := np.flatnonzero(archives != first)):
         member = copies[0]
         one, other = (archive_uris[int(k[member])].as_py() for k in (first, archives))
         raise DataError(
-            f"{uri}: {distinct[int(codes[member])].as_py()} is in two archives, {one} and {other}."
+            f"{uri}: {names[int(member)].as_py()} is in two archives, {one} and {other}."
             " Give one of them as --data."
         )
-    is_known = pc.is_in(texts.compute(name_in_set, paths), distinct)
+    if not others:
+        return
+    is_known = pc.is_in(texts.compute(name_in_set, paths), names)
     is_member = pc.greater(pc.list_value_length(members["place"]), 0)
     for (path,) in _cells(paths.filter(pc.and_not(is_member, is_known))):
-        if (second := _layout_root(path.split("/"))) not in (None, root):
-            _refuse_several(uri, root, second or ())
+        if (other := _layout_root(path.split("/"))) in others:
+            _refuse_several(uri, root, other or ())
 
 
 def _cells(*columns: pa.ChunkedArray) -> Iterable[tuple[Any, ...]]:
@@ -475,21 +478,22 @@ def _list_manifest(uri: str, settings: SetSettings) -> LabeledSet:
         cells["label"],
         dtype=pa.int8(),
     )
-    codes, distinct = texts.encode(addresses)
-    kept = np.arange(len(codes))
+    kept = np.arange(len(addresses))
     if settings.other_labels == "skip":
         kept = np.flatnonzero(pc.is_valid(label))
-    first = kept[texts.find_first(codes[kept], len(distinct))[codes[kept]]]
+    first = kept[texts.find_first(addresses.take(kept))]
     is_again = first != kept
     _check_repeated(manifest, cells, classes, first[is_again], kept[is_again])
     chosen = kept[~is_again]
     skipped = Counter(
-        {"with another label": len(codes) - len(kept), "named again": len(kept) - len(chosen)}
+        {"with another label": len(addresses) - len(kept), "named again": len(kept) - len(chosen)}
     )
-    table = _list_named(manifest, addresses.take(chosen), chosen)
-    split = pc.index_in(cells["split"].take(chosen), pa.array(labels.SPLITS)).to_numpy()
-    given = {name: cells[name].take(chosen) for name in ("patient", "subtype")}
-    table = _add_labels(table, split, label.take(chosen), **given)
+    if len(chosen) < len(addresses):
+        addresses, label = addresses.take(chosen), label.take(chosen)
+        cells = {name: column.take(chosen) for name, column in cells.items()}
+    table = _list_named(manifest, addresses, chosen)
+    split = pc.index_in(cells["split"], pa.array(labels.SPLITS)).to_numpy()
+    table = _add_labels(table, split, label, cells["patient"], cells["subtype"])
     table = table.append_column("row", pa.array(chosen))
     return LabeledSet(uri, table, +skipped, manifest, settings)
 

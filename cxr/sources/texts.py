@@ -56,22 +56,50 @@ def encode(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[np.int64], pa.Ar
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
 
 
-def rank(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
-    """As `encode`, but numbers are in the order of the texts."""
-    codes, distinct = encode(column)
-    order = pc.sort_indices(distinct).to_numpy()
-    ranks = np.empty_like(codes, shape=len(order))
-    ranks[order] = np.arange(len(order))
-    return ranks[codes], distinct.take(order)
+def rank(
+    column: pa.ChunkedArray | pa.Array,
+) -> tuple[NDArray[np.int64], pa.Array | pa.ChunkedArray]:
+    """Number the distinct texts of a column in their order.
+
+    By sorting, in a fifth of the memory of a hash table where most texts are distinct.
+
+    Args:
+        column: text without nulls.
+
+    Returns:
+        The number of each cell, (N,), and the texts by number.
+    """
+    order, numbers, cells = _sort(column)
+    ranks = np.empty_like(order)
+    ranks[order] = numbers
+    return ranks, cells.filter(pa.array(np.diff(numbers, prepend=-1) > 0))
 
 
-def share(codes: NDArray[np.integer[Any]], distinct: pa.Array) -> pa.DictionaryArray:
-    """The column of numbers and texts that `encode` or `rank` returns, dictionary-encoded."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), distinct)
-
-
-def find_first(codes: NDArray[np.int64], num_codes: int) -> NDArray[np.int64]:
-    """The first position of each of the numbers 0 to `num_codes` - 1; -1 where there is none."""
-    first = np.full(num_codes, -1, dtype=np.int64)
-    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
+def find_first(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
+    """The first position of the text of each cell, (N,)."""
+    order, numbers, _ = _sort(column)
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    first = np.empty_like(order)
+    first[order] = order[starts][numbers]
     return first
+
+
+def _sort(
+    column: pa.ChunkedArray | pa.Array,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Array | pa.ChunkedArray]:
+    """Positions in the order of the texts, equal ones as they come; and in this order, the number
+    of each text and the text."""
+    order = pc.sort_indices(column).to_numpy().astype(np.int64)
+    cells = column.take(order)
+    is_new = np.ones(len(cells), dtype=bool)
+    is_new[1:] = pc.not_equal(cells.slice(1), cells.slice(0, max(len(cells) - 1, 0)))
+    return order, np.cumsum(is_new) - 1, cells
+
+
+def share(
+    codes: NDArray[np.integer[Any]], distinct: pa.Array | pa.ChunkedArray
+) -> pa.DictionaryArray:
+    """The column of numbers and texts that `encode` or `rank` returns, dictionary-encoded."""
+    if isinstance(distinct, pa.ChunkedArray):
+        distinct = distinct.combine_chunks()
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), distinct)

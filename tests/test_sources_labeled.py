@@ -289,6 +289,25 @@ def test_other_labels_are_refused_or_left_out_and_counted(tmp_path: Path) -> Non
     assert data.skipped == {"with another label": 2, "named again": 1}
 
 
+def test_a_manifest_of_other_labels_alone_has_no_split(tmp_path: Path) -> None:
+    skip = SetSettings(patients="file", other_labels="skip")
+    data = sources.list_set(write_csv(tmp_path, "uri,label\na.png,hip\na.png,knee\n"), skip)
+    assert data.skipped == {"with another label": 2}
+    with pytest.raises(DataError, match=r"no radiographs of split 'train'; found \."):
+        data.split("train")
+
+
+def test_a_listed_image_costs_few_bytes(tmp_path: Path) -> None:
+    """The whole listing is in the memory of the driver."""
+    names = [f"images/{number:09}.png" for number in range(2000)]
+    rows = [f"{name},{number % 2},P{number // 4}" for number, name in enumerate(names)]
+    table = sources.list_set(write_csv(tmp_path, "\n".join(["uri,label,patient", *rows]))).table
+    # Beside its name, and the reason for which these files cannot be read.
+    facts = table.drop_columns(["uri", "file", "status", "reason"])
+    assert facts.nbytes / len(table) < 100
+    assert pa.types.is_dictionary(table["patient_digest"].type)
+
+
 def test_labels_are_compared_as_numbers_and_without_case(tmp_path: Path) -> None:
     text = "uri,label\na.png,0.0\nb.png,1.0\nc.png,1\nd.png,Normal\ne.png, pneumonia \n"
     labels = sources.list_radiographs(write_csv(tmp_path, text), "train", BY_FILE)["label"]

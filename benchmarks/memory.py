@@ -9,26 +9,43 @@ them for training. Both use the same batch size, not v1's 1 and v2's 15, so that
 loading differs. The figure is the worker's peak anonymous memory; Ray's object store, which is
 shared and bounded, is not included.
 
+    python -m benchmarks.memory --train-rows 100000 1000000
+
+`--train-rows` measures the driver instead: a CSV of so many labeled images with patients and splits
+is listed, divided into folds and put into training order by `list_training_images`, and, in a
+process of its own, by pandas and scikit-learn. The files do not exist; looking for them is part of
+both.
+
 With `--random-features` the rows are random numbers, written by the function that writes real ones.
 The training stage reads as many bytes in the same form, without a pass of VGG16 over thousands of
 images. What the head learns from them has no meaning.
 """
 
+import concurrent.futures
 import dataclasses
+import hashlib
 import json
+import multiprocessing
+import resource
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pandas as pd
+import psutil
 import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
 
 from cxr import cli, cluster, phantoms
 from cxr.datasets import features
 from cxr.datasets.pixels import decode_shards
 from cxr.datasets.shards import Shards, write_shards
-from cxr.errors import SettingsError
+from cxr.errors import CxrError, SettingsError
 from cxr.models import classifier
 from cxr.models.classifier import Classifier
 from cxr.recipes import RECIPES, Recipe
@@ -50,6 +67,8 @@ class MemoryJob:
     """Fill the features with random numbers instead of running VGG16."""
     data: str | None = None
     """Folder with train / NORMAL|PNEUMONIA. Without it, synthetic radiographs are drawn."""
+    train_rows: tuple[int, ...] = ()
+    """Rows of CSVs to list and to divide; nothing is trained then."""
     batch_size: int = 64
     """Radiographs per step, for both versions."""
     output: Path | None = None
@@ -70,6 +89,109 @@ class Row:
     num_train: int
     peak_memory_mib: float
     epoch_seconds: float
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What one way of listing a set of labeled images took."""
+
+    library: str
+    num_rows: int
+    cpu_seconds: float
+    seconds: float
+    base_mib: float
+    """Memory of the process alone before, with all libraries imported."""
+    peak_bytes_per_row: float
+    """Of resident memory, above that before."""
+    kept_bytes_per_row: float
+    """At the end: rows in training order, and the fold of each."""
+
+
+ListImages = Callable[[str], tuple[pa.Table | pd.DataFrame, NDArray[np.int64]]]
+
+
+def write_labels(num_rows: int, folder: Path) -> Path:
+    """A CSV of files that do not exist: three images a patient, a tenth of the patients to test."""
+    path = folder / f"labels-{num_rows}.csv"
+    rng = np.random.default_rng(0)
+    patients = rng.integers(0, num_rows // 3, num_rows).tolist()
+    with path.open("w") as file:
+        file.write("uri,label,patient,split\n")
+        file.writelines(
+            f"images/{row // 1000:06}/{row:09}.dcm,{int(patient % 4 > 0)},P{patient:08},"
+            f"{'test' if patient % 10 == 0 else 'train'}\n"
+            for row, patient in enumerate(patients)
+        )
+    return path
+
+
+def list_by_cxr(path: str) -> tuple[pa.Table, NDArray[np.int64]]:
+    """As a training run."""
+    images = list_training_images(path, RunSettings(data=path, folds=NUM_FOLDS))
+    return images.listing, images.folds
+
+
+def list_by_pandas(path: str) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """The same columns, folds and order, as a script with pandas and scikit-learn does it."""
+    rows = pd.read_csv(path, dtype=str)
+    root = Path(path).parent
+    rows["uri"] = [str(root / uri) for uri in rows["uri"]]
+    rows = rows.drop_duplicates("uri")
+    files = [Path(uri) for uri in rows["uri"]]
+    rows["size"] = [file.stat().st_size if file.exists() else -1 for file in files]
+    rows["label"] = rows["label"].map({"0": 0, "1": 1}).astype("int8")
+    keys = [f"patient {patient}".encode() for patient in rows["patient"]]
+    rows["patient_digest"] = [hashlib.sha256(key).hexdigest() for key in keys]
+    rows["patient"] = rows["patient"].rank(method="dense").astype(int) - 1
+    if rows.groupby("patient")["split"].nunique().max() > 1:
+        raise CxrError(f"{path}: a patient is in two splits.")
+    rows = rows[rows["split"] == "train"].sort_values("uri", ignore_index=True)
+    folds = np.empty(len(rows), dtype=np.int64)
+    splitter = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
+    for fold, (_, own) in enumerate(splitter.split(rows, rows["label"], rows["patient"])):
+        folds[own] = fold
+    order = np.random.default_rng(0).permutation(len(rows))
+    return rows.take(order), folds[order]
+
+
+def measure_listing(name: str, list_images: ListImages, path: str, num_rows: int) -> Listed:
+    """List a set; to be called in a process of its own."""
+    process = psutil.Process()
+    base, before = process.memory_full_info().uss, process.memory_info().rss
+    cpu, began = time.process_time(), time.monotonic()
+    kept = list_images(path)
+    cpu_seconds, seconds = time.process_time() - cpu, time.monotonic() - began
+    pa.default_memory_pool().release_unused()
+    after = process.memory_info().rss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux: KiB.
+    del kept
+    return Listed(
+        name, num_rows, cpu_seconds, seconds, base / 2**20, (peak - before) / num_rows,
+        (after - before) / num_rows,
+    )  # fmt: skip
+
+
+def measure_listings(sizes: tuple[int, ...]) -> list[Listed]:
+    """List sets of so many rows in every way, each in a fresh process."""
+    ways: dict[str, ListImages] = {"cxr": list_by_cxr, "pandas": list_by_pandas}
+    listings = []
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        for num_rows in sizes:
+            path = str(write_labels(num_rows, Path(folder)))
+            for name, list_images in ways.items():
+                with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
+                    call = process.submit(measure_listing, name, list_images, path, num_rows)
+                    listed = call.result()
+                listings.append(listed)
+                print(
+                    f"{num_rows:10,} rows by {name}: {listed.cpu_seconds:.1f} s of CPU in"
+                    f" {listed.seconds:.1f} s; bytes a row: {listed.peak_bytes_per_row:,.0f}"
+                    f" at the peak, {listed.kept_bytes_per_row:,.0f} kept; before:"
+                    f" {listed.base_mib:,.0f} MiB",
+                    flush=True,
+                )
+    return listings
 
 
 def random_features(num_images: int, shape: tuple[int, ...], folder: str) -> Shards:
@@ -158,6 +280,11 @@ def print_slopes(slopes: dict[str, float | None], row_mib: float) -> None:
 
 def main() -> None:
     job = cli.parse(MemoryJob, str(__doc__))
+    if job.train_rows:
+        listings = [dataclasses.asdict(listed) for listed in measure_listings(job.train_rows)]
+        if job.output:
+            job.output.write_text(json.dumps(listings, indent=2) + "\n")
+        return
     cluster.connect()
     recipes = [
         dataclasses.replace(RECIPES[version], batch_size=job.batch_size, epochs=1)

@@ -242,7 +242,8 @@ def read_groups(data: LabeledSet, by: Sequence[str]) -> dict[str, dict[str, str]
             raise SettingsError(f"by: {data.uri} has no column {column!r}. Choices: {choices}.")
         values = [(cell or "").strip() for cell in data.manifest[column].to_pylist()]
         metrics.check_values(column, values)
-        groups[column] = {row["uri"]: values[row["row"]] for row in data.rows}
+        rows = zip(data.table["uri"].to_pylist(), data.table["row"].to_pylist(), strict=True)
+        groups[column] = {uri: values[row] for uri, row in rows}
     return groups
 
 
@@ -320,7 +321,7 @@ def choose_images(data: LabeledSet, split: Split, splits: Splits | None) -> tupl
                 " patients held out by --test-fraction, or on other data."
             )
         return _of_role(data, splits, "validation")
-    if split == "test" and not any(row["split"] == "test" for row in data.rows):
+    if split == "test" and not len(data.find_split("test")):
         if splits is not None and splits.patients("test"):
             return _of_role(data, splits, "test")
         raise DataError(
@@ -345,7 +346,7 @@ def choose_images(data: LabeledSet, split: Split, splits: Splits | None) -> tupl
 def _of_role(data: LabeledSet, splits: Splits, role: Role) -> tuple[pa.Table, str]:
     """The radiographs of the patients of one role in training."""
     train = data.split("train")
-    listing = train.filter(pa.array(splits.has_patient(train["patient_digest"].to_pylist(), role)))
+    listing = train.filter(splits.has_patient(train["patient_digest"], role))
     num_known = len(splits.patients(role))
     num_patients = pc.count_distinct(listing["patient"]).as_py()
     if not num_patients:
@@ -364,8 +365,8 @@ def _of_role(data: LabeledSet, splits: Splits, role: Role) -> tuple[pa.Table, st
 def _refuse_trained_patients(
     data: LabeledSet, listing: pa.Table, split: str, splits: Splits
 ) -> None:
-    known = splits.has_patient(listing["patient_digest"].to_pylist(), "train", "validation")
-    shared = listing.filter(pa.array(known))
+    known = splits.has_patient(listing["patient_digest"], "train", "validation")
+    shared = listing.filter(known)
     if len(shared):
         num_patients = pc.count_distinct(shared["patient"]).as_py()
         raise DataError(
@@ -390,13 +391,13 @@ def leave_out(pixels: Shards, split: Split, splits: Splits | None) -> Shards:
         used, reason = splits.has_image(pixels.table, "validation"), NOT_VALIDATED
     else:
         known, reason = splits.has_image(pixels.table, "train", "validation"), TRAINED_ON
-        used = [not image for image in known]
-    others = pixels.table.filter(pc.invert(pa.array(used, pa.bool_())))
+        used = ~known
+    others = pixels.table.filter(~used)
     reasons = pa.array([reason] * len(others), pa.string())
     failed = others.append_column("reason", reasons).select(pixels.failed.column_names)
     return dataclasses.replace(
         pixels,
-        table=pixels.table.filter(pa.array(used, pa.bool_())),
+        table=pixels.table.filter(used),
         failed=pa.concat_tables([pixels.failed, failed]),
     )
 

@@ -20,6 +20,7 @@ from cxr.images.read import read_image
 from cxr.models import classifier, transforms
 from cxr.models.acquisition import change
 from cxr.recipes import Recipe
+from cxr.sources import texts
 from cxr.sources.patients import digest
 from cxr.sources.settings import SetSettings
 from cxr.storage.arrays import to_array
@@ -115,6 +116,15 @@ def test_what_was_decoded_is_not_decoded_again(shards: Shards, broken_set: Path)
     assert again.folder == shards.folder
     assert again.fingerprint == shards.fingerprint
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.parquet")} == written
+
+
+def test_a_table_has_the_key_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which what was decoded from earlier listings is found."""
+    table = pa.table({"uri": ["a", "é", 'b"'], "place": [[], [{"kind": "zip"}], None]})
+    keys = {key("pixels", 64, rows, 1.5) for rows in (table, table.to_pylist())}
+    monkeypatch.setattr(texts, "BATCH_ROWS", 2)
+    assert keys == {key("pixels", 64, table, 1.5)} == {"cf8104510e7a254fcf46"}
+    assert key(table.slice(0, 0)) == key([])
 
 
 def test_shards_that_were_not_finished_are_not_used(shards: Shards, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
 
 from cxr.datasets.folds import assign_folds, hold_out, take
 from cxr.errors import DataError
@@ -40,6 +41,28 @@ def test_folds_follow_the_seed() -> None:
     first, again, other = (assign_folds(labels, patients, 5, seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("num_folds", [2, 5, 11])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_folds_are_those_of_scikit_learn(num_folds: int, mixed: bool) -> None:
+    labels, patients = drawn_set()
+    if mixed:  # Patients with images of both classes.
+        labels = np.random.default_rng(num_folds).integers(0, 2, len(labels))
+    splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=num_folds)
+    folds = assign_folds(labels, patients, num_folds, seed=num_folds)
+    for fold, (_, members) in enumerate(splitter.split(labels, labels, patients)):
+        assert np.flatnonzero(folds == fold).tolist() == members.tolist()
+
+
+def test_folds_stay_what_they_were() -> None:
+    """Cached pixels, and checkpoints that are compared, depend on them."""
+    labels, patients = drawn_set(40)
+    # As scikit-learn 1.9.1 assigned them.
+    text = "2403120043401310333241403103310141422341413204222412200201234"
+    assert "".join(map(str, assign_folds(labels, patients, 5))) == text
+    numbers = np.unique(patients, return_inverse=True)[1]
+    assert "".join(map(str, assign_folds(labels, numbers, 5))) == text
 
 
 def test_too_few_patients_are_refused() -> None:

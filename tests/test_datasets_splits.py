@@ -35,7 +35,7 @@ def test_patients_are_recognized_by_their_role(tmp_path: Path) -> None:
     read = Splits(storage.read_table(str(tmp_path / "splits.parquet")))
     assert read.table.equals(splits.table)
     names = ["ann", "bea", "cid", "dan", "eve", "fay"]
-    digests = [digest(name) for name in names]
+    digests = pa.chunked_array([[digest(name) for name in names]])
 
     def known(*roles: object) -> list[str]:
         flags = read.has_patient(digests, *roles)  # type: ignore[arg-type]
@@ -62,9 +62,9 @@ def test_images_are_recognized_by_bytes_or_pixels() -> None:
             "pixels_sha256": [checksum(text) for text in ("z", "pixels 3", "v", "pixels 1")],
         }
     )
-    assert splits.has_image(images, "train") == [True, True, False, False]
-    assert splits.has_image(images, "validation") == [False, False, False, True]
-    assert splits.has_image(images, "test") == [False] * 4
+    assert splits.has_image(images, "train").tolist() == [True, True, False, False]
+    assert splits.has_image(images, "validation").tolist() == [False, False, False, True]
+    assert splits.has_image(images, "test").tolist() == [False] * 4
 
 
 def test_the_same_run_writes_the_same_table_and_another_set_other_digests() -> None:

@@ -271,12 +271,12 @@ def test_columns_and_labels_may_have_names_of_their_own(tmp_path: Path) -> None:
     assert train["label"].to_pylist() == [0, 1, 1]
     assert train["patient"].to_pylist() == ["1", "0", "0"]
     assert train["subtype"].to_pylist() == ["", "virus", ""]
-    assert [row["split"] for row in data.rows] == ["train", "train", "train", "val"]
+    assert data.table["split"].to_pylist() == ["train", "train", "train", "val"]
     assert data.skipped == {"named again": 1}
     # What else a manifest says is joined by row.
     assert data.manifest is not None
     ages = data.manifest["Age"].to_pylist()
-    assert [ages[row["row"]] for row in data.rows] == ["41", "4\r\n2", "43", "44"]
+    assert [ages[row] for row in data.table["row"].to_pylist()] == ["41", "4\r\n2", "43", "44"]
 
 
 def test_other_labels_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
@@ -287,6 +287,25 @@ def test_other_labels_are_refused_or_left_out_and_counted(tmp_path: Path) -> Non
     data = sources.list_set(uri, dataclasses.replace(OWN, other_labels="skip"))
     assert len(data.split("train")) == 3
     assert data.skipped == {"with another label": 2, "named again": 1}
+
+
+def test_a_manifest_of_other_labels_alone_has_no_split(tmp_path: Path) -> None:
+    skip = SetSettings(patients="file", other_labels="skip")
+    data = sources.list_set(write_csv(tmp_path, "uri,label\na.png,hip\na.png,knee\n"), skip)
+    assert data.skipped == {"with another label": 2}
+    with pytest.raises(DataError, match=r"no radiographs of split 'train'; found \."):
+        data.split("train")
+
+
+def test_a_listed_image_costs_few_bytes(tmp_path: Path) -> None:
+    """The whole listing is in the memory of the driver."""
+    names = [f"images/{number:09}.png" for number in range(2000)]
+    rows = [f"{name},{number % 2},P{number // 4}" for number, name in enumerate(names)]
+    table = sources.list_set(write_csv(tmp_path, "\n".join(["uri,label,patient", *rows]))).table
+    # Beside its name, and the reason for which these files cannot be read.
+    facts = table.drop_columns(["uri", "file", "status", "reason"])
+    assert facts.nbytes / len(table) < 100
+    assert pa.types.is_dictionary(table["patient_digest"].type)
 
 
 def test_labels_are_compared_as_numbers_and_without_case(tmp_path: Path) -> None:

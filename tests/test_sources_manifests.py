@@ -97,7 +97,7 @@ def test_the_delimiter_is_the_one_that_gives_the_columns(tmp_path: Path) -> None
     uri = write(tmp_path, "m.csv", "File;Size, cm, of the film, as read\na.png;3\n")
     manifest = read_manifest(uri, ["uri=file"])
     assert manifest.columns == {"uri": "File"}
-    assert manifest.texts("uri") == ["a.png"]
+    assert manifest.cells("uri").to_pylist() == ["a.png"]
 
 
 def test_rows_that_are_cut_short_end_in_empty_cells(tmp_path: Path) -> None:

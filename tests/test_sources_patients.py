@@ -138,7 +138,7 @@ def test_what_is_asked_for_decides(tmp_path: Path, form: str, rule: str, num_pat
     column = form == "NIH"
     data = sources.list_set(write_set(tmp_path, form, column), SetSettings(patients=rule))
     assert data.patients.num_patients == num_patients
-    assert len({row["patient"] for row in data.rows}) == num_patients
+    assert len(data.table["patient"].unique()) == num_patients
     if rule == "file":
         assert "Patients are not identified (--patients file): each of the 96" in (
             data.patients.sentence
@@ -186,8 +186,8 @@ def test_a_patient_is_a_number_in_the_order_of_what_identifies_it(tmp_path: Path
     ]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     data = sources.list_set(str(tmp_path / "labels.csv"))
-    assert [row["patient"] for row in data.rows] == ["2", "0", "2", "1"]
-    assert [row["patient_digest"] for row in data.rows] == [
+    assert data.table["patient"].to_pylist() == ["2", "0", "2", "1"]
+    assert data.table["patient_digest"].to_pylist() == [
         digest(name) for name in ("roentgen", "Ann", "roentgen", "bea")
     ]
     assert "oentgen" not in str(data.split("train").to_pylist())
@@ -203,7 +203,7 @@ def test_a_patient_is_recognized_wherever_it_is_named(tmp_path: Path) -> None:
     rows = [row + "_virus" if "virus" in row else row for row in rows]
     (tmp_path / "again.csv").write_text("\n".join(["uri,label,patient", *rows]))
     by_column = sources.list_set(str(tmp_path / "again.csv"))
-    digests = [{row["patient_digest"] for row in data.rows} for data in (by_name, by_column)]
+    digests = [set(data.table["patient_digest"].to_pylist()) for data in (by_name, by_column)]
     assert digests[0] == digests[1]
 
 
@@ -235,10 +235,10 @@ def test_dicom_files_tell_their_patients(tmp_path: Path) -> None:
     (root / "train" / "NORMAL" / "empty").write_bytes(b"")
     data = sources.list_set(str(root), read_headers=headers)
     assert data.patients == PatientSource("PatientID in the DICOM files", 3, 2)
-    by_name = {Path(row["uri"]).name: row for row in data.rows}
+    by_name = {Path(row["uri"]).name: row for row in data.table.to_pylist()}
     assert by_name["1.2.840.0"]["patient"] == by_name["1.2.840.2"]["patient"]
-    assert len({row["patient"] for row in data.rows}) == 5
-    assert "roentgen" not in str(data.rows)
+    assert len(data.table["patient"].unique()) == 5
+    assert "roentgen" not in str(data.table.to_pylist())
     assert by_name["1.2.840.1"]["patient_digest"] == digest("roentgen 2")
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from cxr.datasets.shards import Shards, read_part
 from cxr.errors import DataError
 from cxr.reports import CheckReport, Sample, checking_page, thumbnail
 from cxr.reports.rendering import count
-from cxr.sources import INVENTORY, LISTING, LabeledSet
+from cxr.sources import LISTING, LabeledSet
 from cxr.storage.arrays import to_array
 from cxr.training.preparation import choose_training_images
 from cxr.training.settings import ImageSettings, RecipeChoice
@@ -102,7 +102,7 @@ def _choose(labeled: LabeledSet, settings: ImageSettings) -> _Reading:
     reading = _Reading(settings, {}, [], [])
     _choose_training(labeled, reading)
     for split in labels.SPLITS:
-        if split in reading.parts or not any(row["split"] == split for row in labeled.rows):
+        if split in reading.parts or not len(labeled.find_split(split)):
             continue
         try:
             reading.parts[split] = _whole(labeled.split(split))
@@ -110,10 +110,8 @@ def _choose(labeled: LabeledSet, settings: ImageSettings) -> _Reading:
             # The problem of the training images, if any, is the first to solve.
             if split != "train":
                 reading.warnings.append(str(error))
-            rows = [row for row in labeled.rows if row["split"] == split]
-            indices = {name: index for index, name in enumerate(labels.CLASSES)}
-            rows = [row | {"label": indices.get(row["label"])} for row in rows]
-            reading.parts[split] = _whole(pa.Table.from_pylist(rows, schema=LISTING))
+            rows = labeled.table.take(labeled.find_split(split))
+            reading.parts[split] = _whole(rows.select(LISTING.names))
     order = [split for split in labels.SPLITS if split in reading.parts]
     reading.parts = {split: reading.parts[split] for split in order}
     return reading
@@ -122,7 +120,7 @@ def _choose(labeled: LabeledSet, settings: ImageSettings) -> _Reading:
 def _choose_training(labeled: LabeledSet, reading: _Reading) -> None:
     """Add the training images and those that are held out, or why there are none."""
     settings = reading.settings
-    has_test = any(row["split"] == "test" for row in labeled.rows)
+    has_test = len(labeled.find_split("test")) > 0
     proposals = [settings]
     if settings.test_fraction is None and not has_test:
         proposals.insert(0, dataclasses.replace(settings, test_fraction=TEST_FRACTION))
@@ -226,15 +224,10 @@ def _concat(tables: Mapping[str, pa.Table]) -> pa.Table:
 
 def _read_headers(labeled: LabeledSet, decoded: pa.Table, failed: pa.Table, cache: str) -> pa.Table:
     """The headers of the DICOM files among the images, of schema `HEADERS`."""
-    dicom = {
-        uri
-        for table in (decoded, failed)
-        for uri in table.filter(pc.equal(table["format"], "dicom"))["uri"].to_pylist()
-    }
-    rows: list[dict[str, Any]] = [row for row in labeled.rows if row["uri"] in dicom]
-    if not rows:
-        return HEADERS.empty_table()
-    return read_headers(pa.Table.from_pylist(rows, schema=INVENTORY), cache)
+    dicom = [table.filter(pc.equal(table["format"], "dicom"))["uri"] for table in (decoded, failed)]
+    uris = pa.chunked_array([chunk for column in dicom for chunk in column.chunks], pa.string())
+    rows = labeled.table.filter(pc.is_in(labeled.table["uri"], uris))
+    return read_headers(rows, cache) if len(rows) else HEADERS.empty_table()
 
 
 def _draw_samples(shards: Shards) -> list[Sample]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 from ray.actor import ActorHandle
 
@@ -14,7 +15,7 @@ from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import key
 from cxr.errors import CxrError, UnavailableError
 from cxr.images.decoding.header import HEADER_BYTES, Header, read_header
-from cxr.sources import LabeledSet, Reader, Step
+from cxr.sources import LabeledSet, Reader, Step, texts
 from cxr.sources.patients import digest
 from cxr.sources.settings import SetSettings
 
@@ -73,11 +74,12 @@ def read_headers(listing: pa.Table, cache: str) -> pa.Table:
     Raises:
         UnavailableError: the object store cannot be reached.
     """
-    name = key("headers", listing.select(_KEYED).to_pylist())
+    name = key("headers", listing.select(_KEYED))
     uri = storage.join(storage.absolute(cache), "headers", f"{name}.parquet")
     if storage.kind(uri) == "file":
         return storage.read_table(uri)
-    rows = listing.append_column("row", pa.array(np.arange(len(listing)))).select(_OPENED)
+    numbers = pa.array(np.arange(len(listing)))
+    rows = listing.select(_KEYED).append_column("row", numbers).select(_OPENED)
     done: list[pa.Table] = []
     with ClusterProgress("reading DICOM headers", len(rows)) as progress:
         dataset = ray.data.from_blocks(_tasks(rows)).map_batches(
@@ -93,19 +95,37 @@ def read_headers(listing: pa.Table, cache: str) -> pa.Table:
 
 def _tasks(rows: pa.Table) -> list[pa.Table]:
     """Rows in pieces, those of a compressed tar in one."""
-    pieces: list[list[dict[str, Any]]] = [[]]
-    last = ""
-    for row in sorted(rows.to_pylist(), key=lambda row: (row["file"], _offsets(row))):
-        whole = row["file"] == last and sources.is_sequential(_steps(row))
-        if len(pieces[-1]) >= TASK_ROWS and not whole:
-            pieces.append([])
-        pieces[-1].append(row)
-        last = row["file"]
-    return [pa.Table.from_pylist(piece, schema=rows.schema) for piece in pieces if piece]
+    rows = _in_order(rows)
+    files, _ = texts.encode(rows["file"])
+    is_sequential = texts.compute(_is_sequential, rows["place"], dtype=pa.bool_())
+    is_next = np.diff(files, prepend=-1) == 0
+    joined = is_next & np.asarray(is_sequential, dtype=bool)
+    starts = [0]
+    for row in np.flatnonzero(~joined).tolist():
+        if row - starts[-1] >= TASK_ROWS:
+            starts.append(row)
+    ends = [*starts[1:], len(rows)]
+    return [rows.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
-def _offsets(row: dict[str, Any]) -> list[int]:
-    return [step["offset"] for step in row["place"]]
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Rows by file, and those of a file as they come in it."""
+    depth = pc.max(pc.list_value_length(rows["place"])).as_py()
+    keys = rows.select(["file"])
+    for level in range(depth):
+        offset = functools.partial(_offset, level)
+        keys = keys.append_column(
+            str(level), texts.compute(offset, rows["place"], dtype=pa.int64())
+        )
+    return rows.take(pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]))
+
+
+def _offset(level: int, place: list[dict[str, Any]]) -> int:
+    return place[level]["offset"] if level < len(place) else -1
+
+
+def _is_sequential(place: list[dict[str, Any]]) -> bool:
+    return sources.is_sequential([Step(**step) for step in place])
 
 
 def _steps(row: dict[str, Any]) -> list[Step]:

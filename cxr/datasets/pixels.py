@@ -17,6 +17,7 @@ from cxr.cluster.counter import ClusterProgress, Counter
 from cxr.datasets.shards import PART_ROWS, Shards, key, load_shards, write_shards
 from cxr.errors import DataError
 from cxr.images.read import COLUMNS, read_all, without_numbers
+from cxr.sources import texts
 
 SPARSE_READ_BYTES: Final = 2**18
 """Bytes requested at a time from an archive in a bucket: a task reads members that are far apart,
@@ -62,16 +63,19 @@ def decode_listing(
         that could not be decoded, and exact duplicates that would be on both sides of a split.
     """
     listing = listing.append_column("fold", pa.array(folds, pa.int64()))
-    name = key("pixels", image_px, listing.to_pylist())
+    name = key("pixels", image_px, listing)
     folder = storage.join(storage.absolute(cache), "pixels", name)
     shards = load_shards(folder)
     if shards is None:
         rows = listing.append_column("row", pa.array(np.arange(len(listing))))
-        cluster.check_reach([folder], listing["file"].to_pylist()[:1])
+        rows = rows.select([*_KEPT, *COLUMNS])
+        # Blocks of a few rows would each carry all texts of a dictionary.
+        rows = rows.cast(pa.schema([_without_dictionary(column) for column in rows.schema]))
+        cluster.check_reach([folder], listing["file"].slice(0, 1).to_pylist())
         with ClusterProgress(f"decoding to {image_px} px", len(listing)) as progress:
             decode = functools.partial(_decode, image_px=image_px, counter=progress.counter)
             shards = write_shards(
-                rows.select([*_KEPT, *COLUMNS]), decode, folder, (image_px, image_px), "uint8",
+                rows, decode, folder, (image_px, image_px), "uint8",
                 _pass_rows(image_px) if _is_sequential(listing) else PART_ROWS, find_duplicates,
             )  # fmt: skip
     return shards
@@ -89,10 +93,10 @@ def find_duplicates(table: pa.Table) -> dict[int, str]:
     Returns:
         The reason for each row that is left out, by `row`.
     """
-    counts = pc.value_counts(table["pixels_sha256"]).to_pylist()
-    repeated = [count["values"] for count in counts if count["counts"] > 1]
+    counts = pc.value_counts(table["pixels_sha256"])
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    rows = table.filter(pc.is_in(table["pixels_sha256"], pa.array(repeated, pa.string())))
+    rows = table.filter(pc.is_in(table["pixels_sha256"], repeated))
     columns = ["row", "uri", "label", "fold", "pixels_sha256"]
     for row in rows.select(columns).sort_by("uri").to_pylist():
         groups[row["pixels_sha256"]].append(row)
@@ -132,10 +136,20 @@ def _pass_rows(image_px: int) -> int:
 
 
 def _is_sequential(listing: pa.Table) -> bool:
+    in_archives = pc.greater(pc.list_value_length(listing["place"]), 0)
+    places = listing["place"].filter(in_archives)
     return any(
         sources.is_sequential([sources.Step(**step) for step in steps])
-        for steps in listing["place"].to_pylist()
+        for rows in texts.batches(places)
+        for (steps,) in rows
     )
+
+
+def _without_dictionary(column: pa.Field) -> pa.Field:
+    """The column with its texts in each row; a label is an int64, as in caches that are there."""
+    if pa.types.is_dictionary(column.type):
+        return pa.field(column.name, column.type.value_type)
+    return pa.field(column.name, pa.int64()) if column.name == "label" else column
 
 
 def _decode(batch: pa.Table, image_px: int, counter: "ActorHandle[Counter]") -> pa.Table:

@@ -6,6 +6,7 @@ written last, names them: a folder without one is not used. The key covers the f
 (uri, size, time, label, patient, fold) and all settings that the stored numbers depend on.
 """
 
+import functools
 import hashlib
 import json
 import uuid
@@ -13,11 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
 from cxr import cluster, storage
+from cxr.sources import texts
 
 FORMAT: Final = 3
 """Raised when decoding, the listing or the layout of shards changes, so that older caches are not
@@ -82,13 +85,14 @@ class Shards:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the content and label of all images, independent of their order."""
-        lines = sorted(
-            f"{sha256} {label}"
-            for sha256, label in zip(
-                self.table["sha256"].to_pylist(), self.table["label"].to_pylist(), strict=True
-            )
-        )
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        labels = self.table["label"].cast(pa.string())
+        lines = pc.binary_join_element_wise(self.table["sha256"], labels, " ")
+        lines = lines.take(pc.sort_indices(lines))
+        digest = hashlib.sha256()
+        for number, rows in enumerate(texts.batches(lines)):
+            text = "\n".join(line for (line,) in rows)
+            digest.update(f"\n{text}".encode() if number else text.encode())
+        return digest.hexdigest()
 
 
 def write_shards(
@@ -122,56 +126,69 @@ def write_shards(
     tasks = []
     for fold in pc.unique(rows["fold"]).sort().to_pylist():
         own = rows.filter(pc.equal(rows["fold"], fold))
-        files = [part_file(folder, attempt, fold, i // PART_ROWS) for i in range(len(own))]
-        own = own.append_column("part", pa.array(files, pa.string()))
+        own = own.append_column("part", pa.array(np.arange(len(own)) // PART_ROWS))
         tasks += [own.slice(start, task_rows) for start in range(0, len(own), task_rows)]
     dataset = ray.data.from_blocks(tasks).map_batches(
-        _write_parts, fn_args=(compute,), batch_format="pyarrow", batch_size=None
+        _write_parts, fn_args=(compute, folder, attempt), batch_format="pyarrow", batch_size=None
     )
     done: list[pa.Table] = []
     cluster.execute(
         lambda: done.extend(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     )
     table = pa.concat_tables(done).sort_by("row")
+    name_part = functools.partial(part_file, folder, attempt)
     if leave_out:
-        table = _leave_out(table, leave_out(table.filter(pc.equal(table["error"], ""))))
+        reasons = leave_out(table.filter(pc.equal(table["error"], "")))
+        table = _leave_out(table, reasons, name_part)
     is_failed = pc.not_equal(table["error"], "")
     failed = table.filter(is_failed).drop_columns(["part"])
     failed = failed.rename_columns({"error": "reason"})
     table = table.filter(pc.invert(is_failed))
     parts: dict[int, list[str]] = {}
-    for fold, file in sorted(
-        set(zip(table["fold"].to_pylist(), table["part"].to_pylist(), strict=True))
-    ):
-        parts.setdefault(fold, []).append(file)
+    for fold, part in _parts(table):
+        parts.setdefault(fold, []).append(name_part(fold, part))
     table = table.drop_columns(["error", "part"])
     return finish_shards(folder, shape, dtype, parts, table, failed)
 
 
-def _leave_out(table: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
+def _parts(rows: pa.Table) -> list[tuple[int, int]]:
+    """Folds of rows and numbers of the files in them, sorted."""
+    counts = rows.group_by(["fold", "part"]).aggregate([])
+    return sorted(zip(counts["fold"].to_pylist(), counts["part"].to_pylist(), strict=True))
+
+
+def _leave_out(
+    table: pa.Table, reasons: Mapping[int, str], name_part: Callable[[int, int], str]
+) -> pa.Table:
     """Take rows out of the files that hold them, and give them the reason as their error."""
+    if not reasons:
+        return table
     chosen = pa.array(list(reasons), pa.int64())
-    for file in pc.unique(table.filter(pc.is_in(table["row"], chosen))["part"]).to_pylist():
+    positions = pc.index_in(table["row"], chosen)
+    for fold, part in _parts(table.filter(pc.is_valid(positions))):
+        file = name_part(fold, part)
         held = read_part(file)
         kept = held.filter(pc.invert(pc.is_in(held["row"], chosen)))
         if len(kept):
             storage.write_table(file, kept)
         else:
             storage.delete_file(file)
-    errors = [
-        reasons.get(row, error)
-        for row, error in zip(table["row"].to_pylist(), table["error"].to_pylist(), strict=True)
-    ]
-    return table.set_column(table.column_names.index("error"), "error", pa.array(errors))
+    errors = pc.coalesce(
+        pa.array(list(reasons.values()), pa.string()).take(positions), table["error"]
+    )
+    return table.set_column(table.column_names.index("error"), "error", errors)
 
 
-def _write_parts(batch: pa.Table, compute: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    # rows in: {..., part}; rows out: {..., error, part}, as `Shards.table`
+def _write_parts(
+    batch: pa.Table, compute: Callable[[pa.Table], pa.Table], folder: str, attempt: str
+) -> pa.Table:
+    # rows in: {..., fold, part}; rows out: {..., error, part}, as `Shards.table`
     computed = compute(batch)
     computed = computed.append_column("part", batch["part"])
     good = computed.filter(pc.equal(computed["error"], ""))
-    for file in pc.unique(good["part"]).to_pylist():
-        rows = good.filter(pc.equal(good["part"], file))
+    for fold, part in _parts(good):
+        rows = good.filter(pc.and_(pc.equal(good["fold"], fold), pc.equal(good["part"], part)))
+        file = part_file(folder, attempt, fold, part)
         storage.write_table(file, rows.drop_columns(["error", "part"]))
     return computed.drop_columns(["x"])
 
@@ -270,6 +287,25 @@ def _read_parts(
 
 
 def key(*settings: object) -> str:
-    """A cache key of settings that can be written as JSON, and of `FORMAT`."""
-    text = json.dumps([FORMAT, *settings], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    """A cache key of settings that can be written as JSON, and of `FORMAT`.
+
+    A table stands for the list of its rows.
+    """
+    digest = hashlib.sha256()
+    for number, setting in enumerate((FORMAT, *settings)):
+        digest.update(b", " if number else b"[")
+        if isinstance(setting, pa.Table):
+            digest.update(b"[")
+            for start in range(0, len(setting), texts.BATCH_ROWS):
+                rows = setting.slice(start, texts.BATCH_ROWS).to_pylist()
+                digest.update(b", " if start else b"")
+                digest.update(_to_json(rows)[1:-1].encode())
+            digest.update(b"]")
+        else:
+            digest.update(_to_json(setting).encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:20]
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

@@ -21,11 +21,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, TextIO, cast
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cxr import storage
 from cxr.errors import DataError, StorageError
+from cxr.sources import texts
 from cxr.sources.settings import COLUMNS, parse_columns
 
 SUFFIXES: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".xlsx")
@@ -62,6 +66,8 @@ _DATA: Final = re.compile(
 )
 """A cell that is no column name: a number, a date, an identifier or a path."""
 
+_NO_LINES: Final = np.empty(0, dtype=np.int64)
+
 Record = tuple[int, list[str]]
 """A row of a file before its columns are known: the number of its line, and its cells."""
 
@@ -75,31 +81,31 @@ class Manifest:
     """Its rows without the empty ones; columns of text, as written, with unique names."""
     columns: dict[str, str]
     """The columns that mean something to us, by our names: uri, label, patient, ..."""
-    lines: Sequence[int]
+    lines: NDArray[np.int64]
     """The line of the file, or the row of the sheet, where each row begins; empty for Parquet."""
     first_row: int = 0
     """Rows of the file before these, if they were read in batches."""
 
-    def texts(self, name: str) -> list[str]:
+    def cells(self, name: str) -> pa.ChunkedArray:
         """The cells of one of our columns, stripped; all empty if there is no such column."""
         if name not in self.columns:
-            return [""] * len(self.table)
-        return [text.strip() for text in self.table[self.columns[name]].to_pylist()]
+            return pa.chunked_array([pa.repeat("", len(self.table))])
+        return texts.compute(str.strip, self.table[self.columns[name]])
 
-    def required_texts(self, name: str) -> list[str]:
+    def required_cells(self, name: str) -> pa.ChunkedArray:
         """The cells of one of our columns, stripped.
 
         Raises:
             DataError: one of them is empty.
         """
-        texts = self.texts(name)
-        if empty := [row for row, text in enumerate(texts) if not text]:
+        cells = self.cells(name)
+        if len(empty := np.flatnonzero(pc.equal(cells, ""))):
             raise DataError(
                 f"{self.uri}: column {self.columns[name]} is empty in {self.locate(empty)}."
             )
-        return texts
+        return cells
 
-    def locate(self, rows: Sequence[int]) -> str:
+    def locate(self, rows: "Sequence[int] | NDArray[np.int64]") -> str:
         """Where rows stand, such as `row 7 (line 9), row 8 (line 10) and 3 more`.
 
         Args:
@@ -145,7 +151,8 @@ def read_manifest(
     lower = uri.lower()
     if lower.endswith(".parquet"):
         table = _text_table(storage.read_table(uri))
-        return Manifest(uri, table, _find_columns(uri, table.column_names, given, required), ())
+        found = _find_columns(uri, table.column_names, given, required)
+        return Manifest(uri, table, found, _NO_LINES)
     records = _records(uri, given)
     names = _header(uri, records)
     found = _find_columns(uri, names, given, required)
@@ -186,7 +193,7 @@ class ManifestReader:
         """Our columns, see `Manifest`."""
         empty = set() if self._is_parquet else _unnamed(names)
         for batch in self._batches():
-            batch.required_texts("uri")
+            batch.required_cells("uri")
             empty &= _empty_columns(batch.table)
         self.names = [name for name in names if name not in empty]
         """All its columns."""
@@ -209,7 +216,7 @@ class ManifestReader:
         records, first_row = self._records(), 0
         names = _header(self.uri, records)
         while chunk := list(itertools.islice(records, BATCH_ROWS)):
-            yield _collect(self.uri, names, self.columns, chunk, first_row)
+            yield _collect(self.uri, names, self.columns, iter(chunk), first_row)
             first_row += len(chunk)
 
     def _records(self) -> Iterator[Record]:
@@ -311,7 +318,8 @@ def _parquet_batches(uri: str, columns: dict[str, str], file: pq.ParquetFile) ->
             raise StorageError(f"{uri}: not a Parquet file: {str(error).strip()}") from None
         if batch is None:
             return
-        yield Manifest(uri, _text_table(pa.Table.from_batches([batch])), columns, (), first_row)
+        rows = _text_table(pa.Table.from_batches([batch]))
+        yield Manifest(uri, rows, columns, _NO_LINES, first_row)
         first_row += len(batch)
 
 
@@ -354,7 +362,7 @@ def _collect(
     uri: str,
     names: Sequence[str],
     columns: dict[str, str],
-    records: Iterable[Record],
+    records: Iterator[Record],
     first_row: int = 0,
 ) -> Manifest:
     """The manifest of rows that are as wide as their columns, or shorter where cells are empty.
@@ -363,17 +371,23 @@ def _collect(
         DataError: a row has more cells.
     """
     width = len(names)
-    cells_of: list[list[str]] = [[] for _ in names]
-    lines: list[int] = []
+    schema = pa.schema([(name, pa.string()) for name in names])
+    batches: list[pa.RecordBatch] = []
+    lines = [_NO_LINES]
     too_wide: list[int] = []
-    for line, cells in records:
-        if any(map(str.strip, cells[width:])):
-            too_wide.append(len(lines))
-        for texts, cell in zip(cells_of, cells + [""] * (width - len(cells)), strict=False):
-            texts.append(cell)
-        lines.append(line)
-    arrays = [pa.array(texts, pa.string()) for texts in cells_of]
-    manifest = Manifest(uri, pa.table(arrays, names=list(names)), columns, lines, first_row)
+    while chunk := list(itertools.islice(records, texts.BATCH_ROWS)):
+        num_before = sum(map(len, lines))
+        too_wide += [
+            num_before + i
+            for i, (_, cells) in enumerate(chunk)
+            if any(map(str.strip, cells[width:]))
+        ]
+        rows = (cells[:width] + [""] * (width - len(cells)) for _, cells in chunk)
+        arrays = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        batches.append(pa.record_batch(arrays, schema=schema))
+        lines.append(np.array([line for line, _ in chunk], dtype=np.int64))
+    table = pa.Table.from_batches(batches, schema)
+    manifest = Manifest(uri, table, columns, np.concatenate(lines), first_row)
     if too_wide:
         raise DataError(
             f"{uri}: more cells than columns in {manifest.locate(too_wide)}. Put quotation marks"
@@ -385,11 +399,7 @@ def _collect(
 def _text_table(table: pa.Table) -> pa.Table:
     """A table with all its columns as text, nulls as empty text."""
     names = _unique_names(table.column_names)
-    arrays = [
-        pa.array([_text(value) for value in column.to_pylist()], pa.string())
-        for column in table.columns
-    ]
-    return pa.table(arrays, names=names)
+    return pa.table([texts.compute(_text, column) for column in table.columns], names=names)
 
 
 def _text(value: Any) -> str:

@@ -85,19 +85,23 @@ def choose_training_images(
     labeled.refuse_shared_patients()
     listing = labeled.split("train")
     held_out = _hold_out(labeled, listing, settings.test_fraction, remembered)
-    test, listing = listing.filter(held_out), listing.filter(~held_out)
-    num_test = sum(row["split"] == "test" for row in labeled.rows)
-    labels = sources.column(listing, "label")
-    patients = sources.column(listing, "patient")
+    test = listing.filter(held_out)
+    has_test = len(test) > 0 or len(labeled.find_split("test")) > 0
+    rows = np.flatnonzero(~held_out)
+    labels, patients = listing["label"].to_numpy()[rows], _patient_numbers(listing)[rows]
     if settings.limit is not None:
         taken = take(labels, patients, settings.limit)
-        listing, labels, patients = listing.take(taken), labels[taken], patients[taken]
+        rows, labels, patients = rows[taken], labels[taken], patients[taken]
     folds = assign_folds(labels, patients, settings.num_folds)
     # Shards keep this order, so that a stream of them is not sorted by class.
-    order = np.random.default_rng(0).permutation(len(listing))
-    return TrainingImages(
-        listing.take(order), folds[order], test, num_test + len(test) > 0, labeled.patients
-    )
+    order = np.random.default_rng(0).permutation(len(rows))
+    return TrainingImages(listing.take(rows[order]), folds[order], test, has_test, labeled.patients)
+
+
+def _patient_numbers(listing: pa.Table) -> NDArray[np.int64]:
+    """The patient of each radiograph, (N,)."""
+    numbers: NDArray[np.int64] = listing["patient"].cast(pa.int64()).to_numpy()
+    return numbers
 
 
 def _hold_out(
@@ -106,14 +110,14 @@ def _hold_out(
     """Whether each radiograph is kept for evaluation, (N,)."""
     if fraction is None:
         return np.zeros(len(listing), dtype=bool)
-    if num_test := sum(row["split"] == "test" for row in labeled.rows):
+    if num_test := len(labeled.find_split("test")):
         raise DataError(
             f"{labeled.uri}: has a test split of {num_test:,} radiographs already. Leave out"
             " --test-fraction."
         )
     if remembered:
-        return np.array(remembered.has_patient(listing["patient_digest"].to_pylist(), "test"))
-    return hold_out(sources.column(listing, "label"), sources.column(listing, "patient"), fraction)
+        return remembered.has_patient(listing["patient_digest"], "test")
+    return hold_out(listing["label"].to_numpy(), _patient_numbers(listing), fraction)
 
 
 def load_model(recipe: Recipe, settings: SharedSettings) -> tuple[Classifier, dict[str, Any]]:
@@ -233,8 +237,8 @@ def write_skipped(shards: Sequence[Shards], output: str) -> dict[str, str]:
     uri = storage.join(output, SKIPPED_FILE)
     skipped: dict[str, str] = storage.read_json(uri) if storage.kind(uri) == "file" else {}
     for shard in shards:
-        failed = shard.failed.to_pydict()
-        skipped |= dict(zip(failed["uri"], failed["reason"], strict=True))
+        failed = shard.failed
+        skipped |= dict(zip(failed["uri"].to_pylist(), failed["reason"].to_pylist(), strict=True))
     if skipped:
         storage.write_json(uri, skipped)
         print(f"skipped: {len(skipped):,} images, listed in {uri}", flush=True)

@@ -277,8 +277,8 @@ RECIPES: Final[dict[str, Recipe]] = {
         gradient_clipping=1.0,
         weight_decay=0.01,
         batch_size=32,
-        epochs=6,
-        patience=6,
+        epochs=10,
+        patience=10,
         loading="memory",
     ),
 }

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.starter import MAX_BYTES, MIN_AUC, MIN_STRESSED_AUC, NOTE
 from cxr import metrics
 from cxr.inference.onnx_engine import OnnxEngine
 from cxr.models import checkpoint
@@ -29,19 +28,20 @@ def test_it_is_as_good_as_promised_on_patients_that_it_was_not_trained_on(
     auc = metrics.roc_auc(clean["label"], clean["logit"])
     assert len(clean) > 1_000
     assert auc is not None
-    assert auc >= MIN_AUC
+    assert auc >= 0.985
     assert starter.robustness is not None
     stressed = starter.robustness.mean["auc"].value
     assert stressed is not None
-    assert stressed >= MIN_STRESSED_AUC
+    assert stressed >= 0.975
 
 
 def test_it_is_small_names_nobody_and_knows_its_training_images(starter: Checkpoint) -> None:
-    assert sum(path.stat().st_size for path in Path(STARTER).iterdir()) <= MAX_BYTES
+    assert sum(path.stat().st_size for path in Path(STARTER).iterdir()) <= 4_000_000
     assert starter.validation.column_names == list(COLUMNS)
     assert starter.distribution is not None
-    assert starter.note == NOTE
-    assert NOTE in (Path(STARTER) / "MODEL_CARD.md").read_text()
+    assert starter.note.startswith("For research only: ")
+    assert "children of one to five years" in starter.note
+    assert starter.note in (Path(STARTER) / "MODEL_CARD.md").read_text()
 
 
 def test_its_weights_started_at_random_and_are_those_of_its_network(starter: Checkpoint) -> None:
@@ -56,11 +56,11 @@ def test_its_weights_started_at_random_and_are_those_of_its_network(starter: Che
 
 @pytest.mark.cluster
 def test_without_a_checkpoint_the_model_of_the_package_scores(
-    run_job: Callable[..., Ended], small_set: Path, tmp_path: Path
+    run_job: Callable[..., Ended], small_set: Path, tmp_path: Path, starter: Checkpoint
 ) -> None:
     output = tmp_path / "scores"
     ended = run_job("score", "--input", str(small_set / "test"), "--output", str(output))
     assert ended.code == 0, ended.err
-    assert f"checkpoint: {NOTE}" in ended.out
+    assert f"checkpoint: {starter.note}" in ended.out
     assert "scored 12 of 12; refused 0; unreadable 0 -> " in ended.out
-    assert NOTE in (output / "index.html").read_text()
+    assert starter.note in (output / "index.html").read_text()

@@ -268,6 +268,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         hidden=(),
         dropout=(0.3,),
         augmentation="acquisition",
+        augmentation_strength=0.5,
         optimizer="adamw",
         learning_rate=6e-4,
         schedule="one_cycle",

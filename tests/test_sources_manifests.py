@@ -194,7 +194,11 @@ def test_manifests_of_the_shared_cases_are_read(real_data: Path) -> None:
             r" more\. Put",
         ),
         ("m.csv.gz", b"uri\na.png\n", "not a gzip file, or damaged"),
-        ("m.csv.gz", gzip.compress(b"uri\na.png\n" * 99, mtime=0)[:-12], "not a gzip file, or damaged"),
+        (
+            "m.csv.gz",
+            gzip.compress(b"uri\na.png\n" * 99, mtime=0)[:-12],
+            "not a gzip file, or damaged",
+        ),
         ("m.parquet", b"uri\na.png\n", "not a Parquet file"),
         ("m.xlsx", b"uri\na.png\n", r"not a readable \.xlsx workbook \(BadZipFile\)\. If it opens"),
         ("m.csv", f"images/0001.png,0,{SECRET}\n", "its first line seems to hold data"),

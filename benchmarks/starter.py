@@ -2,8 +2,8 @@
 
     python jobs/train.py --version best --name starter --backbone shufflenet_v2_x0_5 \
         --weights none --pretrained 0 --epochs 24 --patience 24 --learning-rate 0.003 \
-        --warmup 0.2 --dropout 0.1 --ema 0.995 --weight-decay 0.02 --stress-images 1000 \
-        --data chest_xray --output run
+        --warmup 0.2 --dropout 0.1 --ema 0.995 --weight-decay 0.02 --augmentation-strength 1 \
+        --stress-images 1000 --data chest_xray --output run
     python -m benchmarks.starter --run run --to cxr/models/starter
 
 The weights are rounded to float16, and everything that the checkpoint says is computed anew with

@@ -57,7 +57,7 @@ def _is_listing(output: Path) -> bool:
 
 
 def _is_scoring(output: Path) -> bool:
-    return (output / "manifest" / "listing.json").exists()
+    return (output / "listing.json").exists()
 
 
 def _is_writing(output: Path) -> bool:

@@ -283,8 +283,8 @@ RECIPES: Final[dict[str, Recipe]] = {
         loading="memory",
     ),
 }
-"""The published versions by name, and two of this project: `best`, which validation under acquisition
-changes chose (docs/best.md), and `frozen`, which trains in minutes without a GPU."""
+"""The published versions by name, and two of this project: `best`, which validation under
+acquisition changes chose (docs/best.md), and `frozen`, which trains in minutes without a GPU."""
 
 COMPARED: Final = ("v0", "v1", "v2", "v3", "best")
 """What `--version all` trains and compares."""

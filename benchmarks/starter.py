@@ -27,6 +27,8 @@ from cxr.models.validation import changed_images
 from cxr.reports import MODEL_CARD, model_card
 from cxr.training import int8, run
 from cxr.training.preparation import list_training_images
+from cxr.training.trainer import Plan
+from cxr.training.unusual import fit_features
 
 MIN_AUC: Final = 0.985
 """On validation images as they are."""
@@ -73,10 +75,15 @@ def main() -> None:
     validation = int8.validate({"logit": network}, pixels, folds, threads, {})
     changed = changed_images(trained.validation)
     validation = int8.stress(network, validation, changed, pixels, folds, threads, {})
+    plan = Plan(
+        recipe=recipe, model=model, shards=pixels, cached=False,
+        train_folds=tuple(k for k in range(settings.num_folds) if k not in folds),
+        validation_folds=folds, output="",
+    )  # fmt: skip
     saved = checkpoint.save(
         str(job.to), recipe, model, validation, trained.provenance | {"note": NOTE},
         settings.operating_point, trained.splits, settings.calibrate_on,
-        distribution=trained.distribution,
+        distribution=fit_features([plan]),
     )  # fmt: skip
     (job.to / MODEL_CARD).write_text(model_card(checkpoint.load(saved.folder)))
     num_bytes = sum(path.stat().st_size for path in job.to.iterdir())

@@ -258,7 +258,7 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     num_tasks = sum(len(paths) for paths in pixels.parts.values())
     pool = cluster.pool(num_tasks, CPU_THREADS, gpu=gpu)
     distribution = trained.distribution
-    network = send_classifier(trained, gpu=gpu, features=distribution is not None)
+    network = send_classifier(trained, gpu=gpu, appended=distribution and distribution.output)
     with ClusterProgress(f"scoring with {trained.recipe.name}", num_images) as progress:
         dataset = pool.map(
             pixels.dataset(columns=("row", "x")),

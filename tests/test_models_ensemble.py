@@ -102,16 +102,20 @@ def test_the_average_is_exact_where_probabilities_round_to_one() -> None:
 def test_the_exported_file_computes_what_pytorch_computes(recipe: Recipe) -> None:
     model, pixels = build(recipe), radiographs(5)
     content = export.export(model, recipe, {})
-    logits, features, members = run(content, pixels, "logits", "features", "members")
+    names = ("logits", "features", "middle", "members")
+    outputs = dict(zip(names, run(content, pixels, *names), strict=True))
     with torch.no_grad():
         images = normalized(pixels)
         apart = [member.score(images) for member in model.classifiers]
         expected = [part.numpy() for part in model.score(images)]
-    for actual, exact in zip((logits, features, members), expected, strict=True):
+    for actual, exact in zip(outputs.values(), expected, strict=True):
         np.testing.assert_allclose(actual, exact, rtol=1e-4, atol=1e-4 * np.abs(exact).max())
-    np.testing.assert_allclose(softmax(logits), softmax(members).mean(axis=1), rtol=0, atol=1e-6)
-    of_one = torch.stack([part[1] for part in apart])
-    np.testing.assert_allclose(features, of_one.mean(dim=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        softmax(outputs["logits"]), softmax(outputs["members"]).mean(axis=1), rtol=0, atol=1e-6
+    )
+    for number, name in ((1, "features"), (2, "middle")):
+        of_one = torch.stack([part[number] for part in apart]).mean(dim=0).numpy()
+        np.testing.assert_allclose(outputs[name], of_one, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +247,7 @@ def test_a_loaded_ensemble_is_the_one_that_was_saved(folder: Path) -> None:
     facts = session.get_modelmeta().custom_metadata_map
     assert facts["members"] == "3"
     shapes = {output.name: output.shape for output in session.get_outputs()}
-    assert shapes["features"] == ["n", 512]
+    assert (shapes["features"], shapes["middle"]) == (["n", 512], ["n", 128 + 384])
     assert [size for size in shapes["members"] if isinstance(size, int)] == [3, 2]
     names = safetensors.torch.load(loaded.weights)
     backbone = [name for name in names if name.endswith("features.0.weight")]

@@ -16,6 +16,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.shufflenetv2 import InvertedResidual
 
 from cxr import metrics, storage
 from cxr.errors import CheckpointError, SettingsError, StorageError
@@ -148,6 +151,37 @@ def test_features_are_the_input_of_the_dense_layers_averaged_over_the_image(
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_middle_is_maps_at_a_quarter_and_three_quarters_of_the_convolutions() -> None:
+    """SqueezeNet 1.1 has 25 of them: the seventh ends the 5th block, and the 19th the 11th."""
+    model, pixels = classifier.build(RECIPE).eval(), radiographs(2)
+    with torch.no_grad():
+        images = transforms.normalize(torch.from_numpy(pixels)[:, None], RECIPE.normalization)
+        maps = [model.features[:end](images).mean(dim=(2, 3)).numpy() for end in (5, 11)]
+    middle = run(export.export(model, RECIPE, {}), pixels, "middle")
+    np.testing.assert_allclose(middle, np.concatenate(maps, axis=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kinds"),
+    [
+        ("alexnet", [nn.ReLU, nn.ReLU]),
+        ("vgg16_bn", [nn.ReLU, nn.ReLU]),
+        ("resnet18", [BasicBlock, BasicBlock]),
+        ("shufflenet_v2_x0_5", [InvertedResidual, InvertedResidual]),
+        ("mnasnet0_5", None),
+        ("densenet121", None),
+    ],
+)
+def test_the_middle_is_taken_behind_activations(
+    backbone: str, kinds: list[type[nn.Module]] | None
+) -> None:
+    recipe = dataclasses.replace(RECIPE, backbone=backbone, image_px=64, pretrained=0, frozen=0)
+    model = classifier.skeleton(recipe)
+    layers = list(model.layers.values())
+    assert all(0 < number <= model.num_pooled for number in model.watched)
+    assert kinds is None or [type(layers[number - 1]) for number in model.watched] == kinds
+
+
 def test_an_export_leaves_the_model_as_it_was() -> None:
     model = classifier.build(RECIPE)  # In training mode, its first convolutions frozen.
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -171,7 +205,9 @@ def test_the_frozen_part_is_exported_alone() -> None:
 def test_other_logits_than_pytorchs_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transforms, "IMAGENET_MEAN", (0.5, 0.5, 0.5))
     model = classifier.build(RECIPE).eval()
-    network = export._to_onnx(export._Scorer(model, "imagenet"), 48, ("logits", "features"))
+    network = export._to_onnx(
+        export._Scorer(model, "imagenet"), 48, ("logits", "features", "middle")
+    )
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=r"computes other .* in ONNX Runtime than in PyTorch"):
         export._check(network, model, RECIPE)
@@ -237,7 +273,7 @@ def test_a_checkpoint_carries_its_network_with_what_is_needed_to_use_it(folder: 
     inputs = [(i.name, i.type, i.shape) for i in opened.get_inputs()]
     assert inputs == [("pixels", "tensor(uint8)", ["n", 1, 48, 48])]
     assert [(o.name, o.shape[0]) for o in opened.get_outputs()] == [
-        ("logits", "n"), ("features", "n"),
+        ("logits", "n"), ("features", "n"), ("middle", "n"),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from numpy.typing import NDArray
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
@@ -131,7 +132,7 @@ def test_real_radiographs_that_are_changed_are_flagged_and_others_are_not(
         str(real_weights / "squeezenet1_1-features.safetensors"), recipe.backbone, ""
     )
     weights.load_pretrained(model, recipe, state, source)
-    engine = OnnxEngine(export(model, recipe, {}), "logits", 1, features=True)
+    engine = OnnxEngine(export(model, recipe, {}), "logits", 1, appended="features")
     paths = sorted((real_data / "chest_xray" / "train").rglob("*.jpeg"))
     chosen = np.random.default_rng(0).choice(len(paths), 900, replace=False)
     pixels = np.stack([read_square(paths[index], recipe.image_px) for index in chosen])
@@ -162,10 +163,22 @@ def read_square(path: Path, image_px: int) -> NDArray[np.uint8]:
     return pixels
 
 
+def test_a_distribution_says_what_it_is_of_and_an_older_one_is_of_the_features() -> None:
+    fitted = fit_distribution(features(400, 1), features(400, 2), "middle")
+    assert fitted is not None
+    assert read_distribution(fitted.to_bytes()).output == "middle"
+    tensors = safetensors.numpy.load(fitted.to_bytes())
+    del tensors["output"]
+    assert read_distribution(safetensors.numpy.save(tensors)).output == "features"
+    tensors["output"] = np.frombuffer(b"other", np.uint8)
+    with pytest.raises(CheckpointError, match="not a distribution"):
+        read_distribution(safetensors.numpy.save(tensors))
+
+
 def test_no_image_is_kept(distribution: FeatureDistribution) -> None:
     """All that is kept has the size of the features, whatever the number of images."""
     more = fit_distribution(features(4_000, 1), features(2_000, 2))
     assert more is not None
     assert len(more.to_bytes()) == len(distribution.to_bytes())
     kept = {field.name for field in dataclasses.fields(FeatureDistribution)}
-    assert kept == {"mean", "whitening", "quantiles", "num_training", "num_validation"}
+    assert kept == {"mean", "whitening", "quantiles", "num_training", "num_validation", "output"}

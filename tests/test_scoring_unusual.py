@@ -41,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def knowing(small_checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The small checkpoint, with the distribution of its features over phantoms."""
     small = checkpoint.load(small_checkpoint)
-    engine = OnnxEngine(small.onnx, "logits", 1, features=True)
+    engine = OnnxEngine(small.onnx, "logits", 1, appended="features")
     features = engine.run(draw(2 * MIN_IMAGES))[:, 2:]
     folder = tmp_path_factory.mktemp("knowing") / "checkpoint"
     checkpoint.save(

@@ -15,7 +15,7 @@ from cxr.inference.torch_engine import TorchEngine, WithFeatures
 from cxr.models import classifier, unusual
 from cxr.models.classifier import Classifier
 from cxr.models.export import export, export_prefix
-from cxr.models.unusual import MIN_IMAGES
+from cxr.models.unusual import MIN_IMAGES, FeatureOutput
 from cxr.recipes import Pooling, Recipe
 from cxr.training.trainer import Plan
 from cxr.training.unusual import fit_features
@@ -68,7 +68,8 @@ def test_features_of_pixels_and_of_the_cache_are_those_of_the_exported_network(
 ) -> None:
     own = recipe(pooling, frozen)
     model = classifier.build(own)
-    engine = OnnxEngine(export(model, own, {}), "logits", 1, features=True)
+    output: FeatureOutput = "features" if frozen else "middle"
+    engine = OnnxEngine(export(model, own, {}), "logits", 1, appended=output)
     features = engine.run(pixels)[:, 2:]
     expected = unusual.fit_distribution(features[:MIN_IMAGES], features[MIN_IMAGES:])
     assert expected is not None
@@ -82,6 +83,7 @@ def test_features_of_pixels_and_of_the_cache_are_those_of_the_exported_network(
     np.testing.assert_allclose(fitted.mean, expected.mean, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(fitted.quantiles, expected.quantiles, rtol=1e-2)
     assert (fitted.num_training, fitted.num_validation) == (MIN_IMAGES, MIN_IMAGES)
+    assert fitted.output == output
 
 
 def test_small_sets_have_no_distribution(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -90,13 +92,16 @@ def test_small_sets_have_no_distribution(pixels: NDArray[np.uint8], tmp_path: Pa
     assert fit_features([plan(classifier.build(own), own, shards, cached=False)]) is None
 
 
-def test_both_engines_append_the_same_features(pixels: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize(("output", "num"), [("features", 256), ("middle", 192 + 256)])
+def test_both_engines_append_the_same(
+    output: FeatureOutput, num: int, pixels: NDArray[np.uint8]
+) -> None:
     own = recipe("flatten", 0)
     model = classifier.build(own).eval()
     content = export(model, own, {})
-    both = OnnxEngine(content, "logits", 1, features=True).run(pixels[:9])
-    torch_engine = TorchEngine(WithFeatures(model), own.normalization, gpu=False)
+    both = OnnxEngine(content, "logits", 1, appended=output).run(pixels[:9])
+    torch_engine = TorchEngine(WithFeatures(model, output), own.normalization, gpu=False)
     with torch.inference_mode():
         np.testing.assert_allclose(torch_engine.run(pixels[:9]), both, rtol=1e-3, atol=1e-3)
-    assert both.shape == (9, 2 + 256)
+    assert both.shape == (9, 2 + num)
     assert np.array_equal(OnnxEngine(content, "logits", 1).run(pixels[:9]), both[:, :2])

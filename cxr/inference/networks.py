@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import ray
 
 from cxr.inference.engine import Engine
+from cxr.models.unusual import FeatureOutput
 from cxr.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ class OnnxNetwork:
     """An ONNX file."""
     output: str
     """Name of the output that the engine returns."""
-    features: bool = False
-    """Whether the engine appends the features to it."""
+    appended: FeatureOutput | None = None
+    """Name of an output that the engine appends to it."""
 
     def open(self, threads: int) -> Engine:
         """As `Network.open`."""
         from cxr.inference.onnx_engine import OnnxEngine
 
-        return OnnxEngine(ray.get(self.content), self.output, threads, features=self.features)
+        return OnnxEngine(ray.get(self.content), self.output, threads, appended=self.appended)
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class TorchNetwork:
     """Whether to compute on the GPU that Ray assigned to the process."""
     members: tuple[Recipe, ...] = ()
     """Of an ensemble."""
-    features: bool = False
-    """Of a whole classifier or ensemble: whether the engine appends its features to the logits."""
+    appended: FeatureOutput | None = None
+    """Of a whole classifier or ensemble: what of `score` the engine appends to the logits."""
 
     def open(self, threads: int) -> Engine:
         """As `Network.open`."""
@@ -80,24 +81,26 @@ class TorchNetwork:
                 if self.members
                 else classifier.restore(self.recipe, tensors)
             )
-            network = WithFeatures(model) if self.features else model
+            network = WithFeatures(model, self.appended) if self.appended else model
         return TorchEngine(network, self.recipe.normalization, gpu=self.gpu)
 
 
-def send_classifier(trained: "Checkpoint", *, gpu: bool, features: bool = False) -> Network:
+def send_classifier(
+    trained: "Checkpoint", *, gpu: bool, appended: FeatureOutput | None = None
+) -> Network:
     """Send a trained classifier, whose engine then returns logits (N, 2), to the cluster.
 
     Args:
         trained: the classifier.
         gpu: compute on GPUs.
-        features: let the engine append the features: (N, 2 + D).
+        appended: features that the engine appends: (N, 2 + D).
     """
     if gpu:
         members = tuple(member.recipe for member in trained.members)
         state: ray.ObjectRef[State] = ray.put(trained.model.state())
         return TorchNetwork(trained.recipe, state, frozen=False, gpu=True, members=members,
-                            features=features)  # fmt: skip
-    return OnnxNetwork(ray.put(trained.onnx), "logits", features)
+                            appended=appended)  # fmt: skip
+    return OnnxNetwork(ray.put(trained.onnx), "logits", appended)
 
 
 def send_model(

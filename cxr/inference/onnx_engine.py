@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from cxr.inference.engine import batch_size
 from cxr.models.session import open_session
+from cxr.models.unusual import FeatureOutput
 
 
 class OnnxEngine:
@@ -19,7 +20,7 @@ class OnnxEngine:
         threads: int,
         member: int | None = None,
         *,
-        features: bool = False,
+        appended: FeatureOutput | None = None,
     ) -> None:
         """Load the network.
 
@@ -28,13 +29,13 @@ class OnnxEngine:
             output: name of what `run` returns.
             threads: that compute a batch.
             member: whose part of the output `members` of an ensemble `run` returns.
-            features: append the columns of the output `features`.
+            appended: name of an output whose columns are appended.
 
         Raises:
             CheckpointError: ONNX Runtime cannot load it.
         """
         self.session = open_session(content, threads)
-        self.outputs = [output, "features"] if features else [output]
+        self.outputs = [output, appended] if appended else [output]
         self.member = member
         self.batch_size = batch_size(gpu=False)
 

@@ -10,8 +10,9 @@ from torch import nn
 from cxr.inference import devices
 from cxr.inference.engine import batch_size
 from cxr.models import transforms
-from cxr.models.classifier import Classifier
+from cxr.models.classifier import OUTPUTS, Classifier
 from cxr.models.ensemble import Ensemble
+from cxr.models.unusual import FeatureOutput
 from cxr.recipes import Normalization
 
 
@@ -36,14 +37,15 @@ class WithFeatures(nn.Module):
 
     model: Classifier | Ensemble
 
-    def __init__(self, model: Classifier | Ensemble) -> None:
+    def __init__(self, model: Classifier | Ensemble, appended: FeatureOutput) -> None:
         super().__init__()
         self.model = model
+        self.number = OUTPUTS.index(appended)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """The first two of what the model's `score` returns."""
-        logits, features = self.model.score(images)[:2]
-        return torch.cat([logits.float(), features.float()], dim=1)
+        """The first of what the model's `score` returns, and the one that is appended."""
+        scores = self.model.score(images)
+        return torch.cat([scores[0].float(), scores[self.number].float()], dim=1)
 
 
 class TorchEngine:

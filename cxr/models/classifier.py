@@ -8,7 +8,9 @@ import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from typing import Final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +21,16 @@ from cxr.models.backbones import Backbone, Family
 from cxr.recipes import Convolutions, Recipe
 
 State = Mapping[str, torch.Tensor]
+
+
+OUTPUTS: Final = ("logits", "features", "middle", "members")
+"""Names of what `score` returns; a single classifier has the first three."""
+
+WATCHED: Final = (1 / 4, 3 / 4)
+"""Shares of the convolutions at which maps are taken for the output `middle`."""
+
+_MOVING: Final = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+"""Layers after which a map holds other places of the image than before."""
 
 
 class Classifier(nn.Module):
@@ -52,6 +64,48 @@ class Classifier(nn.Module):
         """Number of leading `layers` before the dense ones, which give maps (N, C, H, W)."""
         layers = enumerate(self.layers.values())
         return next(index for index, layer in layers if isinstance(layer, nn.Flatten))
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """After how many of the leading `layers` the maps of the output `middle` are taken.
+
+        Where a quarter and where three quarters of the convolutions before the dense layers are
+        done, each after the layers that follow without convolution or pooling. Maps of low layers
+        show noise and inverted gray levels, those of high ones a turned image. The last maps of a
+        network that was trained as a whole tell the classes apart and little else: `docs/trust.md`
+        has figures.
+        """
+        blocks = list(self.layers.values())[: self.num_pooled]
+        done = np.cumsum([_count(block, nn.Conv2d) for block in blocks])
+        numbers = []
+        for share in WATCHED:
+            number = int(np.searchsorted(done, share * done[-1])) + 1
+            while number < len(blocks) and not _count(blocks[number], *_MOVING):
+                number += 1
+            numbers.append(number)
+        return tuple(dict.fromkeys(numbers))
+
+    def look(
+        self, maps: torch.Tensor, start: int, end: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run the layers from one to before another, by their numbers in `layers`.
+
+        Args:
+            maps: what the layers before `start` gave.
+            start: number of the first layer.
+            end: number of the layer after the last.
+
+        Returns:
+            The outputs of the last layer, and the maps at each of `watched` on the way, averaged
+            over the image: (N, C) each.
+        """
+        seen = []
+        for stop in [number for number in self.watched if start < number < end] + [end]:
+            maps = self.part(start, stop)(maps)
+            start = stop
+            if stop in self.watched:
+                seen.append(maps.mean(dim=(2, 3)))
+        return maps, seen
 
     def part(self, start: int, end: int | None = None) -> nn.Sequential:
         """The layers from one to before another, by their numbers in `layers`."""
@@ -98,11 +152,12 @@ class Classifier(nn.Module):
             images: as for `forward`.
 
         Returns:
-            The outputs of `forward`, and the features, float32 (N, D): the input of the dense
-            layers, averaged over the image.
+            The outputs of `forward`; the features, float32 (N, D): the input of the dense layers,
+            averaged over the image; and the maps at `watched`, averaged and side by side: float32
+            (N, E).
         """
-        maps = self.part(0, self.num_pooled)(images)
-        return self.part(self.num_pooled)(maps), maps.mean(dim=(2, 3))
+        maps, seen = self.look(images, 0, self.num_pooled)
+        return self.part(self.num_pooled)(maps), maps.mean(dim=(2, 3)), torch.cat(seen, dim=1)
 
     def train(self, mode: bool = True) -> "Classifier":
         """As `nn.Module.train`, but frozen batch norms and dropouts stay in evaluation mode."""
@@ -298,3 +353,7 @@ def _initialize(model: nn.Module, family: Family) -> None:
         else:
             for name, parameter in own.items():
                 nn.init.constant_(parameter, family.constants[name])
+
+
+def _count(module: nn.Module, *kinds: type[nn.Module]) -> int:
+    return sum(isinstance(part, kinds) for part in module.modules())

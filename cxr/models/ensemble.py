@@ -18,8 +18,8 @@ from cxr.recipes import Recipe
 class Ensemble(nn.Module):
     """Classifiers with the same layers, used as a `Classifier` is.
 
-    The softmax of its outputs is the mean of the members' probabilities. Its features are the mean
-    of the members' features, so that they are as many as those of one.
+    The softmax of its outputs is the mean of the members' probabilities. Its features and middle
+    maps are the mean of those of the members, so that they are as many as those of one.
     """
 
     def __init__(self, members: Sequence[Classifier]) -> None:
@@ -50,18 +50,21 @@ class Ensemble(nn.Module):
         """As `Classifier.score`, and the outputs of each member, float32 (N, members, 2)."""
         members = self.classifiers
         num_pooled = members[0].num_pooled
-        shared = members[0].part(0, self.num_shared)(images)
+        shared, seen = members[0].look(images, 0, self.num_shared)
         if self.num_shared == num_pooled:
             maps = [shared] * len(members)
             features = shared.mean(dim=(2, 3))
         else:
-            maps = [member.part(self.num_shared, num_pooled)(shared) for member in members]
-            features = torch.stack([part.mean(dim=(2, 3)) for part in maps]).mean(dim=0)
+            looks = [member.look(shared, self.num_shared, num_pooled) for member in members]
+            maps = [last for last, _ in looks]
+            features = torch.stack([last.mean(dim=(2, 3)) for last in maps]).mean(dim=0)
+            means = zip(*(own for _, own in looks), strict=True)
+            seen += [torch.stack(own).mean(dim=0) for own in means]
         outputs = torch.stack(
             [member.part(num_pooled)(part) for member, part in zip(members, maps, strict=True)],
             dim=1,
         )
-        return average(outputs), features, outputs
+        return average(outputs), features, torch.cat(seen, dim=1), outputs
 
     def state(self) -> dict[str, torch.Tensor]:
         """All tensors by their names in a checkpoint.

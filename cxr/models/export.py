@@ -1,9 +1,10 @@
 """A classifier as an ONNX file, which anyone with ONNX Runtime can score with.
 
 Input: `pixels`, uint8 (N, 1, S, S), gray, bone bright. Outputs: `logits`, float32 (N, 2), in the
-order of `labels.CLASSES`, and `features`, float32 (N, D), the input of the dense layers, averaged
-over the image. The file of an ensemble has another output, `members`, float32 (N, members, 2): the
-logits of each member, while the softmax of `logits` is the mean of the members' probabilities.
+order of `labels.CLASSES`; `features`, float32 (N, D), the input of the dense layers, averaged over
+the image; and `middle`, float32 (N, E), maps of earlier layers (`Classifier.watched`), averaged as
+well. The file of an ensemble has another output, `members`, float32 (N, members, 2): the logits of
+each member, while the softmax of `logits` is the mean of the members' probabilities.
 
 The normalization is part of the graph: its affine part is merged into the first convolution, which
 then reads one or two planes and not the three equal ones of `transforms`.
@@ -25,7 +26,7 @@ from torchvision.transforms.v2.functional import equalize
 
 from cxr.errors import CheckpointError
 from cxr.models import transforms
-from cxr.models.classifier import Classifier
+from cxr.models.classifier import OUTPUTS, Classifier
 from cxr.models.ensemble import Ensemble
 from cxr.models.session import open_session
 from cxr.recipes import Normalization, Recipe
@@ -42,9 +43,6 @@ random weights: 1e-7 to 2e-5, and up to 1e-2 where signals grow from layer to la
 PERTURBATION: Final = 1e-5
 """What a change of the normalized pixels by this share does to PyTorch's outputs is accepted as
 well: a network that enlarges it enlarges rounding errors, too."""
-
-OUTPUTS: Final = ("logits", "features", "members")
-"""Names of what `score` returns; a single classifier has the first two."""
 
 MAX_KERNEL_PADDED: Final = 4
 """Largest kernel of a first convolution in 8-bit integers for which a multiple of four planes is
@@ -77,7 +75,7 @@ def export(
     was_training = model.training
     model.eval()
     network = _Scorer(model, recipe.normalization, split_gray)
-    outputs = OUTPUTS if isinstance(model, Ensemble) else OUTPUTS[:2]
+    outputs = OUTPUTS if isinstance(model, Ensemble) else OUTPUTS[:3]
     content = _to_onnx(network, recipe.image_px, outputs)
     _check(content, model, recipe)
     model.train(was_training)

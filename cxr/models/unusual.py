@@ -1,16 +1,18 @@
-"""Images unlike those that a model learned from, known by the features that the network computes.
+"""Images unlike those that a model learned from, known by what the network computes of them.
 
-The distance of an image is the Mahalanobis distance of its features (the output `features` of
-model.onnx) to those of the training images. What a reader gets is its percentile among validation
-images: they are like the training images, but trained nothing. Among the training images themselves
-a new image of the same kind would seem unusual, since the covariance was fitted to them: with 2,000
-images and 512 features their 99th percentile is 27.9, that of other images of the hospital 36.9.
+The distance of an image is the Mahalanobis distance of its features (the output `features` or
+`middle` of model.onnx) to those of the training images. What a reader gets is its percentile among
+validation images: they are like the training images, but trained nothing. Among the training images
+themselves a new image of the same kind would seem unusual, since the covariance was fitted to them:
+with 2,000 images and the 512 features of frozen SqueezeNet their 99th percentile is 27.9, that of
+other images of the hospital 36.9.
 
 Using a distribution needs NumPy alone, fitting one scikit-learn.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -26,6 +28,11 @@ WARNING: Final = "unlike the training images"
 
 MIN_IMAGES: Final = 100
 """Of training and of validation: fewer have no 99th percentile, and a covariance of chance."""
+
+FeatureOutput: TypeAlias = Literal["features", "middle"]
+"""Outputs of a network that a distribution can be of."""
+
+_OUTPUTS: Final[Mapping[str, FeatureOutput]] = {name: name for name in get_args(FeatureOutput)}
 
 _PERCENTS: Final = np.linspace(0, 100, 101)
 
@@ -48,6 +55,8 @@ class FeatureDistribution:
     """Images that mean and covariance are of."""
     num_validation: int
     """Images that the quantiles are of."""
+    output: FeatureOutput = "features"
+    """Of the network, that this is the distribution of."""
 
     @property
     def threshold(self) -> float:
@@ -75,6 +84,7 @@ class FeatureDistribution:
             "scale": np.array([scale], np.float32),
             "quantiles": self.quantiles,
             "num_images": np.array([self.num_training, self.num_validation]),
+            "output": np.frombuffer(self.output.encode(), np.uint8),
         }
         content: bytes = safetensors.numpy.save(tensors)
         return content
@@ -90,23 +100,31 @@ def read_distribution(content: bytes) -> FeatureDistribution:
         tensors: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
         num_training, num_validation = tensors.pop("num_images").tolist()
         size, [scale] = len(tensors["mean"]), tensors.pop("scale")
+        # Checkpoints of older versions, which lack it, describe the features.
+        output = tensors.pop("output", np.frombuffer(b"features", np.uint8)).tobytes().decode()
         triangle, tensors["whitening"] = tensors["whitening"], np.zeros((size, size), np.float32)
         tensors["whitening"][np.triu_indices(size)] = triangle.astype(np.float32) * scale
         return FeatureDistribution(
-            num_training=num_training, num_validation=num_validation, **tensors
+            num_training=num_training,
+            num_validation=num_validation,
+            output=_OUTPUTS[output],
+            **tensors,
         )
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"not a distribution of features ({type(error).__name__}).") from None
 
 
 def fit_distribution(
-    training: NDArray[np.float32], validation: NDArray[np.float32]
+    training: NDArray[np.float32],
+    validation: NDArray[np.float32],
+    output: FeatureOutput = "features",
 ) -> FeatureDistribution | None:
     """The distribution of training features, and the distances of validation features to it.
 
     Args:
         training: float32 (N, D).
         validation: float32 (M, D), of other patients.
+        output: of the network, that they are.
 
     Returns:
         None where there is nothing to learn from: either has fewer than `MIN_IMAGES`, or a feature
@@ -136,6 +154,7 @@ def fit_distribution(
         quantiles=np.zeros(len(_PERCENTS)),
         num_training=len(training),
         num_validation=len(validation),
+        output=output,
     )
     quantiles = np.percentile(fitted.distances(validation), _PERCENTS)
     return FeatureDistribution(**{**vars(fitted), "quantiles": quantiles})

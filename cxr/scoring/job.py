@@ -210,7 +210,7 @@ def _run(
         The rows of each part that is done.
     """
     distribution = checkpoint.distribution
-    network = send_classifier(checkpoint, gpu=gpu, features=distribution is not None)
+    network = send_classifier(checkpoint, gpu=gpu, appended=distribution and distribution.output)
     args = (
         network, CPU_THREADS, reading, folder, checkpoint.scaling, point.threshold,
         ray.put(distribution), reports,

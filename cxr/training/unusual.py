@@ -12,7 +12,7 @@ from cxr.datasets.shards import Shards, read_part
 from cxr.inference.torch_engine import forward
 from cxr.models import unusual
 from cxr.models.classifier import Classifier
-from cxr.models.unusual import FeatureDistribution
+from cxr.models.unusual import FeatureDistribution, FeatureOutput
 from cxr.storage.arrays import to_array
 from cxr.training.trainer import Plan
 
@@ -26,11 +26,11 @@ MAX_VALIDATION: Final = 1_000
 
 
 def fit_features(plans: Sequence[Plan]) -> FeatureDistribution | None:
-    """The distribution of the features of a trained model, or of the members of an ensemble.
+    """The distribution of what a trained model, or the members of an ensemble, make of images.
 
-    Where the features of frozen layers are cached they are what is read. Else the network runs over
-    the pixels, in this process: 3,000 images at most, where an epoch of training passes all of them
-    forward and back.
+    Where the features of frozen layers are cached it is that of the features before the dense
+    layers. Else the network runs over the pixels, in this process, and it is that of the output
+    `middle`: 3,000 images at most, where an epoch of training passes all of them forward and back.
 
     Args:
         plans: of the model or its members, which have their trained weights; the folds are those of
@@ -51,7 +51,23 @@ def fit_features(plans: Sequence[Plan]) -> FeatureDistribution | None:
         np.stack([_compute(plan, chosen, limit) for plan in plans]).mean(axis=0, dtype=np.float32)
         for chosen, limit in folds
     )
-    return unusual.fit_distribution(training, validation)
+    return unusual.fit_distribution(training, validation, _output(first))
+
+
+def _output(plan: Plan) -> FeatureOutput:
+    return "features" if plan.cached else "middle"
+
+
+class Watched(nn.Module):
+    """The first layers of a classifier, up to the last of the maps in its output `middle`."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """As the last output of `Classifier.score`."""
+        return torch.cat(self.model.look(images, 0, self.model.watched[-1])[1], dim=1)
 
 
 class Pooled(nn.Module):
@@ -80,8 +96,13 @@ class Pooled(nn.Module):
 
 
 def _compute(plan: Plan, folds: Sequence[int], limit: int) -> NDArray[np.float32]:
-    """Features, float32 (N, D), of so many images of some folds at most."""
-    network = Pooled(plan.model.eval(), plan.recipe.image_px, plan.model.num_frozen * plan.cached)
+    """The plan's output, float32 (N, D), of so many images of some folds at most."""
+    model = plan.model.eval()
+    network = (
+        Pooled(model, plan.recipe.image_px, model.num_frozen)
+        if _output(plan) == "features"
+        else Watched(model)
+    )
     features = []
     with torch.inference_mode():
         for array in read_first(plan.shards, folds, limit):

@@ -88,7 +88,7 @@ def main() -> None:
         print(f"checkpoint: {trained.note}")
     point = trained.choose(job.operating_point)
     output = storage.absolute(job.output)
-    cluster.connect()
+    cluster.connect(importing=("cxr.reports",))
     gpu = job.precision == "float32" and cluster.use_gpu(job.compute.gpu)
     done = score(
         job.input, trained, output, operating_point=point, columns=job.columns,

@@ -200,6 +200,8 @@ assert not sys.modules.keys() & (set({SLOW!r}) - {{"ray", "onnxruntime"}} | {{"r
 from cxr.datasets import extractor
 from cxr.inference import predictor
 assert not sys.modules.keys() & {{"torch", "torchvision", "sklearn", "matplotlib", "pydicom"}}
+from cxr.scoring import results
+assert not sys.modules.keys() & {{"torch", "torchvision", "sklearn"}}
 """
     ended = run([sys.executable, "-c", program])
     assert ended.code == 0, ended.err

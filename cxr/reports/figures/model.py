@@ -6,7 +6,6 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from cxr import metrics
 from cxr.metrics import OperatingPoint
@@ -17,6 +16,8 @@ _MAX_LINEAR_RATIO = 40
 
 
 def roc(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> Markup:
+    from sklearn.metrics import roc_curve  # Takes two seconds, which the page of scores does not.
+
     def draw(canvas: Figure) -> None:
         false_positive_rate, sensitivity, _ = roc_curve(y_true, probs, drop_intermediate=True)
         axes = _unit_square(canvas, "1 - specificity", "sensitivity")
@@ -30,6 +31,8 @@ def roc(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> M
 
 
 def precision_recall(y_true: npt.ArrayLike, probs: npt.ArrayLike, point: OperatingPoint) -> Markup:
+    from sklearn.metrics import precision_recall_curve
+
     def draw(canvas: Figure) -> None:
         precision, recall, _ = precision_recall_curve(y_true, probs, drop_intermediate=True)
         axes = _unit_square(canvas, "sensitivity (recall)", "PPV (precision)")

@@ -323,7 +323,9 @@ def choose_images(data: LabeledSet, split: Split, splits: Splits | None) -> tupl
         return _of_role(data, splits, "validation")
     if split == "test" and not len(data.find_split("test")):
         if splits is not None and splits.patients("test"):
-            return _of_role(data, splits, "test")
+            listing, remark = _of_role(data, splits, "test")
+            held_out = "The data have no test split: these are the patients whom training held out."
+            return listing, f"{held_out} {remark}".strip()
         raise DataError(
             f"{data.uri}: no test split, and training held no patients out. Evaluate with --split"
             " validation, or train with --test-fraction 0.2."

@@ -201,19 +201,24 @@ ROWS: Sequence[tuple[str, ...]] = [
 ]
 
 
+HELD_OUT = "The data have no test split: these are the patients whom training held out."
+
+
 def test_images_are_chosen_by_the_role_of_their_patients(tmp_path: Path) -> None:
     data, splits = listed(tmp_path, ROWS), splits_of(tmp_path, ROWS)
     for split, numbers in (("validation", (2, 3, 8, 9)), ("test", (4, 5, 10, 11))):
         table, remark = evaluation.choose_images(data, split, splits)  # type: ignore[arg-type]
         names = {Path(uri).name for uri in table["uri"].to_pylist()}
-        assert (names, remark) == ({f"{number}.png" for number in numbers}, "")
+        assert names == {f"{number}.png" for number in numbers}
+        assert remark == ("" if split == "validation" else HELD_OUT)
 
 
 def test_patients_that_are_not_there_any_more_are_counted(tmp_path: Path) -> None:
     splits = splits_of(tmp_path, ROWS)
     table, remark = evaluation.choose_images(listed(tmp_path, ROWS[:10]), "test", splits)
     assert len(table) == 2
-    assert remark == "1 of the 2 test patients of the checkpoint are not in these data."
+    assert remark.startswith(HELD_OUT)
+    assert remark.endswith(" 1 of the 2 test patients of the checkpoint are not in these data.")
     with pytest.raises(DataError, match="none of the 2 test patients of the checkpoint is in it"):
         evaluation.choose_images(listed(tmp_path, ROWS[:4]), "test", splits)
 

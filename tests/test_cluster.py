@@ -269,3 +269,20 @@ def test_a_node_that_does_not_come_is_given_up(
     monkeypatch.setattr(resources, "NODES_WAIT_S", 0.5)
     with pytest.raises(CxrError, match="this cluster has no GPU"):
         cluster.use_gpu("on")
+
+
+def test_what_is_imported_beside_the_cluster_is_complete_when_it_is_joined(tmp_path: Path) -> None:
+    """Of modules that import each other, two threads can see one that is not complete."""
+    (tmp_path / "slow_to_import.py").write_text("import time; time.sleep(0.5); COMPLETE = True")
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import ray
+from cxr import cluster
+from cxr.cluster import connection
+ray.init, connection.wait_for = lambda **_: None, lambda *_: 1
+cluster.connect(importing=("slow_to_import",))
+assert sys.modules["slow_to_import"].COMPLETE
+"""
+    ended = run([sys.executable, "-c", program])
+    assert ended.code == 0, ended.err

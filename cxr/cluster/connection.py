@@ -74,7 +74,8 @@ def connect(num_cpus: int | None = None, importing: Sequence[str] = ()) -> None:
 
     if ray.is_initialized():
         return
-    threading.Thread(target=_import, args=(importing,), daemon=True).start()
+    imports = threading.Thread(target=_import, args=(importing,), daemon=True)
+    imports.start()
     if address.startswith(("http://", "https://")):
         raise CxrError(
             f"RAY_ADDRESS={address}: takes submitted jobs. Run ray job submit --working-dir . --"
@@ -101,6 +102,9 @@ def connect(num_cpus: int | None = None, importing: Sequence[str] = ()) -> None:
             raise CxrError(
                 f"Ray did not start on this machine: {error} Is it busy with other work? Try again."
             ) from None
+    # Where two threads import modules that import each other, as those of torchvision do, Python
+    # lets one of them see a module that is not complete.
+    imports.join()
     if data := sys.modules.get("ray.data"):  # Imported before the variables were set.
         data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:

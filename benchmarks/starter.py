@@ -22,6 +22,7 @@ from cxr.datasets.pixels import decode_shards
 from cxr.datasets.splits import Splits
 from cxr.errors import CxrError
 from cxr.models import checkpoint
+from cxr.models.classifier import Classifier
 from cxr.models.export import export
 from cxr.models.validation import changed_images
 from cxr.reports import MODEL_CARD, model_card
@@ -67,6 +68,7 @@ def main() -> None:
                 tensor.copy_(tensor.half())
     cluster.connect()
     assert settings.data is not None
+    assert isinstance(model, Classifier)
     remembered = Splits(storage.read_table(storage.join(settings.folder, run.SPLITS_FILE)))
     images = list_training_images(settings.data, settings, remembered)
     pixels = decode_shards(images.listing, images.folds, recipe.image_px, settings.cache)

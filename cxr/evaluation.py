@@ -258,7 +258,9 @@ def score_shards(pixels: Shards, trained: Checkpoint, *, gpu: bool = False) -> p
     num_tasks = sum(len(paths) for paths in pixels.parts.values())
     pool = cluster.pool(num_tasks, CPU_THREADS, gpu=gpu)
     distribution = trained.distribution
-    network = send_classifier(trained, gpu=gpu, appended=distribution and distribution.output)
+    network = send_classifier(
+        trained, gpu=gpu, appended=distribution.output if distribution else None
+    )
     with ClusterProgress(f"scoring with {trained.recipe.name}", num_images) as progress:
         dataset = pool.map(
             pixels.dataset(columns=("row", "x")),

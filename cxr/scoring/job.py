@@ -210,7 +210,9 @@ def _run(
         The rows of each part that is done.
     """
     distribution = checkpoint.distribution
-    network = send_classifier(checkpoint, gpu=gpu, appended=distribution and distribution.output)
+    network = send_classifier(
+        checkpoint, gpu=gpu, appended=distribution.output if distribution else None
+    )
     args = (
         network, CPU_THREADS, reading, folder, checkpoint.scaling, point.threshold,
         ray.put(distribution), reports,
